@@ -1,0 +1,287 @@
+"""Every choice a run can make: one frozen dataclass, named presets, flags made from its fields."""
+
+import argparse
+import dataclasses
+import difflib
+from dataclasses import dataclass
+
+
+def _option(default, help, choices=None):
+    metadata = {"help": help, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A CoCa and how it is trained. Raises ValueError for a combination that cannot be built."""
+
+    # The image encoder (paper section 3.2; Table 1).
+    image_size: int = _option(32, "side of the square input image, in pixels")
+    patch_size: int = _option(8, "side of a patch, in pixels")
+    image_width: int = _option(64, "width of the image encoder")
+    image_layers: int = _option(3, "layers of the image encoder")
+    image_heads: int = _option(4, "attention heads of the image encoder")
+    image_hidden: int = _option(256, "hidden width of the image encoder's MLPs")
+    stem: str = _option(
+        "plain",
+        "plain: patches and positions; clip: a class token, a norm, no patch bias",
+        ("plain", "clip"),
+    )
+    # Attentional pooling (paper section 3.2; Table 8f).
+    pooler: str = _option(
+        "cascade",
+        "which tokens the contrastive query and the decoder read",
+        ("cascade", "parallel", "shared", "none"),
+    )
+    caption_queries: int = _option(256, "pooled image tokens for the decoder")
+    pooler_heads: int = _option(4, "attention heads of the poolers")
+    # The decoupled text decoder (paper section 3.2).
+    vocabulary: int = _option(64, "token ids, special ones included")
+    text_length: int = _option(24, "longest caption in tokens, start and end included")
+    text_width: int = _option(64, "width of both halves of the text decoder")
+    text_heads: int = _option(4, "attention heads of the text decoder")
+    text_hidden: int = _option(256, "hidden width of the text decoder's MLPs")
+    unimodal_layers: int = _option(1, "text-only layers")
+    multimodal_layers: int = _option(1, "layers that also read the image")
+    multimodal_mlps: int = _option(
+        1, "MLPs in a multimodal layer: 1 (paper), 2 (open_clip)", (1, 2)
+    )
+    legacy_cls_mask: bool = _option(False, "open_clip's shifted CLS mask, for its weights only")
+    gelu: str = _option("tanh", "which GELU", ("tanh", "exact"))
+    embed_width: int = _option(0, "width of the shared embedding; 0: no projection (paper)")
+    # Losses (paper Eq. 2 to 4).
+    contrastive_weight: float = _option(1.0, "weight of the contrastive loss; 0 leaves it out")
+    caption_weight: float = _option(2.0, "weight of the captioning loss; 0 leaves it out")
+    # Data.
+    data: str = _option("shapes", "shapes, emoji, or a file or folder of images and captions")
+    held_out: str = _option("twemoji", "emoji: the vendor that is tested on and never trained on")
+    exclude: str = _option("", "emoji: vendors to leave out altogether, separated by commas")
+    tokenizer: str = _option("word", "sentencepiece model type", ("word", "unigram", "bpe", "char"))
+    augment: float = _option(0.0, "strength of random scale, turn, shift and colour; 0: none")
+    pixel_mean: tuple = _option((0.5, 0.5, 0.5), "mean of red, green, blue; set by the data")
+    pixel_std: tuple = _option((0.5, 0.5, 0.5), "their standard deviation; set by the data")
+    # Optimisation.
+    backend: str = _option("torch", "what computes", ("torch", "numpy"))
+    device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")
+    precision: str = _option(
+        "auto",
+        "compute type; weights stay float32. auto: bfloat16 on cuda, else float32",
+        ("auto", "float32", "bfloat16"),
+    )
+    compile: bool = _option(False, "compile the training step with torch.compile")
+    steps: int = _option(3600, "optimiser steps")
+    batch_size: int = _option(64, "pairs per step")
+    accumulate: int = _option(1, "micro-batches per step: less memory, the same gradient")
+    learning_rate: float = _option(3e-3, "peak learning rate")
+    warmup: int = _option(100, "steps of linear warm-up")
+    schedule: str = _option("cosine", "how the rate falls after warm-up", ("cosine", "linear"))
+    final_rate: float = _option(0.02, "last learning rate, as a part of the peak")
+    weight_decay: float = _option(0.05, "decoupled weight decay of matrices")
+    beta1: float = _option(0.9, "AdamW: decay of the mean of gradients")
+    beta2: float = _option(0.98, "AdamW: decay of the mean of squared gradients")
+    epsilon: float = _option(1e-8, "AdamW: added to the root")
+    clip_norm: float = _option(1.0, "largest global norm of the gradient; 0: no clipping")
+    ema: float = _option(0.0, "decay of the averaged weights that are evaluated; 0: none")
+    freeze_image: bool = _option(False, "keep the image encoder as it is (LiT)")
+    seed: int = _option(0, "seed of weights, data and order")
+    evaluate_every: int = _option(600, "steps between quick looks at validation data")
+    checkpoint_every: int = _option(600, "steps between checkpoints that --resume can use")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            if choices and value not in choices:
+                near = difflib.get_close_matches(str(value), map(str, choices), 1, 0)
+                raise ValueError(
+                    f"{field.name}={value!r} is not one of {choices}; did you mean {near[0]!r}?"
+                )
+        _divides(self, "image_size", "patch_size")
+        _divides(self, "image_width", "image_heads")
+        _divides(self, "text_width", "text_heads")
+        _divides(self, "text_width", "pooler_heads")
+        if self.contrastive_weight <= 0 and self.caption_weight <= 0:
+            raise ValueError("contrastive_weight and caption_weight are both 0: nothing to learn")
+        if self.text_length < 3:
+            raise ValueError(f"text_length={self.text_length}; at least 3: start, a token, end")
+
+    @property
+    def patches(self):
+        """N: image patches."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def memory_width(self):
+        """M: width of the image tokens that the decoder's cross-attention reads."""
+        return self.image_width if self.pooler == "none" else self.text_width
+
+    def to_dict(self):
+        return dataclasses.asdict(self)
+
+
+def _divides(config, whole, part):
+    size, by = getattr(config, whole), getattr(config, part)
+    if by < 1 or size < 1 or size % by:
+        divisors = [d for d in range(1, max(size, 1) + 1) if size % d == 0]
+        nearest = min(divisors, key=lambda d: abs(d - by))
+        raise ValueError(
+            f"{whole}={size} is not a multiple of {part}={by}; nearest {part}: {nearest}"
+        )
+
+
+def _square(width, heads, hidden, unimodal, multimodal, image_layers, image_hidden):
+    """The paper's models: one width and one head count for image and text (Table 1)."""
+    return dict(
+        image_size=288,
+        patch_size=18,
+        image_width=width,
+        image_layers=image_layers,
+        image_heads=heads,
+        image_hidden=image_hidden,
+        pooler="cascade",
+        caption_queries=256,
+        pooler_heads=heads,
+        vocabulary=64_000,
+        text_length=64,
+        text_width=width,
+        text_heads=heads,
+        text_hidden=hidden,
+        unimodal_layers=unimodal,
+        multimodal_layers=multimodal,
+        tokenizer="unigram",
+        weight_decay=0.01,
+        beta2=0.999,
+        learning_rate=8e-4,
+        schedule="linear",
+        final_rate=0.0,
+        steps=500_000,
+        warmup=10_000,
+    )
+
+
+def _open_clip(size, patch, width, layers, heads, embed, text_heads):
+    """open_clip's models: CLIP's image tower, one shared pooler, two MLPs a multimodal layer."""
+    return dict(
+        image_size=size,
+        patch_size=patch,
+        image_width=width,
+        image_layers=layers,
+        image_heads=heads,
+        image_hidden=4 * width,
+        stem="clip",
+        pooler="shared",
+        caption_queries=255,
+        pooler_heads=8,
+        vocabulary=49_408,
+        text_length=76,
+        text_width=embed,
+        text_heads=text_heads,
+        text_hidden=4 * embed,
+        unimodal_layers=12,
+        multimodal_layers=12,
+        multimodal_mlps=2,
+        embed_width=embed,
+        gelu="exact",
+        learning_rate=5e-4,
+        weight_decay=0.2,
+        epsilon=1e-6,
+        clip_norm=0.0,
+        final_rate=0.0,
+    )
+
+
+# `tiny` decodes from all patch tokens: with 16 patches there is nothing for 256 queries to pool
+# (DECISIONS.md), and the paper finds the two alike (Table 8f, n_query = 0).
+PRESETS = {
+    "tiny": dict(pooler="none"),
+    "emoji": dict(
+        pooler="none",
+        image_width=128,
+        image_layers=4,
+        image_hidden=512,
+        text_width=128,
+        text_hidden=512,
+        unimodal_layers=2,
+        multimodal_layers=2,
+        data="emoji",
+        tokenizer="unigram",
+        vocabulary=1000,
+        text_length=24,
+        batch_size=128,
+        steps=6000,
+        augment=1.2,
+        caption_weight=1.0,
+    ),
+    "small": dict(
+        image_size=224,
+        patch_size=16,
+        image_width=384,
+        image_layers=12,
+        image_heads=6,
+        image_hidden=1536,
+        caption_queries=64,
+        pooler_heads=6,
+        vocabulary=16_000,
+        text_length=64,
+        text_width=384,
+        text_heads=6,
+        text_hidden=1536,
+        unimodal_layers=6,
+        multimodal_layers=6,
+        tokenizer="unigram",
+        batch_size=256,
+        learning_rate=1e-3,
+        warmup=1000,
+        steps=50_000,
+    ),
+    "base": _square(768, 12, 3072, 12, 12, 12, 3072),
+    "large": _square(1024, 16, 4096, 12, 12, 24, 4096),
+    "2b": _square(1408, 16, 5632, 18, 18, 40, 6144),
+    "open_clip_b32": _open_clip(224, 32, 768, 12, 12, 512, 8),
+    "open_clip_l14": _open_clip(224, 14, 1024, 24, 16, 768, 12),
+}
+
+
+def preset(name, **overrides):
+    """The named preset as a Config, with some fields replaced. Raises ValueError."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, 1, 0)[0]
+        raise ValueError(f"no preset {name!r}; did you mean {near!r}? (of {', '.join(PRESETS)})")
+    return from_dict({**PRESETS[name], **overrides})
+
+
+# Set from the data and its tokenizer, not by a person.
+DATA_FIELDS = ("pixel_mean", "pixel_std")
+
+
+def from_dict(fields):
+    """A Config from a dict of its fields, as saved with a run. Raises ValueError."""
+    known = [field.name for field in dataclasses.fields(Config)]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0)[0]
+            raise ValueError(f"unknown setting {name!r}; did you mean {near!r}?")
+    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def add_flags(parser, only=None):
+    """Add `--a-field` for every field of Config; flags not given stay None."""
+    for field in dataclasses.fields(Config):
+        if field.name in DATA_FIELDS or only and field.name not in only:
+            continue
+        flag, kind = "--" + field.name.replace("_", "-"), type(field.default)
+        default = f"(default {field.default})" if field.default != "" else ""
+        extra = (
+            {"action": argparse.BooleanOptionalAction}
+            if kind is bool
+            else {"type": kind, "choices": field.metadata["choices"], "metavar": kind.__name__}
+        )
+        if field.metadata["choices"]:
+            del extra["metavar"]
+        parser.add_argument(flag, default=None, help=f"{field.metadata['help']} {default}", **extra)
+
+
+def from_flags(arguments, name):
+    """The preset `name` with the flags of an argparse namespace laid over it."""
+    names = [field.name for field in dataclasses.fields(Config)]
+    given = {n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None}
+    return preset(name, **given)

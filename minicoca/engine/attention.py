@@ -1,0 +1,85 @@
+"""Attention, the MLP, and the pre-norm block made of both. Line for line reference/attention.py,
+but for what torch derives by itself and for packing: rows of padding are not computed."""
+
+import torch
+
+from .ops import attention, gelu, layer_norm, linear
+
+
+class Packing:
+    """The rows of a padded batch [B, S, ...] that are real, as one axis [R, ...].
+
+    Only attention mixes rows, so only attention needs the padded form. slots_R: int64, where in
+    [B x S] each real row stands.
+    """
+
+    def __init__(self, slots_R, batch, length):
+        self.slots_R, self.batch, self.length = slots_R, batch, length
+
+    def pad(self, x_RD):
+        """[R, D] -> [B, S, D], zeros where nothing stands."""
+        padded = x_RD.new_zeros(self.batch * self.length, x_RD.shape[-1])
+        return padded.index_copy(0, self.slots_R, x_RD).view(self.batch, self.length, -1)
+
+    def take(self, x_BSD):
+        """[B, S, D] -> [R, D]."""
+        return x_BSD.reshape(self.batch * self.length, -1).index_select(0, self.slots_R)
+
+
+def multi_head_attention(
+    x_BTD, memory_BSM, params, heads, *, causal=False, mask=None, packing=None
+):
+    """Queries from x, keys and values from memory (x itself for self-attention).
+
+    With a packing, x is [R, D], and so is memory if it is x. One set of queries [1, T, D] serves
+    any number of samples and is projected once.
+    """
+    itself = memory_BSM is x_BTD
+    q_BTD = linear(x_BTD, params["query"])
+    k_BSD = linear(memory_BSM, params["key"])
+    v_BSD = linear(memory_BSM, params["value"])
+    if packing:
+        q_BTD = packing.pad(q_BTD)
+        if itself:
+            k_BSD, v_BSD = packing.pad(k_BSD), packing.pad(v_BSD)
+    q_BTD = q_BTD.expand(len(k_BSD), -1, -1)
+    split = [y.unflatten(-1, (heads, -1)) for y in (q_BTD, k_BSD, v_BSD)]
+    o_BTD = attention(*split, causal=causal, mask=mask).flatten(-2)
+    if packing:
+        o_BTD = packing.take(o_BTD)
+    return linear(o_BTD, params["output"])
+
+
+def mlp(x_BTD, params, kind):
+    """down(gelu(up(x)))."""
+    return linear(gelu(linear(x_BTD, params["up"]), kind), params["down"])
+
+
+def self_attention_layer(x_BTD, norm, params, heads, **masking):
+    """x + attention(norm(x))."""
+    n_BTD = layer_norm(x_BTD, norm)
+    return x_BTD + multi_head_attention(n_BTD, n_BTD, params, heads, **masking)
+
+
+def cross_attention_layer(x_BTD, memory_BSM, norm, norm_memory, params, heads, packing=None):
+    """x + attention(norm(x), norm(memory))."""
+    n_BTD, m_BSM = layer_norm(x_BTD, norm), layer_norm(memory_BSM, norm_memory)
+    return x_BTD + multi_head_attention(n_BTD, m_BSM, params, heads, packing=packing)
+
+
+def mlp_layer(x_BTD, norm, params, kind):
+    """x + mlp(norm(x))."""
+    return x_BTD + mlp(layer_norm(x_BTD, norm), params, kind)
+
+
+def block(x_BTD, params, heads, kind, **masking):
+    """Self-attention, then MLP: a layer of the image encoder and of the unimodal decoder."""
+    x_BTD = self_attention_layer(
+        x_BTD, params["norm_attention"], params["attention"], heads, **masking
+    )
+    return mlp_layer(x_BTD, params["norm_mlp"], params["mlp"], kind)
+
+
+def causal_mask(length, device=None):
+    """[T, T], True where query t may see key s: s <= t."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()

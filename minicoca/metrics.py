@@ -1,0 +1,180 @@
+"""How good are rankings and captions? Every figure is from 0 to 1, except CIDEr-D's, 0 to 10.
+
+Equal scores count against the model: a wrong candidate that ties with a right one is ranked before
+it. A model that scores everything alike has found nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+LONGEST_NGRAM = 4  # both BLEU-4 and CIDEr-D count sequences of one to four words
+CIDER_SIGMA = 6.0  # how fast CIDEr-D punishes a difference in length, in words
+
+
+def right_texts(captions: Sequence[Sequence[str]], texts: Sequence[str]) -> np.ndarray:
+    """Which text is right for which image, bool [n, m], from the n images' right captions.
+
+    Equal texts are equally right: different images may share a caption, and to tell such texts
+    apart is no achievement.
+    """
+    columns: dict[str, list[int]] = {}
+    for column, text in enumerate(texts):
+        columns.setdefault(text, []).append(column)
+    right = np.zeros((len(captions), len(texts)), bool)
+    for row, own in enumerate(captions):
+        for text in own:
+            right[row, columns.get(text, [])] = True
+    return right
+
+
+def recall_at_k(
+    similarity: np.ndarray, right: np.ndarray, ks: Sequence[int] = (1, 5, 10)
+) -> dict[int, float]:
+    """Share of the n queries that find a right candidate among their k best of m.
+
+    `similarity` is real [n, m]; `right` is bool [n, m], or int [n] if each query has one right
+    candidate. Image to text: `recall_at_k(s, r)` with `r = right_texts(...)`; text to image:
+    `recall_at_k(s.T, r.T)`. A query without a right candidate fails. Raises ValueError for no
+    queries, NaN, or shapes or indices that do not fit.
+    """
+    similarity, right = np.asarray(similarity), np.asarray(right)
+    if similarity.ndim != 2 or not similarity.size:
+        raise ValueError(f"similarity is {similarity.shape}, not [queries, candidates]")
+    if np.isnan(similarity).any():
+        raise ValueError("similarity holds NaN")
+    if right.dtype != bool:
+        if right.size and not 0 <= right.min() <= right.max() < similarity.shape[1]:
+            raise ValueError(f"targets must be 0 to {similarity.shape[1] - 1}")
+        right = right[:, None] == np.arange(similarity.shape[1])
+    if right.shape != similarity.shape:
+        raise ValueError(f"right is {right.shape} but similarity {similarity.shape}")
+    best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
+    before = (~right & (similarity >= best)).sum(axis=1)
+    found = right.any(axis=1)
+    return {k: float((found & (before < k)).mean()) for k in ks}
+
+
+def top_k_accuracy(
+    scores: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)
+) -> dict[int, float]:
+    """Share of the n rows of `scores` [n, classes] whose label, int [n], is among the k best.
+
+    Raises as `recall_at_k` does.
+    """
+    return recall_at_k(scores, np.asarray(labels, dtype=np.int64), ks)
+
+
+def exact_match(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Share of captions that are one of their references, word for word; spacing does not count.
+
+    Raises ValueError if there are none or the numbers differ.
+    """
+    _check(generated, references)
+    hits = (
+        text.split() in [reference.split() for reference in own]
+        for text, own in zip(generated, references, strict=True)
+    )
+    return sum(hits) / len(generated)
+
+
+def caption_scores(
+    generated: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """`exact_match`, `bleu_4` and `cider_d` by name; raises as they do."""
+    scores = (exact_match, bleu_4, cider_d)
+    return {score.__name__: score(generated, references) for score in scores}
+
+
+def bleu_4(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """BLEU-4 of a whole corpus, not smoothed (Papineni et al. 2002, "BLEU: a method for automatic
+    evaluation of machine translation").
+
+    The geometric mean of the precisions of one to four words, each n-gram counted at most as often
+    as in a single reference, times a penalty for being shorter than the nearest references. Words
+    are runs of letters, digits and apostrophes in lower case. Raises as `exact_match` does.
+    """
+    _check(generated, references)
+    hits, total = np.zeros(LONGEST_NGRAM), np.zeros(LONGEST_NGRAM)
+    length = nearest = 0
+    for text, own in zip(generated, references, strict=True):
+        words, rights = _words(text), [_words(reference) for reference in own]
+        length += len(words)
+        # Of two references equally near in length, the shorter one counts.
+        nearest += min((abs(len(right) - len(words)), len(right)) for right in rights)[1]
+        for n in range(LONGEST_NGRAM):
+            allowed: Counter = Counter()
+            for right in rights:
+                allowed |= _ngrams(right, n + 1)
+            counts = _ngrams(words, n + 1)
+            hits[n] += (counts & allowed).total()
+            total[n] += counts.total()
+    if not hits.all():
+        return 0.0
+    brevity = min(0.0, 1 - nearest / length)
+    return float(np.exp(brevity + np.log(hits / total).mean()))
+
+
+def cider_d(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """CIDEr-D, 0 to 10 (Vedantam et al. 2015, "CIDEr: consensus-based image description
+    evaluation").
+
+    The likeness of n-gram counts, those rare among the images weighing more, averaged over the
+    references and over n. An n-gram repeated beyond the reference gains nothing, nor does a wrong
+    length. Rarity is taken from the references given, so the figure depends on the set, and is 0
+    for a single image. Words are as in `bleu_4`; raises as it does.
+    """
+    _check(generated, references)
+    images: Counter = Counter()  # in how many images' references each n-gram occurs
+    for own in references:
+        images.update(set().union(*(_all_ngrams(_words(reference)) for reference in own)))
+    everything = math.log(len(references))
+
+    def vectors(words: list[str]) -> list[dict[tuple[str, ...], float]]:
+        """Per n, the n-grams' counts times their rarity."""
+        return [
+            {
+                ngram: count * (everything - math.log(max(1, images[ngram])))
+                for ngram, count in _ngrams(words, n + 1).items()
+            }
+            for n in range(LONGEST_NGRAM)
+        ]
+
+    def likeness(words: list[str], right: list[str]) -> float:
+        cosines = 0.0
+        for ours, theirs in zip(vectors(words), vectors(right), strict=True):
+            product = sum(min(ours.get(ngram, 0.0), it) * it for ngram, it in theirs.items())
+            norm = math.hypot(*ours.values()) * math.hypot(*theirs.values())
+            cosines += product / norm if norm else 0.0
+        gap = len(words) - len(right)
+        return cosines / LONGEST_NGRAM * math.exp(-(gap**2) / (2 * CIDER_SIGMA**2))
+
+    scores = [
+        np.mean([likeness(_words(text), _words(reference)) for reference in own])
+        for text, own in zip(generated, references, strict=True)
+    ]
+    return 10 * float(np.mean(scores))
+
+
+def _check(generated: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    if len(generated) != len(references) or not generated:
+        raise ValueError(f"{len(generated)} captions for {len(references)} sets of references")
+    if any(isinstance(own, str) or not own for own in references):
+        raise ValueError("every caption needs a sequence of at least one reference")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w']+", text.lower())
+
+
+def _ngrams(words: list[str], n: int) -> Counter:
+    return Counter(zip(*(words[start:] for start in range(n)), strict=False))
+
+
+def _all_ngrams(words: list[str]) -> Counter:
+    return sum((_ngrams(words, n + 1) for n in range(LONGEST_NGRAM)), Counter())

@@ -1,0 +1,238 @@
+"""The parameter tree that reference and engine share: names, shapes, first values, files.
+
+A tree is a nested dict whose leaves are arrays. Axis letters (the same in the whole project):
+P pixels per patch, D width, M width of the tokens read across, F hidden of the MLP, V vocabulary,
+T text tokens, N image patches, Q pooler queries, E shared embedding. Matrices are [in, out].
+"""
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+
+class Spec:
+    """Shape and first value of one parameter: std of a normal, or the name of a filling."""
+
+    def __init__(self, shape, fill):
+        self.shape, self.fill = tuple(shape), fill
+
+    def draw(self, rng):
+        if self.fill == "sincos":
+            return _sincos(*self.shape)
+        if isinstance(self.fill, str):
+            return np.full(
+                self.shape, {"zeros": 0.0, "ones": 1.0, "ln 0.07": math.log(0.07)}[self.fill]
+            )
+        return rng.standard_normal(self.shape) * self.fill
+
+
+def specs(config):
+    """The tree of Specs of a model. The paper gives no initialisation; this one is ours.
+
+    Matrices keep the variance of unit-variance inputs (std 1/sqrt(in)); those that write to the
+    residual stream are smaller by sqrt(2 x layers) so that depth does not raise its variance.
+    Pooler queries have std 1: drawn small they are all alike, and so is what they pool.
+    """
+    c = config
+    D, M, clip = c.text_width, c.memory_width, c.stem == "clip"
+    image = {
+        "patch": {"weight": _matrix(c.patch_size**2 * 3, c.image_width)},
+        "position": Spec((c.patches + clip, c.image_width), 0.02 if clip else "sincos"),
+        "blocks": _blocks(c.image_layers, c.image_layers, c.image_width, c.image_hidden),
+    }
+    if clip:
+        image |= {"class": Spec((c.image_width,), 0.02), "norm_pre": _norm(c.image_width)}
+    else:
+        image["patch"]["bias"] = Spec((c.image_width,), "zeros")
+    contrast_reads = D if c.pooler == "cascade" else c.image_width
+    poolers = {"contrast": _pooler(1, contrast_reads, D)}
+    if c.pooler in ("cascade", "parallel"):
+        poolers["caption"] = _pooler(c.caption_queries, c.image_width, D)
+    if c.pooler == "shared":
+        poolers = {"shared": _pooler(1 + c.caption_queries, c.image_width, D)}
+    depth = c.unimodal_layers + c.multimodal_layers
+    tree = {
+        "image": image,
+        "pooler": poolers,
+        "text": {
+            "token": Spec((c.vocabulary, D), 0.5),
+            "position": Spec((c.text_length, D), 0.5),
+            "cls": Spec((D,), 0.5),
+            "blocks": _blocks(c.unimodal_layers, depth, D, c.text_hidden),
+            "norm": _norm(D),
+        },
+        "decoder": {
+            "blocks": {str(i): _multimodal(c, depth, D, M) for i in range(c.multimodal_layers)},
+            "norm": _norm(D),
+            "head": {"weight": _matrix(D, c.vocabulary)},
+        },
+        "log_temperature": Spec((), "ln 0.07"),
+    }
+    if c.embed_width:
+        tree["image_projection"] = {"weight": _matrix(D, c.embed_width)}
+        tree["text_projection"] = {"weight": _matrix(D, c.embed_width)}
+    return tree
+
+
+def _matrix(rows, columns, shrink=1.0):
+    return Spec((rows, columns), shrink * rows**-0.5)
+
+
+def _linear(rows, columns, shrink=1.0):
+    return {"weight": _matrix(rows, columns, shrink), "bias": Spec((columns,), "zeros")}
+
+
+def _norm(width):
+    return {"scale": Spec((width,), "ones"), "bias": Spec((width,), "zeros")}
+
+
+def _attention(width, reads, shrink):
+    return {
+        "query": _linear(width, width),
+        "key": _linear(reads, width),
+        "value": _linear(reads, width),
+        "output": _linear(width, width, shrink),
+    }
+
+
+def _mlp(width, hidden, shrink):
+    return {"up": _linear(width, hidden), "down": _linear(hidden, width, shrink)}
+
+
+def _blocks(layers, depth, width, hidden):
+    shrink = (2 * depth) ** -0.5
+    block = {
+        "norm_attention": _norm(width),
+        "attention": _attention(width, width, shrink),
+        "norm_mlp": _norm(width),
+        "mlp": _mlp(width, hidden, shrink),
+    }
+    return {str(i): block for i in range(layers)}
+
+
+def _multimodal(config, depth, width, reads):
+    shrink = (2 * depth) ** -0.5
+    layer = {
+        "norm_attention": _norm(width),
+        "attention": _attention(width, width, shrink),
+        "norm_cross": _norm(width),
+        "norm_memory": _norm(reads),
+        "cross": _attention(width, reads, shrink),
+        "norm_mlp": _norm(width),
+        "mlp": _mlp(width, config.text_hidden, shrink),
+    }
+    if config.multimodal_mlps == 2:
+        layer |= {"norm_inner": _norm(width), "inner_mlp": _mlp(width, config.text_hidden, shrink)}
+    return layer
+
+
+def _pooler(queries, reads, width):
+    return {
+        "queries": Spec((queries, width), 1.0),
+        "norm_query": _norm(width),
+        "norm_key": _norm(reads),
+        "attention": _attention(width, reads, 1.0),
+        "norm_output": _norm(width),
+    }
+
+
+def _sincos(patches, width):
+    """Fixed 2-D waves as first positions: half the width for the row, half for the column."""
+    side = math.isqrt(patches)
+    row, column = np.divmod(np.arange(patches), side)
+    quarter = max(1, math.ceil(width / 4))
+    frequency = (side / 2.0) ** (-np.arange(quarter) / quarter) * np.pi / 2
+    waves = [f(p[:, None] * frequency) for p in (row, column) for f in (np.sin, np.cos)]
+    return np.concatenate(waves, 1)[:, :width]
+
+
+def initialise(config, seed=0, dtype=np.float32):
+    """First values of every parameter, the same for every backend."""
+    rng = np.random.default_rng(seed)
+    return tree_map(lambda spec: spec.draw(rng).astype(dtype), specs(config))
+
+
+def count(tree):
+    """How many numbers a tree of arrays or Specs holds."""
+    return sum(math.prod(leaf.shape) for leaf in flatten(tree).values())
+
+
+def tree_map(function, tree, *others):
+    """`function` of every leaf (and the leaves at its place in `others`), as a tree."""
+    if isinstance(tree, dict):
+        return {k: tree_map(function, v, *(o[k] for o in others)) for k, v in tree.items()}
+    return function(tree, *others)
+
+
+def flatten(tree, prefix=""):
+    """{"image.patch.weight": leaf, ...}"""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    parts = (flatten(value, f"{prefix}{key}.") for key, value in tree.items())
+    return {name: leaf for part in parts for name, leaf in part.items()}
+
+
+def unflatten(flat):
+    """The tree of which `flat` is the flattening."""
+    tree = {}
+    for name, leaf in flat.items():
+        *path, last = name.split(".")
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def write_atomically(path, data):
+    """Write bytes so that a reader sees the old file or the new one, never a part of either."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def save(path, tree, config, **metadata):
+    """Write a tree and the config it belongs to as one safetensors file."""
+    flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()}
+    text = {"config": json.dumps(config.to_dict())} | {k: str(v) for k, v in metadata.items()}
+    write_atomically(path, to_bytes(flat, metadata=text))
+
+
+def load(path):
+    """(tree, metadata) of a file made by `save`. Raises ValueError with what is wrong."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            flat = {name: file.get_tensor(name) for name in file.keys()}
+            return unflatten(flat), file.metadata() or {}
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def check(tree, config, source="the checkpoint"):
+    """Raise ValueError unless the tree has exactly the config's names and shapes."""
+    want = {name: spec.shape for name, spec in flatten(specs(config)).items()}
+    have = {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
+    missing, extra = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
+    if missing or extra:
+        raise ValueError(f"{source}: missing {missing[:3]}, not expected {extra[:3]}")
+    for name in want:
+        if want[name] != have[name]:
+            raise ValueError(f"{source}: {name} has shape {have[name]}, expected {want[name]}")

@@ -1,0 +1,104 @@
+"""Writing captions: greedy, sampled, or by beam search. Uncached: every step runs the whole prefix.
+
+The paper does not say how it decodes. Every method honours the prompt (it starts with the start
+token), never writes padding or a second start, and treats each row by itself, so that a caption
+does not depend on the other images of its batch.
+"""
+
+import numpy as np
+
+from .model import encode_image, encode_text
+from .ops import linear, log_softmax
+from .text import PAD, multimodal_decoder
+
+START, END = 1, 2
+
+
+def next_log_probabilities(params, config, memory_BSM, tokens_BT):
+    """log p of the token after each prefix [B, V]; padding and start are impossible."""
+    _, x_BTD, _ = encode_text(params, config, tokens_BT)
+    n_BTD, _ = multimodal_decoder(x_BTD, memory_BSM, params["decoder"], config)
+    logits_BV, _ = linear(n_BTD[:, -1], params["decoder"]["head"])
+    logits_BV[:, [PAD, START]] = -np.inf
+    return log_softmax(logits_BV)[0]
+
+
+def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
+    """Divide by the temperature, then keep the k likeliest tokens (Fan et al. 2018) and the
+    smallest set with probability top_p (Holtzman et al. 2020). The likeliest always stays."""
+    logits_BV = logits_BV / temperature
+    order_BV = np.argsort(-logits_BV, axis=-1, kind="stable")
+    sorted_BV = np.take_along_axis(logits_BV, order_BV, -1)
+    p_BV = np.exp(log_softmax(sorted_BV)[0])
+    before_BV = np.cumsum(p_BV, -1) - p_BV  # probability of the likelier tokens
+    drop_BV = before_BV >= top_p
+    drop_BV[:, top_k or logits_BV.shape[-1] :] = True
+    drop_BV[:, 0] = False
+    kept_BV = np.where(drop_BV, -np.inf, sorted_BV)
+    filtered_BV = np.empty_like(kept_BV)
+    np.put_along_axis(filtered_BV, order_BV, kept_BV, -1)
+    return filtered_BV
+
+
+def generate(
+    params, config, images_BII3, prompt_BT, *, temperature=0.0, top_k=0, top_p=1.0, seed=0
+):
+    """Continue each prompt until end or text_length: [B, T] ids, padded. temperature 0: greedy.
+
+    Row b draws from its own stream (seed, b).
+    """
+    _, memory, _ = encode_image(params, config, images_BII3)
+    tokens_BT = np.array(prompt_BT)
+    streams = [np.random.default_rng((seed, b)) for b in range(len(tokens_BT))]
+    while tokens_BT.shape[1] < config.text_length:
+        done_B = (tokens_BT == END).any(1)
+        if done_B.all():
+            break
+        # Finished rows carry padding at their end; their next token is thrown away.
+        log_p_BV = next_log_probabilities(params, config, memory, tokens_BT)
+        if temperature == 0:
+            next_B = log_p_BV.argmax(-1)
+        else:
+            filtered_BV = filter_logits(log_p_BV, temperature, top_k, top_p)
+            p_BV = np.exp(log_softmax(filtered_BV)[0])
+            uniform_B1 = np.array([[stream.random()] for stream in streams])
+            next_B = (np.cumsum(p_BV, -1) <= uniform_B1 * p_BV.sum(-1, keepdims=True)).sum(-1)
+        tokens_BT = np.concatenate([tokens_BT, np.where(done_B, PAD, next_B)[:, None]], 1)
+    return tokens_BT
+
+
+def beam_search(params, config, image_II3, prompt_T, *, beams=4, length_penalty=1.0):
+    """The best of the captions that a beam finds for one image: (ids [T], score).
+
+    Score: log probability over (tokens written) ** length_penalty, so that short captions are not
+    preferred for being short. The search stops when no open beam can still win.
+    """
+    _, memory, _ = encode_image(params, config, image_II3[None])
+    open_beams, finished = [(0.0, list(prompt_T))], []
+    while open_beams and len(open_beams[0][1]) < config.text_length:
+        tokens_BT = np.array([tokens for _, tokens in open_beams])
+        memories = np.repeat(memory, len(tokens_BT), 0)
+        log_p_BV = next_log_probabilities(params, config, memories, tokens_BT)
+        totals_BV = np.array([score for score, _ in open_beams])[:, None] + log_p_BV
+        best = np.argsort(-totals_BV, axis=None, kind="stable")[: 2 * beams]
+        written = tokens_BT.shape[1] + 1 - len(prompt_T)
+        grown = []
+        for b, token in zip(*np.unravel_index(best, totals_BV.shape), strict=True):
+            total, tokens = float(totals_BV[b, token]), open_beams[b][1] + [int(token)]
+            if not np.isfinite(total):
+                continue
+            if token == END:
+                finished.append((total / written**length_penalty, tokens))
+            elif len(grown) < beams:
+                grown.append((total, tokens))
+        open_beams = grown
+        finished = sorted(finished, key=lambda f: -f[0])[:beams]
+        # Log probabilities only fall; the longest possible caption divides them by the most.
+        limit = max(1, config.text_length - len(prompt_T)) ** max(length_penalty, 0.0)
+        if len(finished) == beams and open_beams and open_beams[0][0] / limit <= finished[-1][0]:
+            break
+    if not finished:
+        written = max(1, config.text_length - len(prompt_T))
+        finished = [(s / written**length_penalty, tokens) for s, tokens in open_beams]
+    score, tokens = max(finished, key=lambda f: f[0])
+    return np.array(tokens), score

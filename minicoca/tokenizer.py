@@ -1,0 +1,137 @@
+"""Captions to token ids and back, with SentencePiece as in the paper.
+
+Four ids stand for no text at all, whatever a caption says: pad, start, end and unknown (the last
+is what a word or character that training did not see becomes). The text embedding's CLS is a
+learned vector of the model and has no id here.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+PAD, START, END, UNKNOWN = range(4)
+MODEL_TYPES = ("word", "bpe", "unigram")
+
+
+class Tokenizer:
+    """A trained vocabulary. Make one with `train` or `load`."""
+
+    pad, start, end, unknown = PAD, START, END, UNKNOWN
+
+    def __init__(self, model: bytes) -> None:
+        """Wrap a serialised SentencePiece model.
+
+        Raises ValueError if it is none, or one whose special ids are not 0 to 3 as here.
+        """
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError("this is no SentencePiece model") from error
+        pieces = self._pieces
+        special = (pieces.pad_id(), pieces.bos_id(), pieces.eos_id(), pieces.unk_id())
+        if special != (PAD, START, END, UNKNOWN):
+            raise ValueError(f"pad, start, end and unknown are {special}, not 0, 1, 2, 3")
+
+    @classmethod
+    def train(
+        cls,
+        captions: Iterable[str],
+        vocab_size: int,
+        model_type: str = "word",
+        lower: bool = True,
+        coverage: float = 1.0,
+    ) -> Tokenizer:
+        """Learn a vocabulary of at most `vocab_size` pieces, fewer if the text has no more to give.
+
+        "word" splits at spaces, "bpe" and "unigram" also spell unseen words from known parts.
+        Text is brought to Unicode form NFKC, and to lower case if `lower`, here and in `encode`
+        alike. `coverage` is the share of all characters that must have a piece; below 1 the rarest
+        become unknown. The same captions give the same vocabulary.
+        Raises ValueError for an unknown type, no text, or too few pieces for the characters.
+        """
+        if model_type not in MODEL_TYPES:
+            raise ValueError(f"no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}")
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(captions),
+                model_writer=model,
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                model_type=model_type,
+                character_coverage=coverage,
+                normalization_rule_name="nmt_nfkc_cf" if lower else "nmt_nfkc",
+                pad_id=PAD,
+                bos_id=START,
+                eos_id=END,
+                unk_id=UNKNOWN,
+                num_threads=1,  # sums in a fixed order
+                minloglevel=2,  # errors only, and those are raised
+            )
+        except RuntimeError as error:
+            raise ValueError(f"cannot train a {model_type} tokenizer: {error}") from error
+        return cls(model.getvalue())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Tokenizer:
+        """Read what `save` wrote. Raises OSError, or ValueError as the constructor does."""
+        return cls(Path(path).read_bytes())
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the model; a reader sees the old file or the new one, never a part of it."""
+        path = Path(path)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(self._pieces.serialized_model_proto())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the four special ones included."""
+        return self._pieces.vocab_size()
+
+    def encode(self, captions: Sequence[str], length: int) -> np.ndarray:
+        """Ids, int64 [B, T]: start, pieces, end, then pad. T is the longest row, at most `length`.
+
+        A longer caption loses its last pieces, never its end; `too_long` counts those. Raises
+        TypeError for a lone string, and ValueError for a `length` below 2.
+        """
+        if length < 2:
+            raise ValueError(f"length {length} has no room for start and end")
+        rows = [[START, *row[: length - 2], END] for row in self._split(captions)]
+        ids = np.full((len(rows), max(map(len, rows), default=0)), PAD, np.int64)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = tokens
+        return ids
+
+    def too_long(self, captions: Sequence[str], length: int) -> int:
+        """How many of the captions `encode` would cut."""
+        return sum(len(row) + 2 > length for row in self._split(captions))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of one row [T]: up to the first end, without start and pad.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+        kept = []
+        for token in map(int, ids):
+            if token == END:
+                break
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"id {token} is outside the vocabulary of {self.vocab_size}")
+            if token not in (PAD, START):
+                kept.append(token)
+        return " ".join(self._pieces.decode(kept).split())  # the mark for unknown brings spaces
+
+    def _split(self, captions: Sequence[str]) -> list[list[int]]:
+        if isinstance(captions, str):
+            raise TypeError("captions is a sequence of strings, not a string")
+        return self._pieces.encode(list(captions))

@@ -1,0 +1,165 @@
+"""Text survives the tokenizer, and its four special ids never come from text."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minicoca.data import shapes
+from minicoca.tokenizer import MODEL_TYPES, Tokenizer
+
+CAPTIONS = [shapes.caption(scene) for scene in shapes.scenes("train", 300)]
+RESERVED = "<pad> </s> <s> <unk>"
+TOKENIZERS = {
+    kind: Tokenizer.train([*CAPTIONS, f"{RESERVED} < > / pad"], 100, kind) for kind in MODEL_TYPES
+}
+every_type = pytest.mark.parametrize("kind", MODEL_TYPES)
+
+
+@every_type
+def test_round_trip(kind):
+    tokenizer = TOKENIZERS[kind]
+    ids = tokenizer.encode(CAPTIONS, 200)
+    assert ids.dtype == np.int64 and ids.shape[1] <= 200
+    assert [tokenizer.decode(row) for row in ids] == CAPTIONS
+    assert tokenizer.unknown not in ids and ids.max() < tokenizer.vocab_size <= 100
+
+
+@every_type
+@given(texts=st.lists(st.text() | st.just(RESERVED), min_size=1, max_size=4), data=st.data())
+def test_rows_are_start_text_end_pad(kind, texts, data):
+    tokenizer = TOKENIZERS[kind]
+    length = data.draw(st.integers(2, 30))
+    whole, cut = tokenizer.encode(texts, 10_000), tokenizer.encode(texts, length)
+    widths = []
+    for long, short in zip(whole, cut, strict=True):
+        size = int(np.flatnonzero(long == tokenizer.end)[0]) + 1
+        widths.append(size)
+        text = long[1 : size - 1]
+        assert long[0] == tokenizer.start and (long[size:] == tokenizer.pad).all()
+        assert not np.isin(text, [tokenizer.pad, tokenizer.start, tokenizer.end]).any()
+        kept = min(size, length)
+        expected = [*long[: kept - 1], tokenizer.end]
+        assert short.tolist() == expected + [tokenizer.pad] * (len(short) - kept)
+    assert whole.shape[1] == max(widths) and cut.shape[1] == min(max(widths), length)
+    assert tokenizer.too_long(texts, length) == sum(width > length for width in widths)
+
+
+@every_type
+def test_literal_markers_are_plain_text(kind):
+    tokenizer = TOKENIZERS[kind]
+    (row,) = tokenizer.encode([f"a red circle {RESERVED}"], 200)
+    assert (np.isin(row, [tokenizer.start, tokenizer.end])).sum() == 2
+    assert tokenizer.decode(row).startswith("a red circle")
+
+
+def test_batch_is_padded_to_its_longest():
+    tokenizer = TOKENIZERS["word"]
+    ids = tokenizer.encode(["a red circle", "a"], 9)
+    a, red, circle = ids[0, 1:4]
+    pad, start, end = tokenizer.pad, tokenizer.start, tokenizer.end
+    assert ids.tolist() == [[start, a, red, circle, end], [start, a, end, pad, pad]]
+    assert tokenizer.encode(["a red circle"], 4).tolist() == [[start, a, red, end]]
+    assert (pad, start, end, tokenizer.unknown) == (0, 1, 2, 3)
+    assert tokenizer.encode(["a zebra"], 9)[0, 2] == tokenizer.unknown
+    assert tokenizer.encode([], 9).shape == (0, 0)
+    assert tokenizer.too_long(["a red circle", "a"], 4) == 1
+    assert tokenizer.too_long(["a red circle", "a"], 5) == 0
+
+
+def test_decode_stops_at_the_first_end():
+    tokenizer = TOKENIZERS["word"]
+    a, red = tokenizer.encode(["a red"], 9)[0, 1:3]
+    pad, start, end = tokenizer.pad, tokenizer.start, tokenizer.end
+    assert tokenizer.decode([start, a, end, red]) == "a"
+    assert tokenizer.decode([pad, a, pad, red]) == "a red"
+    assert tokenizer.decode([]) == ""
+    for wrong in (-1, tokenizer.vocab_size):
+        with pytest.raises(ValueError, match="outside the vocabulary"):
+            tokenizer.decode([a, wrong])
+
+
+@every_type
+def test_text_is_normalised_in_training_and_in_use(kind):
+    wide, composed, split = "ＲＥＤ ﬁsh", "caf\u00e9", "cafe\u0301"
+    tokenizer = Tokenizer.train([wide, split] * 5, 60, kind)
+    assert tokenizer.decode(tokenizer.encode([wide], 99)[0]) == "red fish"
+    ids = tokenizer.encode([composed, split], 99)
+    assert (ids[0] == ids[1]).all() and tokenizer.unknown not in ids
+    cased = Tokenizer.train(["Red fish"] * 5, 60, kind, lower=False)
+    assert cased.decode(cased.encode(["Red"], 99)[0]) == "Red" or kind == "word"
+    assert cased.decode(cased.encode(["Red fish"], 99)[0]) == "Red fish"
+
+
+@every_type
+def test_same_captions_same_vocabulary(kind, tmp_path):
+    one, two = (Tokenizer.train(iter(CAPTIONS), 80, kind) for _ in range(2))
+    one.save(tmp_path / "one.model")
+    two.save(tmp_path / "two.model")
+    assert (tmp_path / "one.model").read_bytes() == (tmp_path / "two.model").read_bytes()
+
+
+def test_save_and_load(tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.model"
+    TOKENIZERS["bpe"].save(path)
+    again = Tokenizer.load(path)
+    assert again.vocab_size == TOKENIZERS["bpe"].vocab_size
+    assert (again.encode(CAPTIONS, 99) == TOKENIZERS["bpe"].encode(CAPTIONS, 99)).all()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        TOKENIZERS["word"].save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@every_type
+@pytest.mark.parametrize("text", ["a", "ab", "a red circle", "<pad>", "日本語 emoji 🙂"])
+def test_vocabulary_larger_than_the_text_allows(kind, text):
+    tokenizer = Tokenizer.train([text], 5000, kind)
+    assert 4 <= tokenizer.vocab_size < 100
+    if text != "<pad>":
+        assert tokenizer.decode(tokenizer.encode([text], 99)[0]) == text
+
+
+def test_training_is_quiet(capfd):
+    Tokenizer.train(CAPTIONS, 60, "unigram")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no model type 'words'"):
+        Tokenizer.train(CAPTIONS, 60, "words")
+    with pytest.raises(ValueError, match="cannot train"):
+        Tokenizer.train([], 60)
+    with pytest.raises(ValueError, match="cannot train"):
+        Tokenizer.train(CAPTIONS, 10, "bpe")
+    with pytest.raises(ValueError, match="no SentencePiece model"):
+        Tokenizer(b"something else")
+    with pytest.raises(OSError):
+        Tokenizer.load(tmp_path / "missing.model")
+    with pytest.raises(TypeError, match="not a string"):
+        TOKENIZERS["word"].encode("a red circle", 9)
+    with pytest.raises(ValueError, match="no room"):
+        TOKENIZERS["word"].encode(["a"], 1)
+
+
+def test_foreign_special_ids_are_refused():
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS),
+        model_writer=model,
+        vocab_size=40,
+        model_type="word",
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(ValueError, match="not 0, 1, 2, 3"):
+        Tokenizer(model.getvalue())
