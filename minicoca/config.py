@@ -15,6 +15,7 @@ def _option(default, help, choices=None):
 class Config:
     """A CoCa and how it is trained. Raises ValueError for a combination that cannot be built."""
 
+    preset: str = _option("tiny", "where the settings that are not given come from")
     # The image encoder (paper section 3.2; Table 1).
     image_size: int = _option(32, "side of the square input image, in pixels")
     patch_size: int = _option(8, "side of a patch, in pixels")
@@ -56,7 +57,8 @@ class Config:
     data: str = _option("shapes", "shapes, emoji, or a file or folder of images and captions")
     held_out: str = _option("twemoji", "emoji: the vendor that is tested on and never trained on")
     exclude: str = _option("", "emoji: vendors to leave out altogether, separated by commas")
-    tokenizer: str = _option("word", "sentencepiece model type", ("word", "unigram", "bpe", "char"))
+    tokenizer: str = _option("word", "sentencepiece model type", ("word", "unigram", "bpe"))
+    distinct: bool = _option(False, "spread equal captions, so that a batch seldom holds two")
     augment: float = _option(0.0, "strength of random scale, turn, shift and colour; 0: none")
     pixel_mean: tuple = _option((0.5, 0.5, 0.5), "mean of red, green, blue; set by the data")
     pixel_std: tuple = _option((0.5, 0.5, 0.5), "their standard deviation; set by the data")
@@ -246,7 +248,7 @@ def preset(name, **overrides):
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 1, 0)[0]
         raise ValueError(f"no preset {name!r}; did you mean {near!r}? (of {', '.join(PRESETS)})")
-    return from_dict({**PRESETS[name], **overrides})
+    return from_dict({"preset": name, **PRESETS[name], **overrides})
 
 
 # Set from the data and its tokenizer, not by a person.
@@ -266,7 +268,7 @@ def from_dict(fields):
 def add_flags(parser, only=None):
     """Add `--a-field` for every field of Config; flags not given stay None."""
     for field in dataclasses.fields(Config):
-        if field.name in DATA_FIELDS or only and field.name not in only:
+        if field.name in (*DATA_FIELDS, "preset") or only and field.name not in only:
             continue
         flag, kind = "--" + field.name.replace("_", "-"), type(field.default)
         default = f"(default {field.default})" if field.default != "" else ""
@@ -284,4 +286,5 @@ def from_flags(arguments, name):
     """The preset `name` with the flags of an argparse namespace laid over it."""
     names = [field.name for field in dataclasses.fields(Config)]
     given = {n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None}
+    given.pop("preset", None)
     return preset(name, **given)

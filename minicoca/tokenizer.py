@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from .params import write_atomically
+
 PAD, START, END, UNKNOWN = range(4)
 MODEL_TYPES = ("word", "bpe", "unigram")
 
@@ -85,13 +87,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model; a reader sees the old file or the new one, never a part of it."""
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(self._pieces.serialized_model_proto())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, self._pieces.serialized_model_proto())
 
     @property
     def vocab_size(self) -> int:

@@ -1,5 +1,21 @@
-"""Image-caption data: what training and evaluation see (`pairs`) and where it comes from."""
+"""Data sets: drawn shapes, real emoji, and a person's own folder, all in one form (pairs.py)."""
 
-from minicoca.data.pairs import Dataset, Pairs, ZeroShot
+from .pairs import Dataset, Pairs, ZeroShot
 
-__all__ = ["Dataset", "Pairs", "ZeroShot"]
+__all__ = ["Dataset", "Pairs", "ZeroShot", "load"]
+
+
+def load(config):
+    """The data set that a config names. Raises ValueError, saying what to do, if it cannot be had."""
+    if config.data == "shapes":
+        from . import shapes
+
+        return shapes.load(config.seed, config.image_size)
+    if config.data == "emoji":
+        from . import emoji
+
+        exclude = tuple(filter(None, config.exclude.split(",")))
+        return emoji.load(config.seed, config.image_size, config.held_out, exclude=exclude)
+    from . import folder
+
+    return folder.load(config.data, config.image_size, seed=config.seed)

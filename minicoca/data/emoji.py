@@ -109,7 +109,7 @@ def load(
         if key in rows[held_out] and any(key in rows[vendor] for vendor in others)
     ]
     unseen = [key for key in keys if unseen_names and is_unseen(key)]
-    seen = [key for key in keys if key not in set(unseen)]
+    seen = [key for key in keys if not (unseen_names and is_unseen(key))]
     if not seen:
         raise ValueError(f"names={names!r}: {held_out} and the other vendors share none of them")
 

@@ -154,7 +154,11 @@ def files_in(source: Path) -> Iterator[tuple[str, BinaryIO]]:
         with source.open("rb") as file:
             yield source.name, file
     else:
-        with tarfile.open(source) as archive:
+        try:
+            archive = tarfile.open(source)
+        except tarfile.TarError as error:
+            raise ValueError(f"{source} is no font, folder or tarball ({error})") from error
+        with archive:
             for member in archive:
                 if member.isfile() and member.name.lower().endswith(wanted):
                     yield PurePath(member.name).name, archive.extractfile(member)
@@ -174,19 +178,19 @@ def drawings(
             return
         key = key_of_file(name)
         if key in texts and key not in seen:
+            seen.add(key)
             try:
                 picture = Image.open(file).convert("RGBA")
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 count(left_out, "unreadable")
                 continue
-            seen.add(key)
             if picture.getchannel("A").getbbox():
                 yield key, picture
             else:
                 count(left_out, "blank")
     if not seen:
         raise ValueError(f"{source}: no colour font, and no pictures named like 1f600.png")
-    count(left_out, "absent", len(texts.keys() - seen) - sum(left_out.values()))
+    count(left_out, "absent", len(texts.keys() - seen))
 
 
 def count(counts: dict[str, int], what: str, by: int = 1) -> None:
@@ -277,11 +281,11 @@ def draw_sheet(
             return Sheet(source, tuple(file["keys"].tolist()), file["images"], left_out)
 
     left_out = {}
-    found = sorted((key, fit(image, side)) for key, image in drawings(source, texts, left_out))
+    found = {key: fit(image, side) for key, image in drawings(source, texts, left_out)}
     if not found:
         raise ValueError(f"{source}: no emoji could be drawn ({left_out})")
-    keys, images = zip(*found, strict=True)
-    drawn = Sheet(source, keys, np.stack(images), left_out)
+    keys = tuple(sorted(found))
+    drawn = Sheet(source, keys, np.stack([found[key] for key in keys]), left_out)
     try:
         save(cached, drawn)
     except OSError as error:  # a directory that cannot be written costs time, not the run
@@ -293,13 +297,17 @@ def save(path: Path, drawn: Sheet) -> None:
     """Writes under another name first, so that a broken file never takes the place of a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        np.savez_compressed(
-            file,
-            keys=np.array(drawn.keys),
-            images=drawn.images,
-            reasons=np.array(list(drawn.left_out), dtype=str),
-            counts=np.array(list(drawn.left_out.values()), dtype=np.int64),
-        )
+        try:
+            np.savez_compressed(
+                file,
+                keys=np.array(drawn.keys),
+                images=drawn.images,
+                reasons=np.array(list(drawn.left_out), dtype=str),
+                counts=np.array(list(drawn.left_out.values()), dtype=np.int64),
+            )
+        except OSError:
+            os.unlink(file.name)
+            raise
     os.replace(file.name, path)
 
 

@@ -39,7 +39,7 @@ def l2_normalise(x, eps=1e-12):
 
 
 def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
-    """softmax(q k' / sqrt(K)) v for each head; `mask` [B or 1, T, S] is True where a query may look.
+    """softmax(q k' / sqrt(K)) v for each head; `mask` [B, T, S] is True where a query may look.
 
     Any of the inputs may be a view of any stride, q one set of queries expanded over the batch.
     """
@@ -50,7 +50,7 @@ def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
 
 
 def contrastive_loss(image_BE, text_BE, log_temperature):
-    """Half of the paper's Eq. 2, in float32 at least: mean over the batch, mean of both directions."""
+    """Half of the paper's Eq. 2: mean over the batch and both directions; in float32 at least."""
     wide = torch.promote_types(image_BE.dtype, torch.float32)
     scale = torch.exp(-log_temperature.to(wide))
     logits_BB = scale * (image_BE.to(wide) @ text_BE.to(wide).T)

@@ -73,7 +73,7 @@ class TextRows:
 
 
 def unimodal_decoder(tokens_BT, params, config, rows):
-    """Token ids -> (x for the multimodal layers, [B, T - 1, D] or packed [R, D]; normed CLS [B, D]).
+    """Token ids -> (x for the multimodal layers, [B, T - 1, D] or [R, D]; normed CLS [B, D]).
 
     The last token predicts nothing and is not handed on.
     """

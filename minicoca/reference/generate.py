@@ -10,6 +10,7 @@ import numpy as np
 from .model import encode_image, encode_text
 from .ops import linear, log_softmax
 from .text import PAD, multimodal_decoder
+from .vision import normalise
 
 START, END = 1, 2
 
@@ -102,3 +103,33 @@ def beam_search(params, config, image_II3, prompt_T, *, beams=4, length_penalty=
         finished = [(s / written**length_penalty, tokens) for s, tokens in open_beams]
     score, tokens = max(finished, key=lambda f: f[0])
     return np.array(tokens), score
+
+
+class CoCa:
+    """A trained model to use: uint8 images and token ids in, arrays out."""
+
+    def __init__(self, params, config):
+        self.params, self.config = params, config
+
+    def embed_images(self, images):
+        """uint8 [B, I, I, 3] -> unit vectors [B, E]."""
+        return encode_image(self.params, self.config, normalise(images, self.config))[0]
+
+    def embed_texts(self, tokens):
+        """Ids [B, T] -> unit vectors [B, E]."""
+        return encode_text(self.params, self.config, tokens)[0]
+
+    def generate(self, images, prompt=(START,), beams=0, **sampling):
+        """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""
+        images_BII3 = normalise(images, self.config)
+        if not beams:
+            prompt_BT = np.tile(prompt, (len(images), 1))
+            return generate(self.params, self.config, images_BII3, prompt_BT, **sampling)
+        found = [
+            beam_search(self.params, self.config, image, prompt, beams=beams, **sampling)[0]
+            for image in images_BII3
+        ]
+        tokens_BT = np.full((len(found), max(map(len, found))), PAD)
+        for row, ids in zip(tokens_BT, found, strict=True):
+            row[: len(ids)] = ids
+        return tokens_BT

@@ -11,6 +11,12 @@ from .attention import block, block_backward
 from .ops import layer_norm, layer_norm_backward, linear, linear_backward
 
 
+def normalise(images, config):
+    """uint8 pixels -> float32 of about zero mean and unit variance."""
+    mean, std = (np.asarray(x, np.float32) for x in (config.pixel_mean, config.pixel_std))
+    return (images.astype(np.float32) / 255 - mean) / std
+
+
 def patchify(images_BII3, patch_size):
     """[B, I, I, 3] -> [B, N, P]: patches row by row, each flattened as (row, column, channel)."""
     B, side, p = len(images_BII3), images_BII3.shape[1] // patch_size, patch_size

@@ -1,0 +1,165 @@
+"""One training step in torch, and everything a run must keep to go on exactly where it was."""
+
+import torch
+
+from ..params import flatten, tree_map, unflatten
+from .augment import augment
+from .generate import CoCa
+from .losses import contrastive_loss
+from .model import coca, encode_image, encode_text, total_loss
+from .optim import adamw, clamp_temperature, clip_by_global_norm, learning_rate
+
+
+def pick_device(name):
+    """`auto`: cuda where there is one, else cpu. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); try auto") from None
+    return device
+
+
+def pick_dtype(precision, device):
+    """`auto`: bfloat16 on cuda, float32 elsewhere."""
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, precision)
+
+
+class Trainer:
+    """Parameters in float32, gradients, AdamW. `params` is a tree of NumPy arrays."""
+
+    def __init__(self, params, config):
+        self.config, self.device = config, pick_device(config.device)
+        self.dtype = pick_dtype(config.precision, self.device)
+        self.params = tree_map(lambda a: torch.tensor(a, device=self.device), params)
+        self.leaves = flatten(self.params)
+        for name, leaf in self.leaves.items():
+            leaf.requires_grad_(not (config.freeze_image and name.startswith("image.")))
+        self.optimizer = adamw(self.params, config)
+        self.ema = tree_map(lambda p: p.detach().clone(), self.params) if config.ema else None
+        self.coca = torch.compile(coca) if config.compile else coca
+
+    def step(self, step, images, tokens):
+        """Learn from uint8 images [B, I, I, 3] and token ids [B, T], both NumPy; what happened, as
+        floats. If the loss or the gradient is not finite, nothing is changed."""
+        images, tokens = self._images(step, images), torch.from_numpy(tokens).to(self.device)
+        self.optimizer.zero_grad()
+        losses = self._gradients(images, tokens)
+        norm = clip_by_global_norm(self.leaves.values(), self.config.clip_norm)
+        report = {k: float(v) for k, v in losses.items()} | {"gradient_norm": float(norm)}
+        rate = learning_rate(step, self.config)
+        if all(value - value == 0 for value in report.values()):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            clamp_temperature(self.params)
+            if self.ema:
+                new = [p.detach() for p in self.leaves.values()]
+                torch._foreach_lerp_(list(flatten(self.ema).values()), new, 1 - self.config.ema)
+        temperature = float(self.params["log_temperature"].detach().exp())
+        return report | {"learning_rate": rate, "temperature": temperature}
+
+    def _images(self, step, images):
+        """To float, augmented, normalised, in the compute type."""
+        config = self.config
+        images = torch.from_numpy(images).to(self.device).float() / 255
+        if config.augment:
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            images = augment(images, config.augment, generator)
+        mean, std = (images.new_tensor(x) for x in (config.pixel_mean, config.pixel_std))
+        return ((images - mean) / std).to(self.dtype)
+
+    def _compute_params(self):
+        """The tree in the compute type; gradients flow back to the float32 leaves."""
+        if self.dtype == torch.float32:
+            return self.params
+        cast = tree_map(lambda p: p.to(self.dtype), self.params)
+        return cast | {"log_temperature": self.params["log_temperature"]}
+
+    def _gradients(self, images, tokens):
+        if self.config.accumulate <= 1:
+            outputs = self.coca(self._compute_params(), self.config, images, tokens)
+            outputs["loss"].backward()
+            return {
+                k: outputs[k].detach() for k in ("loss", "contrastive", "caption") if k in outputs
+            }
+        return self._accumulated(images, tokens)
+
+    def _accumulated(self, images, tokens):
+        """The same gradient in micro-batches (Gao et al. 2021, gradient caching).
+
+        The contrastive loss compares all pairs, so all embeddings come first, without their graphs;
+        its gradient with respect to them is then fed to each micro-batch as it is run again.
+        """
+        config, parts = self.config, min(self.config.accumulate, len(tokens))
+        batches = list(zip(images.chunk(parts), tokens.chunk(parts), strict=True))
+        losses, dimage, dtext = {}, None, None
+        if config.contrastive_weight:
+            params = self._compute_params()
+            with torch.no_grad():
+                pairs = [
+                    (encode_image(params, config, x)[0], encode_text(params, config, t)[0])
+                    for x, t in batches
+                ]
+            image, text = (torch.cat(side).requires_grad_() for side in zip(*pairs, strict=True))
+            losses["contrastive"] = contrastive_loss(image, text, params["log_temperature"])
+            (config.contrastive_weight * losses["contrastive"]).backward()
+            dimage, dtext = image.grad.chunk(parts), text.grad.chunk(parts)
+        targets = (tokens[:, 1:] != 0).sum().clamp(min=1)
+        for i, (x, t) in enumerate(batches):
+            outputs = coca(self._compute_params(), config, x, t)
+            objective = 0
+            if dimage:
+                objective = (outputs["image"] * dimage[i]).sum() + (
+                    outputs["text"] * dtext[i]
+                ).sum()
+            if config.caption_weight:
+                caption = outputs["caption"] * ((t[:, 1:] != 0).sum() / targets)
+                objective = objective + config.caption_weight * caption
+                losses["caption"] = losses.get("caption", 0) + caption.detach()
+            objective.backward()
+        losses = {k: v.detach() for k, v in losses.items()}
+        return {"loss": total_loss(losses, config)} | losses
+
+    def state(self):
+        """Everything that changes from step to step, as a tree of NumPy arrays."""
+        moments = [self.optimizer.state.get(p, {}) for p in self.leaves.values()]
+        tree = {"params": _numpy(self.leaves)}
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            have = {n: m[key] for n, m in zip(self.leaves, moments, strict=True) if m}
+            tree[key] = _numpy(have)
+        if self.ema:
+            tree["ema"] = _numpy(flatten(self.ema))
+        return {name: unflatten(part) for name, part in tree.items() if part}
+
+    @torch.no_grad()
+    def load(self, tree):
+        """Go on from a tree that `state` made."""
+        for name, value in flatten(tree["params"]).items():
+            self.leaves[name].copy_(torch.from_numpy(value))
+        parts = {k: flatten(tree.get(k, {})) for k in ("exp_avg", "exp_avg_sq", "step")}
+        for name, leaf in self.leaves.items():
+            if name in parts["step"]:
+                self.optimizer.state[leaf] = {
+                    key: torch.tensor(part[name], device=self.device) for key, part in parts.items()
+                }
+        if self.ema:
+            for name, value in flatten(tree["ema"]).items():
+                flatten(self.ema)[name].copy_(torch.from_numpy(value))
+
+    def weights(self):
+        """The weights to use and to keep, as a tree of NumPy arrays: averaged, where EMA is on."""
+        return unflatten(_numpy(flatten(self.ema) if self.ema else self.leaves))
+
+    def model(self):
+        """The model as it stands, for evaluation."""
+        return CoCa(self.weights(), self.config)
+
+
+def _numpy(leaves):
+    return {name: leaf.detach().float().cpu().numpy().copy() for name, leaf in leaves.items()}

@@ -1,0 +1,153 @@
+"""Image files to arrays: decode, turn upright, convert to RGB, resize, crop, normalise.
+
+Whatever a file holds (palette, grey, 16 bit, CMYK, transparency) comes out as 8-bit RGB, and
+whatever is wrong with it comes out as an `ImageError` that names the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the data that CLIP was trained on
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_PIXELS = 64_000_000  # more is refused unread: a small file can claim to hold gigabytes
+WHITE = (255, 255, 255)
+
+ImageFile = str | os.PathLike | BinaryIO
+
+
+class ImageError(ValueError):
+    """A file is no image, is damaged, or is too large; the message names it and says which."""
+
+
+def load_image(
+    source: ImageFile,
+    side: int,
+    *,
+    background: tuple[int, int, int] = WHITE,
+    crop: str = "center",
+) -> np.ndarray:
+    """A file as uint8 [side, side, 3].
+
+    crop: "center" scales the shorter side to `side` and keeps the middle of the longer one;
+        "squash" scales both sides and keeps everything.
+
+    Raises ImageError for files that cannot be decoded, ValueError for an unknown `crop`.
+    """
+    if crop not in ("center", "squash"):
+        raise ValueError(f"crop={crop!r} is neither 'center' nor 'squash'")
+    image = decode(source, background=background, at_least=2 * side)
+    box = centre_box(*image.size, side) if crop == "center" else None
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+
+
+def decode(
+    source: ImageFile,
+    *,
+    background: tuple[int, int, int] = WHITE,
+    at_least: int | None = None,
+) -> Image.Image:
+    """A file's first picture: RGB, upright, transparency laid over `background`.
+
+    at_least: the caller will shrink it to this many pixels or fewer a side, so that large JPEGs
+        may be decoded at a half, quarter or eighth of their size, which is much faster.
+
+    Raises ImageError for files that cannot be decoded or have more than MAX_PIXELS pixels.
+    """
+    with open_image(source) as image:
+        try:
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))
+            image.load()
+            return to_rgb(upright(image), background)
+        except Exception as error:
+            raise failure(source, error) from error
+
+
+def check(source: ImageFile) -> None:
+    """Reads no more than the header. Raises ImageError if even that shows the file to be bad."""
+    open_image(source).close()
+
+
+def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """uint8 [..., 3] to float32 [..., 3]: pixels in 0..1, less `mean`, divided by `std`."""
+    scale = 1 / (255 * np.asarray(std, dtype=np.float64))
+    shift = -np.asarray(mean, dtype=np.float64) / np.asarray(std, dtype=np.float64)
+    return images * scale.astype(np.float32) + shift.astype(np.float32)
+
+
+def open_image(source: ImageFile) -> Image.Image:
+    """Opens a file without decoding its pixels, and refuses it if there are too many of them."""
+    # A pipe or a device would be waited for without end.
+    if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
+        raise ImageError(f"{source}: no such file")
+    try:
+        image = Image.open(source)
+    except Exception as error:
+        raise failure(source, error) from error
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height}"
+        image.close()
+        raise ImageError(f"{name_of(source)}: {size} is over the limit of {MAX_PIXELS} pixels")
+    return image
+
+
+def failure(source: ImageFile, error: Exception) -> ImageError:
+    # Given a hostile file, Pillow's decoders raise almost anything (struct.error, IndexError,
+    # zlib.error, SyntaxError, ...), hence every Exception is caught where a file is read.
+    return ImageError(f"{name_of(source)}: {error or type(error).__name__}")
+
+
+def name_of(source: ImageFile) -> str:
+    return str(getattr(source, "name", source))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned and mirrored as its EXIF orientation asks; damaged EXIF counts as none."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # pixels without a readable orientation are still worth having
+        return image
+
+
+def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Any Pillow mode to RGB. Numbers wider than 8 bits are scaled as `to_bytes` says."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(to_bytes(np.asarray(image), image.mode))
+    if image.has_transparency_data:
+        below = Image.new("RGBA", image.size, (*background, 255))
+        return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey values [height, width] of a Pillow mode wider than 8 bits to uint8.
+
+    "I;16" has a known range. "I" and "F" do not say theirs: it is taken to be the smallest of 0..1
+    (only "F"), 0..255, 0..65535 and 0..largest that holds all values. Negatives and NaN turn black.
+    """
+    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    largest = values.max(initial=0)
+    ranges = {"F": (1, 255, 65535), "I": (255, 65535)}.get(mode, (65535,))
+    full = next((full for full in ranges if largest <= full), largest)
+    return np.rint(values.clip(0, full) * (255 / full)).astype(np.uint8)
+
+
+def centre_box(width: int, height: int, side: int) -> tuple[float, float, float, float]:
+    """The part of an image that remains if its shorter side becomes `side` and then the middle
+    `side` x `side` pixels are kept, both rounded to whole pixels as CLIP's preprocessing does.
+
+    Resizing only this part gives the same pixels, give or take rounding, and never makes a huge
+    image of a long thin one.
+    """
+    shorter = min(width, height)
+    new_width, new_height = (int(side * length / shorter) for length in (width, height))
+    left, top = (round((length - side) / 2) for length in (new_width, new_height))
+    across, down = width / new_width, height / new_height
+    right, bottom = min((left + side) * across, width), min((top + side) * down, height)
+    return left * across, top * down, right, bottom

@@ -1,0 +1,54 @@
+"""One training step in NumPy, and everything a run must keep to go on exactly where it was."""
+
+import math
+
+import numpy as np
+
+from ..params import tree_map
+from .generate import CoCa
+from .model import coca, coca_backward
+from .optim import adamw, adamw_init, clamp_temperature, clip_by_global_norm, learning_rate
+from .vision import normalise
+
+
+class Trainer:
+    """Float32 parameters and AdamW. What only the engine can do raises ValueError."""
+
+    def __init__(self, params, config):
+        for name, plain in {"augment": 0, "accumulate": 1, "ema": 0, "freeze_image": False}.items():
+            if getattr(config, name) != plain:
+                raise ValueError(f"{name} needs --backend torch; the NumPy backend has it off")
+        self.params, self.config = params, config
+        self.adam = adamw_init(params)
+
+    def step(self, step, images, tokens):
+        """Learn from uint8 images [B, I, I, 3] and token ids [B, T]; what happened, as floats.
+        If the loss or the gradient is not finite, nothing is changed."""
+        outputs, cache = coca(self.params, self.config, normalise(images, self.config), tokens)
+        gradients, _ = coca_backward(1.0, cache)
+        gradients, norm = clip_by_global_norm(gradients, self.config.clip_norm)
+        report = {name: float(outputs[name]) for name in ("loss", "contrastive", "caption")}
+        report["gradient_norm"] = norm
+        rate = learning_rate(step, self.config)
+        if all(math.isfinite(value) for value in report.values()):
+            params, self.adam = adamw(self.params, gradients, self.adam, rate, self.config)
+            self.params = clamp_temperature(params)
+        temperature = float(np.exp(self.params["log_temperature"]))
+        return report | {"learning_rate": rate, "temperature": temperature}
+
+    def state(self):
+        """Everything that changes from step to step, as a tree of arrays."""
+        return {"params": self.params, "adam": self.adam | {"step": np.array(self.adam["step"])}}
+
+    def load(self, tree):
+        """Go on from a tree that `state` made."""
+        self.params = tree["params"]
+        self.adam = tree["adam"] | {"step": int(tree["adam"]["step"])}
+
+    def weights(self):
+        """The weights to use and to keep."""
+        return tree_map(np.copy, self.params)
+
+    def model(self):
+        """The model as it stands, for evaluation."""
+        return CoCa(self.params, self.config)

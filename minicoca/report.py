@@ -1,0 +1,109 @@
+"""What a person looks at after a run: a table, and pictures of held-out images and captions."""
+
+import json
+
+import matplotlib
+import numpy as np
+
+from .evaluate import embed_images, embed_texts
+
+matplotlib.use("Agg")
+
+ROWS = {
+    "caption_exact": "captions exactly right",
+    "image_to_text_r1": "image to text, R@1",
+    "text_to_image_r1": "text to image, R@1",
+    "zero_shot_top1": "zero-shot accuracy",
+    "zero_shot_top5": "zero-shot, right in 5",
+    "caption_bleu_4": "caption BLEU-4",
+}
+GREEN, RED = "#1a7f37", "#c0362c"
+
+
+def table(results):
+    """The figures of every split, and a few captions beside their truths, as text."""
+    splits = [name for name, value in results.items() if isinstance(value, dict)]
+    lines = ["", f"{'':26}" + "".join(f"{name.replace('_', ' '):>16}" for name in splits)]
+    for key, label in ROWS.items():
+        if any(key in results[name] for name in splits):
+            cells = (
+                f"{results[n][key]:>16.1%}" if key in results[n] else f"{'-':>16}" for n in splits
+            )
+            lines.append(f"{label:26}" + "".join(cells))
+    galleries = {results[n]["gallery"] for n in splits if "gallery" in results[n]}
+    if galleries:
+        lines.append(f"(R@1: found first among {', '.join(map(str, sorted(galleries)))})")
+    lines.append("")
+    for sample in results["samples"]:
+        mark = "=" if sample["caption"] == sample["truth"] else "x"
+        lines.append(f"{mark} {sample['caption']}")
+        if mark == "x":
+            lines.append(f"  truth: {sample['truth']}")
+    seconds, speed = results["train_seconds"], results["images_per_second"]
+    lines.append(f"\ntrained for {seconds:.0f} s ({speed:.0f} images a second)")
+    lines.append(f"run folder: {results['folder']}")
+    lines += [f"picture:    {path}" for path in results.get("pictures", [])]
+    return "\n".join(lines)
+
+
+def make_pictures(folder, model, tokenizer, dataset, captions):
+    """Write held-out images with their captions, the similarity matrix and the loss curves."""
+    paths = []
+    for name, pairs in dataset.evaluations.items():
+        figure = _figure(folder, model, tokenizer, pairs, captions[name], name)
+        path = folder / f"{name}.png"
+        figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
+        paths.append(str(path))
+    return paths
+
+
+def _figure(folder, model, tokenizer, pairs, captions, name):
+    import textwrap
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7.5))
+    left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1])
+    left.suptitle(f"{name.replace('_', ' ')}: generated captions (truth below where wrong)")
+    axes = left.subplots(4, 5, gridspec_kw={"hspace": 0.75}).flat
+    for i, axis in enumerate(axes):
+        axis.set_axis_off()
+        if i >= len(pairs):
+            continue
+        axis.imshow(pairs.batch([i])[0], interpolation="nearest")
+        if captions:
+            ok = captions[i] in pairs.captions[i]
+            text = captions[i] if ok else f"{captions[i]}\n[{pairs.captions[i][0]}]"
+            text = "\n".join(textwrap.fill(part, 24) for part in text.split("\n"))
+            axis.text(
+                0.5, -0.06, text, transform=axis.transAxes, fontsize=6.5, ha="center", va="top",
+                color=GREEN if ok else RED,
+            )  # fmt: skip
+    top, bottom = right.subplots(2, 1, gridspec_kw={"hspace": 0.35})
+    _similarity(top, model, tokenizer, pairs)
+    _curves(bottom, folder / "metrics.jsonl")
+    return figure
+
+
+def _similarity(axis, model, tokenizer, pairs):
+    n = min(24, len(pairs))
+    if not model.config.contrastive_weight:
+        axis.set_axis_off()
+        return
+    image_vectors = embed_images(model, pairs, np.arange(n))
+    text_vectors = embed_texts(model, tokenizer, [pairs.captions[i][0] for i in range(n)])
+    shown = axis.imshow(image_vectors @ text_vectors.T, cmap="viridis", vmin=-0.2, vmax=1)
+    axis.figure.colorbar(shown, ax=axis)
+    axis.set(title="cosine of image and text", xlabel="text", ylabel="image")
+
+
+def _curves(axis, path):
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = [r for r in records if "loss" in r]
+    for name in ("contrastive", "caption"):
+        points = [(r["step"], r[name]) for r in records if name in r]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
+    axis.set(title="training losses", xlabel="step", yscale="log")
+    axis.legend()
+    axis.grid(alpha=0.3)
