@@ -1,47 +1,11 @@
-"""What a model can do with held-out pairs: caption, retrieve, classify. Any backend's CoCa will do."""
+"""What a model can do with held-out pairs: caption, retrieve, classify. Any backend will do."""
 
 import numpy as np
 
 from .metrics import caption_scores, recall_at_k, right_texts, top_k_accuracy
-
-BATCH = 256
-
-
-def batched(function, items):
-    """`function` of consecutive slices of `items`, joined."""
-    parts = [function(items[i : i + BATCH]) for i in range(0, len(items), BATCH)]
-    return np.concatenate(parts)
-
-
-def embed_images(model, pairs, indices):
-    """Unit vectors [n, E] of the images of a split."""
-    return batched(lambda part: model.embed_images(pairs.batch(part)), np.asarray(indices))
-
-
-def embed_texts(model, tokenizer, texts):
-    """Unit vectors [n, E] of captions."""
-    length = model.config.text_length
-    return batched(lambda part: model.embed_texts(tokenizer.encode(part, length)), list(texts))
-
-
-def generate(model, tokenizer, pairs, indices, **how):
-    """One caption for each image of a split."""
-    texts = []
-    for i in range(0, len(indices), BATCH):
-        ids_BT = model.generate(pairs.batch(indices[i : i + BATCH]), **how)
-        texts += [tokenizer.decode(ids) for ids in ids_BT]
-    return texts
-
-
-def class_scores(model, tokenizer, image_vectors, prompts):
-    """[n, classes]: a class scores what its best prompt scores.
-
-    The best, not the mean: a prompt may say more than the class (a place, a size), and the mean
-    of such prompts is near no image.
-    """
-    text_vectors = embed_texts(model, tokenizer, [p for group in prompts for p in group])
-    starts = np.cumsum([0] + [len(group) for group in prompts[:-1]])
-    return np.maximum.reduceat(image_vectors @ text_vectors.T, starts, axis=1)
+from .tasks import BATCH, batched, embed_texts
+from .tasks.captioning import caption
+from .tasks.zero_shot import class_scores
 
 
 def evaluate(model, tokenizer, pairs, gallery=0, limit=None):
@@ -54,14 +18,15 @@ def evaluate(model, tokenizer, pairs, gallery=0, limit=None):
     references = [pairs.captions[i] for i in indices]
     figures, captions = {"images": len(indices)}, []
     if model.config.caption_weight:
-        captions = generate(model, tokenizer, pairs, indices)
+        for i in range(0, len(indices), BATCH):
+            captions += caption(model, tokenizer, pairs.batch(indices[i : i + BATCH]))
         scores = caption_scores(captions, references)
         figures |= {f"caption_{k.replace('exact_match', 'exact')}": v for k, v in scores.items()}
     if model.config.contrastive_weight:
-        image_vectors = embed_images(model, pairs, indices)
-        first = [own[0] for own in references]
-        text_vectors = embed_texts(model, tokenizer, first)
-        figures |= _retrieval(image_vectors, text_vectors, references, first, gallery)
+        image_vectors = batched(lambda part: model.embed_images(pairs.batch(part)), indices)
+        texts = [own[0] for own in references]
+        text_vectors = embed_texts(model, tokenizer, texts)
+        figures |= retrieval(image_vectors, text_vectors, references, texts, gallery)
         task = pairs.zero_shot
         if task is not None:
             inside = task.images < len(indices)
@@ -72,7 +37,8 @@ def evaluate(model, tokenizer, pairs, gallery=0, limit=None):
     return figures, captions
 
 
-def _retrieval(image_vectors, text_vectors, references, texts, gallery):
+def retrieval(image_vectors, text_vectors, references, texts, gallery=0):
+    """Recall at 1, 5 and 10, both ways, of n images and their n texts, in galleries of a size."""
     size = min(gallery or len(texts), len(texts))
     found = []
     for start in range(0, len(texts) - size + 1, size):

@@ -1,13 +1,12 @@
 """What a person looks at after a run: a table, and pictures of held-out images and captions."""
 
 import json
+import textwrap
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-from .evaluate import embed_images, embed_texts
-
-matplotlib.use("Agg")
+from .tasks import embed_texts
 
 ROWS = {
     "caption_exact": "captions exactly right",
@@ -58,10 +57,6 @@ def make_pictures(folder, model, tokenizer, dataset, captions):
 
 
 def _figure(folder, model, tokenizer, pairs, captions, name):
-    import textwrap
-
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(13, 7.5))
     left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1])
     left.suptitle(f"{name.replace('_', ' ')}: generated captions (truth below where wrong)")
@@ -90,7 +85,7 @@ def _similarity(axis, model, tokenizer, pairs):
     if not model.config.contrastive_weight:
         axis.set_axis_off()
         return
-    image_vectors = embed_images(model, pairs, np.arange(n))
+    image_vectors = model.embed_images(pairs.batch(np.arange(n)))
     text_vectors = embed_texts(model, tokenizer, [pairs.captions[i][0] for i in range(n)])
     shown = axis.imshow(image_vectors @ text_vectors.T, cmap="viridis", vmin=-0.2, vmax=1)
     axis.figure.colorbar(shown, ax=axis)

@@ -177,6 +177,15 @@ def test_fit_forgets_the_margin():
     np.testing.assert_array_equal(got, got[::-1])
 
 
+def test_a_shadow_counts_as_ink_but_a_trace_does_not():
+    canvas = Image.new("RGBA", (200, 200), (0, 0, 0, 10))
+    canvas.paste(drawing(KEYS[0], "red"), (90, 3))
+    expected = emoji_drawings.fit(canvas.crop((90, 3, 150, 63)), 32)
+    np.testing.assert_array_equal(emoji_drawings.fit(canvas, 32), expected)
+    canvas.paste((0, 0, 0, 100), (30, 3, 90, 63))
+    assert (emoji_drawings.fit(canvas, 32) != expected).any()
+
+
 def test_alpha_is_over_white():
     half = Image.new("RGBA", (64, 64), (0, 0, 0, 128))
     assert abs(int(emoji_drawings.fit(half, 32)[16, 16, 0]) - 127) <= 1
@@ -225,11 +234,12 @@ def test_pixel_nearest_neighbour(vendors, tmp_path):
     assert got["top1"] == np.mean(found) and got["top5"] >= got["top1"]
     assert got["chance"] == 1 / len(KEYS)
 
-    # the same drawings: always right, also beside a vendor that draws something else
-    twins = load({"one": vendors["one"], "three": vendors["one"]}, tmp_path)
-    assert emoji.pixel_nearest_neighbour(twins)["top1"] == 1
-    both = load({**vendors, "three": vendors["one"]}, tmp_path)
-    assert emoji.pixel_nearest_neighbour(both)["top1"] == 1
+    # the same drawings: always right, also beside a vendor that draws one thing for everything
+    for key in KEYS:
+        drawing(KEYS[0], "green").save(vendors["two"] / f"emoji_u{key.replace('-', '_')}.png")
+    for others in ({"one": vendors["one"]}, {"one": vendors["one"], "two": vendors["two"]}):
+        twins = load({**others, "three": vendors["one"]}, tmp_path)
+        assert emoji.pixel_nearest_neighbour(twins)["top1"] == 1
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:

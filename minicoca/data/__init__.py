@@ -6,7 +6,7 @@ __all__ = ["Dataset", "Pairs", "ZeroShot", "load"]
 
 
 def load(config):
-    """The data set that a config names. Raises ValueError, saying what to do, if it cannot be had."""
+    """The data set that a config names. Raises ValueError, saying what to do, if there is none."""
     if config.data == "shapes":
         from . import shapes
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from minicoca.data.emoji_drawings import VENDORS, Sheet, draw_sheet, find_sources, key_of
 from minicoca.data.pairs import Dataset, Pairs, ZeroShot
+from minicoca.metrics import top_k_accuracy
 
 Sources = Mapping[str, str | os.PathLike]  # vendor -> font, folder or tarball
 
@@ -178,15 +179,10 @@ def pixel_nearest_neighbour(dataset: Dataset, size: int = 16) -> dict[str, float
     labels = np.array([classes[captions[0]] for captions in dataset.train.captions])
     cosine = ink(split.images, size) @ ink(dataset.train.images, size).T
     scores = np.full((len(split), len(classes)), -np.inf, dtype=np.float32)
-    for vendor_row, label in enumerate(labels):
-        scores[:, label] = np.maximum(scores[:, label], cosine[:, vendor_row])
-    truth = split.zero_shot.labels
-    rank = (scores > scores[np.arange(len(truth)), truth][:, None]).sum(1)
-    return {
-        "top1": float((rank < 1).mean()),
-        "top5": float((rank < 5).mean()),
-        "chance": 1 / len(classes),
-    }
+    for row, label in enumerate(labels):
+        scores[:, label] = np.maximum(scores[:, label], cosine[:, row])
+    accuracy = top_k_accuracy(scores, split.zero_shot.labels)
+    return {"top1": accuracy[1], "top5": accuracy[5], "chance": 1 / len(classes)}
 
 
 def ink(images: np.ndarray, size: int) -> np.ndarray:
@@ -230,8 +226,8 @@ def near_duplicates(images: np.ndarray) -> int:
     """How many drawings have a twin, by a cosine of ink over 0.995."""
     if len(images) < 2:
         return 0
-    features = ink(images, 16)
-    cosine = features @ features.T
+    dark = ink(images, 16)
+    cosine = dark @ dark.T
     np.fill_diagonal(cosine, 0)
     return int((cosine.max(1) > 0.995).sum())
 

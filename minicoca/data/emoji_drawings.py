@@ -274,7 +274,7 @@ def draw_sheet(
 ) -> Sheet:
     """Every named drawing of one vendor, from the cache if the source has not changed since."""
     folder = Path(directory) / "cache"
-    cached = folder / f"{vendor}-{side}-{fingerprint(source, side, texts)}.npz"
+    cached = folder / f"{vendor}-{side}-{fingerprint(source, texts)}.npz"
     if cached.exists():
         with np.load(cached, allow_pickle=False) as file:
             left_out = dict(zip(file["reasons"].tolist(), file["counts"].tolist(), strict=True))
@@ -311,9 +311,9 @@ def save(path: Path, drawn: Sheet) -> None:
     os.replace(file.name, path)
 
 
-def fingerprint(source: Path, side: int, texts: Mapping[str, str]) -> str:
-    """Changes with the source's files, the size of the drawings and the list of names."""
+def fingerprint(source: Path, texts: Mapping[str, str]) -> str:
+    """Changes with the source's files, the list of names and the way of drawing."""
     files = sorted(source.rglob("*")) if source.is_dir() else [source]
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    state = (CACHE_VERSION, side, features.check("raqm"), states, sorted(texts))
+    state = (CACHE_VERSION, features.check("raqm"), states, sorted(texts))
     return hashlib.sha256(repr(state).encode()).hexdigest()[:16]

@@ -49,7 +49,7 @@ class Order:
 
 
 def batches(pairs, order, encode, first, last):
-    """(step, uint8 images, token ids) of steps first to last - 1, made one step ahead in a thread."""
+    """(step, uint8 images, token ids) of steps first to last - 1, made a step ahead in a thread."""
 
     def make(step):
         indices = order.indices(step)

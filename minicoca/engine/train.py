@@ -11,7 +11,7 @@ from .optim import adamw, clamp_temperature, clip_by_global_norm, learning_rate
 
 
 def pick_device(name):
-    """`auto`: cuda where there is one, else cpu. Raises ValueError for a device that is not there."""
+    """`auto`: cuda where there is one, else cpu. Raises ValueError for a device that is not."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

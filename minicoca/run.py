@@ -6,6 +6,7 @@ model.safetensors (to use), results.json, and at the end pictures of what was le
 
 import json
 import math
+import os
 import platform
 import shlex
 import signal
@@ -93,15 +94,34 @@ def resume(folder):
     return trainer, tokenizer, data.load(config), config, *done
 
 
+def load_model(folder, backend="torch", device="auto"):
+    """(CoCa, Tokenizer) of a trained run. Raises ValueError if the folder holds none."""
+    folder = Path(folder)
+    config = replace(read_config(folder), backend=backend, device=device)
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no model.safetensors: its training has not ended; "
+            f"go on with: minicoca train --resume {folder}"
+        )
+    weights, _ = params.load(path)
+    params.check(weights, config, path)
+    if backend == "numpy":
+        from .reference.generate import CoCa
+    else:
+        from .engine.generate import CoCa
+    return CoCa(weights, config), Tokenizer.load(folder / "tokenizer.model")
+
+
 def train(config, folder, *, again=False, command=None, say=print):
     """Train (or, with `again`, take up) the run in `folder`; returns its results as a dict.
 
     Raises Stopped if it is interrupted or diverges; a checkpoint is kept in either case.
     """
     folder = Path(folder)
-    step, seconds = 0, 0.0
+    first, seconds = 0, 0.0
     if again:
-        trainer, tokenizer, dataset, config, step, seconds = resume(folder)
+        trainer, tokenizer, dataset, config, first, seconds = resume(folder)
     else:
         trainer, tokenizer, dataset, config = start(config, folder)
     weights = trainer.weights()
@@ -120,10 +140,10 @@ def train(config, folder, *, again=False, command=None, say=print):
 
     order = Order(dataset.train.captions, config.batch_size, config.seed, config.distinct)
     encode = lambda texts: tokenizer.encode(texts, config.text_length)  # noqa: E731
-    log = Log(folder / "metrics.jsonl", step)
-    bar = tqdm(total=config.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=0.5)
+    log = Log(folder / "metrics.jsonl", first)
+    bar = tqdm(total=config.steps, initial=first, unit="step", dynamic_ncols=True, mininterval=0.5)
     with bar, asked_to_stop() as asked:
-        for step, images, tokens in batches(dataset.train, order, encode, step, config.steps):
+        for step, images, tokens in batches(dataset.train, order, encode, first, config.steps):
             report = trainer.step(step, images, tokens)
             if not all(map(math.isfinite, report.values())):
                 checkpoint(step)
@@ -188,8 +208,6 @@ def machine():
         names = [line.split(":")[1].strip() for line in cpu.splitlines() if "model name" in line]
     except OSError:
         pass
-    import os
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     text = f"{names[0] if names else platform.machine()}, {cores} cores"
     torch = sys.modules.get("torch")

@@ -1,0 +1,359 @@
+"""The command line: `minicoca train`, `caption`, `classify`, `search`, `embed`, `info`, ..."""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from . import __version__, config, params
+from .run import Stopped, load_model, machine, new_folder, read_config, train
+
+RUNS = "runs"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that names the nearest flag when one is wrong."""
+
+    def error(self, message):
+        words = message.partition("unrecognized arguments: ")[2].split()
+        wrong = next((word for word in words if word.startswith("--")), None)
+        if wrong:
+            near = difflib.get_close_matches(wrong.split("=")[0], self.known_flags(), 1, 0.5)
+            message += f"; did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: {message}\n(see {self.prog} --help)\n")
+
+    def known_flags(self):
+        inside = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        chosen = [sub for a in inside for name, sub in a.choices.items() if name in sys.argv[1:2]]
+        return [flag for p in (self, *chosen) for flag in p._option_string_actions]
+
+
+def build_parser():
+    parser = Parser(
+        prog="minicoca",
+        description="Train a CoCa on images and captions, then caption, classify and search.",
+        epilog="Start with: minicoca train",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, function, help, **kwargs):
+        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False, **kwargs)
+        sub.set_defaults(function=function)
+        return sub
+
+    sub = command("train", do_train, "train a model; with no flags, on drawn shapes, in minutes")
+    sub.add_argument("--preset", default="tiny", choices=config.PRESETS, help="(default tiny)")
+    sub.add_argument("--run", type=Path, help=f"folder to write (default {RUNS}/DATA, numbered)")
+    sub.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    sub.add_argument("--json", action="store_true", help="print the results as JSON")
+    config.add_flags(sub.add_argument_group("settings (saved with the run)"))
+
+    def model_command(name, function, help):
+        sub = command(name, function, help)
+        sub.add_argument("--run", type=Path, help="a trained run (default: the newest in runs/)")
+        sub.add_argument("--backend", default="torch", choices=("torch", "numpy"))
+        sub.add_argument("--device", default="auto", help="torch device (default auto)")
+        sub.add_argument("--json", action="store_true", help="print JSON, for programs")
+        return sub
+
+    sub = model_command("caption", do_caption, "write a caption for each image")
+    sub.add_argument("images", nargs="+", help="image files or folders of them")
+    sub.add_argument("--prompt", default="", help="how every caption begins")
+    sub.add_argument("--beams", type=int, default=0, help="beam search with so many beams")
+    sub.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
+    sub.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest tokens")
+    sub.add_argument("--top-p", type=float, default=1.0, help="... from this much probability")
+    sub.add_argument("--seed", type=int, default=0, help="seed of sampling")
+
+    sub = model_command("classify", do_classify, "say which of your labels fits each image")
+    sub.add_argument("images", nargs="+", help="image files or folders of them")
+    sub.add_argument("--labels", nargs="+", required=True, help="the classes, in words")
+    sub.add_argument(
+        "--template", action="append", help='a prompt with {} for the label (default "{}")'
+    )
+
+    sub = model_command("search", do_search, "find images by a sentence, or by an image")
+    sub.add_argument("folder", help="where to look")
+    sub.add_argument("query", help="a sentence, or an image file")
+    sub.add_argument("-k", type=int, default=6, help="how many to show (default 6)")
+    sub.add_argument("--sheet", type=Path, help="write what was found as one picture")
+
+    sub = model_command("embed", do_embed, "write unit vectors of images, or of sentences")
+    sub.add_argument("inputs", nargs="+", help="image files or folders; with --text, sentences")
+    sub.add_argument("--text", action="store_true", help="the inputs are sentences")
+    sub.add_argument("--out", type=Path, required=True, help=".npz to write: vectors, names")
+
+    sub = command("info", do_info, "what is installed, and what a run or a preset is")
+    sub.add_argument("--run", type=Path, help="a run to describe")
+    sub.add_argument("--preset", choices=config.PRESETS, help="a preset to describe")
+    sub.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+    sub = command("data", do_data, "look at a data set before training on it")
+    sub.add_argument("data", help="shapes, emoji, or a file or folder of images and captions")
+    sub.add_argument("--sheet", type=Path, help="write some of its images as one picture")
+    sub.add_argument("--image-size", type=int, default=32, help="(default 32)")
+    sub.add_argument("--held-out", default="twemoji", help="emoji: the vendor to test on")
+
+    sub = command("bench", do_bench, "time a training step")
+    sub.add_argument("what", choices=("step",), help="what to time")
+    sub.add_argument("--against", choices=("open_clip",), help="beside this, on the same batch")
+    sub.add_argument("--repeats", type=int, default=5, help="steps of each (default 5)")
+    sub.add_argument("--batch-size", type=int, default=16, help="(default 16)")
+    sub.add_argument("--json", type=Path, help="write the figures to this file")
+    return parser
+
+
+def do_train(arguments):
+    if arguments.resume:
+        given = [n for n in config.Config.__dataclass_fields__ if getattr(arguments, n, None)]
+        given = [name for name in given if name != "preset"]
+        if given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise ValueError(f"--resume goes on exactly as the run began; leave out {flags}")
+        folder, settings = arguments.resume, read_config(arguments.resume)
+    else:
+        settings = config.from_flags(arguments, arguments.preset)
+        folder = arguments.run
+        if folder is None:
+            folder = new_folder(RUNS, Path(settings.data).stem or "run")
+        elif folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty; choose another --run, or --resume {folder}")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+    say = (lambda text: print(text, file=sys.stderr)) if arguments.json else print
+    results = train(settings, folder, again=bool(arguments.resume), say=say)
+    if arguments.json:
+        print(json.dumps(results))
+
+
+def open_model(arguments):
+    """(CoCa, Tokenizer) of --run, or of the newest trained run."""
+    folder = arguments.run
+    if folder is None:
+        trained = sorted(Path(RUNS).glob("*/model.safetensors"), key=lambda p: p.stat().st_mtime)
+        if not trained:
+            raise ValueError(f"no trained run in {RUNS}/; start with: minicoca train")
+        folder = trained[-1].parent
+    return load_model(folder, arguments.backend, arguments.device)
+
+
+def show(arguments, rows, line, skipped):
+    """Print rows as lines or as JSON, and what was skipped to stderr."""
+    if arguments.json:
+        print(json.dumps({"results": rows, "skipped": skipped}, indent=1))
+    else:
+        print("\n".join(map(line, rows)))
+    if skipped:
+        print(f"skipped {len(skipped)} of the files:", file=sys.stderr)
+        print("\n".join(f"  {error}" for error in skipped), file=sys.stderr)
+
+
+def do_caption(arguments):
+    from .tasks.captioning import caption
+    from .tasks.files import decoded, find_images
+
+    if arguments.beams and arguments.temperature:
+        raise ValueError("--beams and --temperature exclude each other")
+    if arguments.beams < 0 or arguments.temperature < 0 or arguments.top_k < 0:
+        raise ValueError("--beams, --temperature and --top-k cannot be negative")
+    if not 0 < arguments.top_p <= 1:
+        raise ValueError(f"--top-p {arguments.top_p} is not in (0, 1]")
+    how = {"beams": arguments.beams} if arguments.beams else {}
+    if arguments.temperature:
+        how = {k: getattr(arguments, k) for k in ("temperature", "top_k", "top_p", "seed")}
+    paths = find_images(arguments.images)
+    model, tokenizer = open_model(arguments)
+    rows, skipped = [], []
+    for kept, images in decoded(paths, model.config.image_size, skipped):
+        texts = caption(model, tokenizer, images, arguments.prompt, **how)
+        rows += [{"file": str(p), "caption": t} for p, t in zip(kept, texts, strict=True)]
+    width = max((len(row["file"]) for row in rows), default=0)
+    show(arguments, rows, lambda row: f"{row['file']:{width}}  {row['caption']}", skipped)
+
+
+def do_classify(arguments):
+    from .tasks.files import embed, find_images
+    from .tasks.zero_shot import class_scores, fill_templates, probabilities
+
+    prompts = fill_templates(arguments.labels, arguments.template or ["{}"])
+    paths = find_images(arguments.images)
+    model, tokenizer = open_model(arguments)
+    skipped = []
+    kept, vectors = embed(model, paths, skipped)
+    scores = class_scores(model, tokenizer, vectors, prompts)
+    p = probabilities(scores, float(model.params["log_temperature"]))
+    rows = []
+    for path, cosines, chances in zip(kept, scores, p, strict=True):
+        best = int(cosines.argmax())
+        rows.append(
+            {
+                "file": str(path),
+                "label": arguments.labels[best],
+                "probability": round(float(chances[best]), 4),
+                "scores": dict(zip(arguments.labels, map(float, cosines.round(4)), strict=True)),
+            }
+        )
+    width = max(len(row["file"]) for row in rows)
+    show(
+        arguments,
+        rows,
+        lambda row: f"{row['file']:{width}}  {row['label']}  ({row['probability']:.0%})",
+        skipped,
+    )
+
+
+def do_search(arguments):
+    from .images import decode
+    from .tasks import embed_texts
+    from .tasks.files import embed, find_images
+    from .tasks.retrieval import contact_sheet, nearest
+
+    if arguments.k < 1:
+        raise ValueError(f"-k {arguments.k}: at least 1")
+    paths = find_images([arguments.folder])
+    model, tokenizer = open_model(arguments)
+    skipped = []
+    kept, vectors = embed(model, paths, skipped)
+    if Path(arguments.query).is_file():
+        query = embed(model, [Path(arguments.query)], [])[1]
+    else:
+        query = embed_texts(model, tokenizer, [arguments.query])
+    found, cosines = nearest(query, vectors, min(arguments.k, len(kept)))
+    rows = [
+        {"file": str(kept[i]), "cosine": round(float(c), 4)}
+        for i, c in zip(found[0], cosines[0], strict=True)
+    ]
+    if arguments.sheet:
+        labels = [f"{row['cosine']:.3f} {Path(row['file']).name}" for row in rows]
+        sheet = contact_sheet([decode(row["file"]) for row in rows], labels)
+        sheet.save(arguments.sheet)
+    show(arguments, rows, lambda row: f"{row['cosine']:.3f}  {row['file']}", skipped)
+
+
+def do_embed(arguments):
+    from .tasks import embed_texts
+    from .tasks.files import embed, find_images
+
+    if arguments.out.suffix != ".npz":
+        raise ValueError(f"--out {arguments.out}: the name must end in .npz")
+    skipped = []
+    if arguments.text:
+        model, tokenizer = open_model(arguments)
+        names, vectors = arguments.inputs, embed_texts(model, tokenizer, arguments.inputs)
+    else:
+        paths = find_images(arguments.inputs)
+        model, tokenizer = open_model(arguments)
+        names, vectors = embed(model, paths, skipped)
+    import io
+
+    file = io.BytesIO()
+    np.savez(file, vectors=vectors.astype(np.float32), names=np.array([str(n) for n in names]))
+    params.write_atomically(arguments.out, file.getvalue())
+    row = {"file": str(arguments.out), "vectors": len(vectors), "width": vectors.shape[1]}
+    show(arguments, [row], lambda r: f"{r['vectors']} x {r['width']} -> {r['file']}", skipped)
+
+
+def do_info(arguments):
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"minicoca": __version__, "python": sys.version.split()[0]}
+    for name in ("numpy", "torch", "triton", "pillow", "sentencepiece", "safetensors"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    import torch
+
+    facts = {"versions": versions, "machine": machine(), "cuda": torch.cuda.is_available()}
+    facts["operations"] = {"torch": "everything (engine/ops.py)"}
+    chosen = None
+    if arguments.run:
+        chosen = read_config(arguments.run)
+        results = arguments.run / "results.json"
+        facts["run"] = json.loads(results.read_text()) if results.is_file() else "not finished"
+    elif arguments.preset:
+        chosen = config.preset(arguments.preset)
+    if chosen:
+        tree = params.specs(chosen)
+        facts["parameters"] = {name: params.count(part) for name, part in tree.items()}
+        facts["parameters"]["in all"] = params.count(tree)
+        facts["settings"] = chosen.to_dict()
+    if arguments.json:
+        print(json.dumps(facts, indent=1))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, inner in value.items():
+                print(f"  {key:20} {inner:,}" if type(inner) is int else f"  {key:20} {inner}")
+        else:
+            print(f"{name + ':':22} {value}")
+
+
+def do_data(arguments):
+    from PIL import Image
+
+    from . import data
+    from .tasks.retrieval import contact_sheet
+
+    name = Path(arguments.data).stem
+    fields = {"data": arguments.data, "image_size": arguments.image_size}
+    settings = config.preset("tiny", patch_size=1, held_out=arguments.held_out, **fields)
+    dataset = data.load(settings)
+    splits = {"train": dataset.train, "validation": dataset.validation, **dataset.evaluations}
+    print(f"{name}\n{dataset.notes}")
+    for split, pairs in splits.items():
+        if pairs is not None:
+            print(f"{split + ':':16} {len(pairs):>8,} images")
+            for own in pairs.captions[:3]:
+                print(f"{'':27}{own[0]}")
+    if dataset.name == "emoji":
+        from .data.emoji import pixel_nearest_neighbour
+
+        figures = pixel_nearest_neighbour(dataset)
+        shown = ", ".join(f"{key} {value:.1%}" for key, value in figures.items())
+        print(f"pixel nearest neighbour (the figure to beat): {shown}")
+    if arguments.sheet:
+        pairs = next(iter(dataset.evaluations.values()), dataset.train)
+        count = min(36, len(pairs))
+        images = [Image.fromarray(x) for x in pairs.batch(np.arange(count))]
+        contact_sheet(images, [pairs.captions[i][0] for i in range(count)]).save(arguments.sheet)
+        print(f"picture: {arguments.sheet}")
+
+
+def do_bench(arguments):
+    from .bench import step
+
+    step(
+        against=arguments.against,
+        batch=arguments.batch_size,
+        repeats=arguments.repeats,
+        json_path=arguments.json,
+    )
+
+
+def main(argv=None):
+    """Run a command; returns the exit code: 0, 1 for a failure, 2 for a wrong command line."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.function(arguments)
+        sys.stdout.flush()
+    except (ValueError, Stopped, OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        print(f"minicoca: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("minicoca: interrupted", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

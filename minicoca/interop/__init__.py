@@ -1,0 +1,1 @@
+"""Weights and configurations of other projects, to and from ours."""
