@@ -209,7 +209,7 @@ def write_atomically(path, data):
 
 def save(path, tree, config, **metadata):
     """Write a tree and the config it belongs to as one safetensors file."""
-    flat = {name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()}
+    flat = {name: np.array(leaf, order="C") for name, leaf in flatten(tree).items()}
     text = {"config": json.dumps(config.to_dict())} | {k: str(v) for k, v in metadata.items()}
     write_atomically(path, to_bytes(flat, metadata=text))
 

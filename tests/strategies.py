@@ -1,0 +1,57 @@
+"""What Hypothesis draws: small configs with every option, sizes that do not coincide, batches."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minicoca.config import preset
+from minicoca.params import initialise, tree_map
+
+OPTIONS = {
+    "pooler": ("cascade", "parallel", "shared", "none"),
+    "stem": ("plain", "clip"),
+    "multimodal_mlps": (1, 2),
+    "gelu": ("tanh", "exact"),
+    "embed_width": (0, 22),
+    "legacy_cls_mask": (False, True),
+}
+
+
+def small_config(**changes):
+    """A model of pairwise distinct sizes: N 9, image D 10, Q 5, D 12, V 17, hidden 14 and 16."""
+    sizes = dict(
+        image_size=6, patch_size=2, image_width=10, image_layers=2, image_heads=2, image_hidden=14,
+        caption_queries=5, pooler_heads=3, vocabulary=17, text_length=8, text_width=12,
+        text_heads=4, text_hidden=16, unimodal_layers=2, multimodal_layers=2,
+    )  # fmt: skip
+    return preset("tiny", **{**sizes, "pooler": "cascade", **changes})
+
+
+@st.composite
+def configs(draw, **fixed):
+    """A small config with any combination of options."""
+    options = {name: draw(st.sampled_from(values)) for name, values in OPTIONS.items()}
+    layers = {
+        "image_layers": draw(st.integers(1, 2)),
+        "unimodal_layers": draw(st.integers(1, 2)),
+        "multimodal_layers": draw(st.integers(1, 2)),
+    }
+    return small_config(**{**options, **layers, **fixed})
+
+
+def model_and_batch(config, seed, batch=3, tokens=7, fewest=2):
+    """float64 (params, images, tokens): parameters away from their first zeros and ones."""
+    rng = np.random.default_rng(seed)
+    params = initialise(config, seed, np.float64)
+    params = tree_map(lambda a: a + 0.2 * rng.standard_normal(a.shape), params)
+    images = rng.standard_normal((batch, config.image_size, config.image_size, 3))
+    ids = rng.integers(4, config.vocabulary, (batch, tokens))
+    lengths = rng.integers(fewest, tokens + 1, batch)
+    lengths[0] = tokens  # at least one row without padding
+    ids[:, 0] = 1
+    for row, length in zip(ids, lengths, strict=True):
+        row[length - 1] = 2
+        row[length:] = 0
+    return params, images, ids
+
+
+seeds = st.integers(0, 10_000)
