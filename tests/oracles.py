@@ -108,9 +108,7 @@ def planted(module, old, new):
     exec(compile(source.replace(old, new), module.__file__, "exec"), namespace)
     swapped = []
     for holder, changed in _pairs_of(vars(module), namespace, module.__name__):
-        if holder.__code__.co_code != changed.__code__.co_code or (
-            holder.__code__.co_consts != changed.__code__.co_consts
-        ):
+        if holder.__code__ != changed.__code__:
             swapped.append((holder, holder.__code__))
             holder.__code__ = changed.__code__
     assert swapped, f"{module.__name__}: {new!r} changes no function"
@@ -131,5 +129,7 @@ def _pairs_of(original, changed, module_name):
             yield value, other
         elif inspect.isclass(value):
             for key, method in vars(value).items():
-                if inspect.isfunction(method):
+                if isinstance(method, staticmethod):
+                    yield method.__func__, vars(other)[key].__func__
+                elif inspect.isfunction(method):
                     yield method, vars(other)[key]

@@ -177,7 +177,7 @@ def _contrastive(rng, size):
     arguments = {"image": unit[0], "text": unit[1], "log_temperature": np.array(-1.3)}
 
     def forward(**arguments):
-        loss, cache = losses.contrastive_loss(**arguments)
+        loss, cache = losses.contrastive_loss(*arguments.values())
         return (np.asarray(loss),), cache
 
     def backward(dy, cache):

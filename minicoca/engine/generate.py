@@ -89,9 +89,9 @@ def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
 def generate(
     params, config, images_BII3, prompt_BT, *, temperature=0.0, top_k=0, top_p=1.0, seed=0
 ):
-    """Continue each prompt until end or text_length: [B, T] ids, padded. temperature 0: greedy.
+    """Continue each prompt (ids [B, T0]) until end or text_length: ids [B, T], padded.
 
-    Row b draws from its own stream (seed, b).
+    temperature 0: greedy. Otherwise row b draws from its own stream (seed, b).
     """
     _, memory = encode_image(params, config, images_BII3)
     cache, tokens_BT, new_BT = Cache(params, config, memory), prompt_BT, prompt_BT
@@ -134,15 +134,15 @@ def beam_search(params, config, images_BII3, prompt_T, *, beams=4, length_penalt
             flat = totals_BV[own].flatten()
             best = torch.sort(flat, descending=True, stable=True)[1][: 2 * beams].tolist()
             opened = []
-            for place in best:
+            for rank, place in enumerate(best):
                 row, token = own[place // totals_BV.shape[1]], place % totals_BV.shape[1]
                 total, tokens = float(flat[place]), rows[row][2] + [token]
                 if total == -float("inf"):
                     continue
-                if token == END:
+                if token == END and rank < beams:
                     score = total / (length - len(prompt)) ** length_penalty
                     finished[b].append((score, tokens))
-                elif len(opened) < beams:
+                elif token != END and len(opened) < beams:
                     opened.append((b, total, tokens, row))
             finished[b] = sorted(finished[b], key=lambda f: -f[0])[:beams]
             # Log probabilities only fall; the longest possible caption divides them by the most.

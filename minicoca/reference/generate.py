@@ -42,14 +42,14 @@ def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
 
 
 def generate(
-    params, config, images_BII3, prompt_BT, *, temperature=0.0, top_k=0, top_p=1.0, seed=0
+    params, config, images_BII3, prompt, *, temperature=0.0, top_k=0, top_p=1.0, seed=0
 ):
-    """Continue each prompt until end or text_length: [B, T] ids, padded. temperature 0: greedy.
+    """Continue each prompt (ids [B, T0]) until end or text_length: ids [B, T], padded.
 
-    Row b draws from its own stream (seed, b).
+    temperature 0: greedy. Otherwise row b draws from its own stream (seed, b).
     """
     _, memory, _ = encode_image(params, config, images_BII3)
-    tokens_BT = np.array(prompt_BT)
+    tokens_BT = np.array(prompt)
     streams = [np.random.default_rng((seed, b)) for b in range(len(tokens_BT))]
     while tokens_BT.shape[1] < config.text_length:
         done_B = (tokens_BT == END).any(1)
@@ -68,38 +68,39 @@ def generate(
     return tokens_BT
 
 
-def beam_search(params, config, image_II3, prompt_T, *, beams=4, length_penalty=1.0):
+def beam_search(params, config, image_II3, prompt, *, beams=4, length_penalty=1.0):
     """The best of the captions that a beam finds for one image: (ids [T], score).
 
     Score: log probability over (tokens written) ** length_penalty, so that short captions are not
     preferred for being short. The search stops when no open beam can still win.
     """
     _, memory, _ = encode_image(params, config, image_II3[None])
-    open_beams, finished = [(0.0, list(prompt_T))], []
+    open_beams, finished = [(0.0, list(prompt))], []
     while open_beams and len(open_beams[0][1]) < config.text_length:
         tokens_BT = np.array([tokens for _, tokens in open_beams])
         memories = np.repeat(memory, len(tokens_BT), 0)
         log_p_BV = next_log_probabilities(params, config, memories, tokens_BT)
         totals_BV = np.array([score for score, _ in open_beams])[:, None] + log_p_BV
         best = np.argsort(-totals_BV, axis=None, kind="stable")[: 2 * beams]
-        written = tokens_BT.shape[1] + 1 - len(prompt_T)
+        written = tokens_BT.shape[1] + 1 - len(prompt)
         grown = []
-        for b, token in zip(*np.unravel_index(best, totals_BV.shape), strict=True):
-            total, tokens = float(totals_BV[b, token]), open_beams[b][1] + [int(token)]
+        for rank, place in enumerate(best):
+            b, token = divmod(int(place), totals_BV.shape[1])
+            total, tokens = float(totals_BV[b, token]), open_beams[b][1] + [token]
             if not np.isfinite(total):
                 continue
-            if token == END:
+            if token == END and rank < beams:
                 finished.append((total / written**length_penalty, tokens))
-            elif len(grown) < beams:
+            elif token != END and len(grown) < beams:
                 grown.append((total, tokens))
         open_beams = grown
         finished = sorted(finished, key=lambda f: -f[0])[:beams]
         # Log probabilities only fall; the longest possible caption divides them by the most.
-        limit = max(1, config.text_length - len(prompt_T)) ** max(length_penalty, 0.0)
+        limit = max(1, config.text_length - len(prompt)) ** max(length_penalty, 0.0)
         if len(finished) == beams and open_beams and open_beams[0][0] / limit <= finished[-1][0]:
             break
     if not finished:
-        written = max(1, config.text_length - len(prompt_T))
+        written = max(1, config.text_length - len(prompt))
         finished = [(s / written**length_penalty, tokens) for s, tokens in open_beams]
     score, tokens = max(finished, key=lambda f: f[0])
     return np.array(tokens), score
@@ -123,8 +124,8 @@ class CoCa:
         """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""
         images_BII3 = normalise(images, self.config)
         if not beams:
-            prompt_BT = np.tile(prompt, (len(images), 1))
-            return generate(self.params, self.config, images_BII3, prompt_BT, **sampling)
+            prompts = np.tile(prompt, (len(images), 1))
+            return generate(self.params, self.config, images_BII3, prompts, **sampling)
         found = [
             beam_search(self.params, self.config, image, prompt, beams=beams, **sampling)[0]
             for image in images_BII3

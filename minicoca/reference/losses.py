@@ -39,7 +39,7 @@ def contrastive_loss_backward(dloss, cache):
 def caption_loss(logits_BTV, targets_BT):
     """Mean cross-entropy over the targets that are not padding; 0 if all are."""
     valid_BT = targets_BT != PAD
-    count = max(valid_BT.sum(), 1)
+    count = max(int(valid_BT.sum()), 1)
     log_p_BTV, cache = log_softmax(logits_BTV)  # (1)
     log_p_BT = np.take_along_axis(log_p_BTV, targets_BT[..., None], 2)[..., 0]  # (2)
     return -(log_p_BT * valid_BT).sum() / count, (cache, targets_BT, valid_BT, count)  # (3)

@@ -74,9 +74,9 @@ def coca(params, config, images_BII3, tokens_BT):
     image_BE, memory, image_cache = encode_image(params, config, images_BII3)
     text_BE, x_BTD, text_cache = encode_text(params, config, tokens_BT)
     contrastive, contrastive_cache = contrastive_loss(image_BE, text_BE, params["log_temperature"])
-    n_BTD, decoder_cache = multimodal_decoder(x_BTD[:, :-1], memory, params["decoder"], config)
-    logits_BTV, head_cache = linear(n_BTD, params["decoder"]["head"])
-    caption, caption_cache = caption_loss(logits_BTV, tokens_BT[:, 1:])  # the labels: one later
+    n, decoder_cache = multimodal_decoder(x_BTD[:, :-1], memory, params["decoder"], config)
+    logits, head_cache = linear(n, params["decoder"]["head"])
+    caption, caption_cache = caption_loss(logits, tokens_BT[:, 1:])  # the labels: one later
     loss = config.contrastive_weight * contrastive + config.caption_weight * caption  # Eq. 4
     outputs = {
         "loss": loss,
@@ -84,7 +84,7 @@ def coca(params, config, images_BII3, tokens_BT):
         "caption": caption,
         "image": image_BE,
         "text": text_BE,
-        "logits": logits_BTV,
+        "logits": logits,
     }
     towers = config, x_BTD, image_cache, text_cache
     return outputs, (towers, contrastive_cache, decoder_cache, head_cache, caption_cache)
@@ -94,12 +94,12 @@ def coca_backward(dloss, cache):
     """The gradient of every parameter, as a tree like the parameters', and of the images."""
     towers, contrastive_cache, decoder_cache, head_cache, caption_cache = cache
     config, x_BTD, image_cache, text_cache = towers
-    dlogits_BTV = caption_loss_backward(config.caption_weight * dloss, caption_cache)
-    dn_BTD, dhead = linear_backward(dlogits_BTV, head_cache)
+    dlogits = caption_loss_backward(config.caption_weight * dloss, caption_cache)
+    dn, dhead = linear_backward(dlogits, head_cache)
     dimage_BE, dtext_BE, dlog_temperature = contrastive_loss_backward(
         config.contrastive_weight * dloss, contrastive_cache
     )
-    dinputs, dmemory, ddecoder = multimodal_decoder_backward(dn_BTD, decoder_cache)
+    dinputs, dmemory, ddecoder = multimodal_decoder_backward(dn, decoder_cache)
     dparams = {"log_temperature": dlog_temperature, "decoder": ddecoder | {"head": dhead}}
     dx_BTD = 0 * x_BTD
     dx_BTD[:, :-1] = dinputs  # the last token predicts nothing

@@ -42,11 +42,11 @@ def text_embedding(tokens_BT, params):
 def text_embedding_backward(dx_BSD, cache):
     token_cache, position_shape = cache
     dx_BTD = dx_BSD[:, :-1]
-    dposition_TD = np.zeros(position_shape, dx_BSD.dtype)
-    dposition_TD[: dx_BTD.shape[1]] = dx_BTD.sum(0)
+    dposition = np.zeros(position_shape, dx_BSD.dtype)
+    dposition[: dx_BTD.shape[1]] = dx_BTD.sum(0)
     return {
         "token": embedding_backward(dx_BTD, token_cache),
-        "position": dposition_TD,
+        "position": dposition,
         "cls": dx_BSD[:, -1].sum(0),
     }
 
