@@ -171,10 +171,11 @@ def tree_map(function, tree, *others):
 
 
 def flatten(tree, prefix=""):
-    """{"image.patch.weight": leaf, ...}"""
+    """{"image.patch.weight": leaf, ...}, in order of name: a tree from a file, whose order is
+    another, must give the same sums to the last bit."""
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
-    parts = (flatten(value, f"{prefix}{key}.") for key, value in tree.items())
+    parts = (flatten(tree[key], f"{prefix}{key}.") for key in sorted(tree))
     return {name: leaf for part in parts for name, leaf in part.items()}
 
 

@@ -289,7 +289,7 @@ def check_op(name, size, seed):
     error = complex_step_error(forward, backward, arguments, rng)
     assert error < TOLERANCE, f"{name}: complex step and backward differ by {error:.1e}"
     y, cache = forward(**arguments)
-    dy = normal_like(rng, dict(enumerate(y)))
+    dy = normal_like(rng, {str(i): part for i, part in enumerate(y)})
     once = backward(tuple(dy.values()), cache)
     twice = backward(tuple(2 * d for d in dy.values()), cache)
     tree_map(lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-12, atol=1e-12), once, twice)

@@ -1,5 +1,7 @@
 """The two losses (paper Eq. 2 and 3), as in reference/losses.py; computed behind the seam."""
 
+import torch
+
 from . import ops
 from .text import PAD
 
@@ -16,5 +18,7 @@ def caption_loss(n, head, targets_BT, packing=None):
     """
     if packing:
         return ops.caption_loss(n, head, packing.take(targets_BT[..., None])[:, 0])
+    if torch.compiler.is_compiling():  # a graph of fixed sizes cannot leave rows out
+        return ops.masked_caption_loss(n, head, targets_BT)
     valid_BT = targets_BT != PAD
     return ops.caption_loss(n[valid_BT], head, targets_BT[valid_BT])

@@ -69,6 +69,15 @@ def caption_loss(hidden_RD, head, targets_R):
     return _CaptionLoss.apply(hidden_RD, head["weight"], targets_R)
 
 
+def masked_caption_loss(hidden, head, targets, pad=0):
+    """The same over all rows, those whose target is `pad` counting for nothing."""
+    logits = linear(hidden, head).flatten(0, -2)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    targets = targets.flatten()
+    total = F.cross_entropy(logits, targets, ignore_index=pad, reduction="sum")
+    return total / (targets != pad).sum().clamp(min=1)
+
+
 class _CaptionLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_RD, weight_DV, targets_R):

@@ -57,8 +57,7 @@ class TextRows:
         self.legacy = config.legacy_cls_mask
         self.cls_slots_B = torch.full_like(self.lengths_B, T) if self.legacy else self.lengths_B
         self.packing = self.decoder_packing = None
-        real = int(self.lengths_B.sum()) + B if tokens_BT.device.type == "cpu" else B * (T + 1)
-        if not self.legacy and real < PACK_BELOW * B * (T + 1):
+        if not self.legacy and self._worth_packing(tokens_BT):
             slot_1S = torch.arange(T + 1)[None]
             self.packing = self._pack(slot_1S <= self.lengths_B[:, None])
             # The rows that predict: all but the last token and CLS. Shorter by one slot each.
@@ -66,6 +65,13 @@ class TextRows:
             self.kept_R = predicts_BS.flatten()[self.packing.slots_R].nonzero()[:, 0]
             self.decoder_packing = self._pack(predicts_BS[:, : max(1, T - 1)])
             self.cls_rows_B = torch.cumsum(self.lengths_B + 1, 0) - 1
+
+    def _worth_packing(self, tokens_BT):
+        # On a GPU the sizes would have to be waited for, and a compiled graph wants fixed ones.
+        if tokens_BT.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        B, T = tokens_BT.shape
+        return int(self.lengths_B.sum()) + B < PACK_BELOW * B * (T + 1)
 
     @staticmethod
     def _pack(real_BS):
