@@ -96,8 +96,8 @@ def build_parser():
     sub = command("data", do_data, "look at a data set before training on it")
     sub.add_argument("data", help="shapes, emoji, or a file or folder of images and captions")
     sub.add_argument("--sheet", type=Path, help="write some of its images as one picture")
-    sub.add_argument("--image-size", type=int, default=32, help="(default 32)")
-    sub.add_argument("--held-out", default="twemoji", help="emoji: the vendor to test on")
+    names = ("image_size", "held_out", "exclude", "emoji_source", "unseen_names")
+    config.add_flags(sub, only=names)
 
     sub = command("bench", do_bench, "time a training step")
     sub.add_argument("what", choices=("step",), help="what to time")
@@ -301,12 +301,10 @@ def do_data(arguments):
     from . import data
     from .tasks.retrieval import contact_sheet
 
-    name = Path(arguments.data).stem
-    fields = {"data": arguments.data, "image_size": arguments.image_size}
-    settings = config.preset("tiny", patch_size=1, held_out=arguments.held_out, **fields)
-    dataset = data.load(settings)
+    arguments.patch_size = 1  # any size of image can be looked at
+    dataset = data.load(config.from_flags(arguments, "tiny"))
     splits = {"train": dataset.train, "validation": dataset.validation, **dataset.evaluations}
-    print(f"{name}\n{dataset.notes}")
+    print(f"{dataset.name}\n{dataset.notes}")
     for split, pairs in splits.items():
         if pairs is not None:
             print(f"{split + ':':16} {len(pairs):>8,} images")

@@ -57,6 +57,8 @@ class Config:
     data: str = _option("shapes", "shapes, emoji, or a file or folder of images and captions")
     held_out: str = _option("twemoji", "emoji: the vendor that is tested on and never trained on")
     exclude: str = _option("", "emoji: vendors to leave out altogether, separated by commas")
+    emoji_source: str = _option("", "emoji: where drawings are, as vendor=PATH,vendor=PATH")
+    unseen_names: bool = _option(False, "emoji: keep 5 % of the names from training, and test them")
     tokenizer: str = _option("word", "sentencepiece model type", ("word", "unigram", "bpe"))
     distinct: bool = _option(False, "spread equal captions, so that a batch seldom holds two")
     augment: float = _option(0.0, "strength of random scale, turn, shift and colour; 0: none")

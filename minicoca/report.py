@@ -32,6 +32,9 @@ def table(results):
     galleries = {results[n]["gallery"] for n in splits if "gallery" in results[n]}
     if galleries:
         lines.append(f"(R@1: found first among {', '.join(map(str, sorted(galleries)))})")
+    if "pixel_nearest_neighbour_top1" in results:
+        top1, top5 = (results[f"pixel_nearest_neighbour_top{k}"] for k in (1, 5))
+        lines.append(f"(nearest in pixels: {top1:.1%} right, {top5:.1%} right in 5)")
     lines.append("")
     for sample in results["samples"]:
         mark = "=" if sample["caption"] == sample["truth"] else "x"

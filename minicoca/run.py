@@ -188,6 +188,11 @@ def finish(model, tokenizer, dataset, config, folder, seconds, command=None):
         "folder": str(folder),
         "samples": [],
     }
+    if dataset.name == "emoji":
+        from .data.emoji import pixel_nearest_neighbour
+
+        found = pixel_nearest_neighbour(dataset)
+        results |= {f"pixel_nearest_neighbour_{name}": value for name, value in found.items()}
     captions = {}
     for name, pairs in dataset.evaluations.items():
         gallery = GALLERY.get(config.data, 0)

@@ -14,8 +14,21 @@ def load(config):
     if config.data == "emoji":
         from . import emoji
 
-        exclude = tuple(filter(None, config.exclude.split(",")))
-        return emoji.load(config.seed, config.image_size, config.held_out, exclude=exclude)
+        return emoji.load(
+            config.seed,
+            config.image_size,
+            config.held_out,
+            sources=_sources(config.emoji_source),
+            exclude=tuple(filter(None, config.exclude.split(","))),
+            unseen_names=config.unseen_names,
+        )
     from . import folder
 
     return folder.load(config.data, config.image_size, seed=config.seed)
+
+
+def _sources(text):
+    pairs = [part.partition("=") for part in filter(None, text.split(","))]
+    if any(not vendor or not path for vendor, _, path in pairs):
+        raise ValueError(f"emoji_source={text!r}: write vendor=PATH, several with commas between")
+    return {vendor: path for vendor, _, path in pairs} or None

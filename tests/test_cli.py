@@ -1,0 +1,181 @@
+"""The command line as a person meets it: exit codes, one-line errors, tables and JSON."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minicoca import __main__ as cli
+from minicoca.data import shapes
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A model that has learned its sixty scenes by heart, and their pictures as files."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "pictures").mkdir()
+    dataset = shapes.load(0, 32, 60, 20)
+    for i in range(6):
+        Image.fromarray(dataset.train.images[i]).save(folder / "pictures" / f"{i}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(shapes, "load", lambda seed, side: dataset)
+        assert cli.main(["train", "--steps", "250", "--warmup", "20", "--evaluate-every", "0"]) == 0
+    return folder, [own[0] for own in dataset.train.captions[:6]]
+
+
+def call(capsys, *arguments):
+    code = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_caption_reads_folders_and_skips_what_is_broken(run, capsys, monkeypatch):
+    folder, truths = run
+    monkeypatch.chdir(folder)
+    (folder / "pictures" / "6.png").write_bytes(b"no image at all")
+    code, out, err = call(capsys, "caption", "pictures")
+    (folder / "pictures" / "6.png").unlink()
+    assert code == 0 and "skipped 1" in err and "6.png" in err
+    lines = out.strip().splitlines()
+    assert len(lines) == 6 and sum(t in line for t, line in zip(truths, lines, strict=True)) >= 4
+
+
+def test_caption_ways_of_writing(run, capsys, monkeypatch):
+    folder, truths = run
+    monkeypatch.chdir(folder)
+    for how in (["--beams", "3"], ["--temperature", "0.5", "--top-p", "0.9"], []):
+        code, out, _ = call(capsys, "caption", "pictures/0.png", "--json", *how)
+        rows = json.loads(out)["results"]
+        assert code == 0 and rows[0]["file"] == "pictures/0.png" and rows[0]["caption"]
+    code, out, _ = call(capsys, "caption", "pictures/0.png", "--prompt", "a large", "--json")
+    assert json.loads(out)["results"][0]["caption"].startswith("a large")
+    both = [call(capsys, "caption", "pictures", "--backend", b)[1] for b in ("torch", "numpy")]
+    assert both[0] == both[1]
+
+
+def test_classify_and_search_find_the_right_one(run, capsys, monkeypatch):
+    folder, truths = run
+    monkeypatch.chdir(folder)
+    labels = sorted(set(truths))
+    code, out, _ = call(capsys, "classify", "pictures", "--labels", *labels, "--json")
+    rows = json.loads(out)["results"]
+    assert code == 0 and sum(r["label"] == t for r, t in zip(rows, truths, strict=True)) >= 5
+    assert all(0 <= r["probability"] <= 1 for r in rows)
+    hits = 0
+    for i, truth in enumerate(truths):
+        code, out, _ = call(capsys, "search", "pictures", truth, "--json", "-k", "2")
+        hits += truths[int(json.loads(out)["results"][0]["file"][-5])] == truths[i]
+    assert hits >= 5
+    code, out, _ = call(capsys, "search", "pictures", "pictures/3.png", "--sheet", "sheet.png")
+    assert out.splitlines()[0].endswith("3.png")  # an image is nearest to itself
+    with Image.open("sheet.png") as sheet:
+        assert sheet.width > 100
+
+
+def test_embed_writes_unit_vectors(run, capsys, monkeypatch):
+    folder, truths = run
+    monkeypatch.chdir(folder)
+    assert call(capsys, "embed", "pictures", "--out", "v.npz")[0] == 0
+    saved = np.load("v.npz")
+    assert saved["vectors"].shape == (6, 64) and len(saved["names"]) == 6
+    np.testing.assert_allclose((saved["vectors"] ** 2).sum(1), 1, atol=1e-5)
+    assert call(capsys, "embed", "--text", "a red ring", "a star", "--out", "t.npz")[0] == 0
+    assert np.load("t.npz")["vectors"].shape == (2, 64)
+
+
+def test_info_and_data(run, capsys, monkeypatch):
+    folder, _ = run
+    monkeypatch.chdir(folder)
+    code, out, _ = call(capsys, "info", "--run", "runs/shapes", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["run"]["steps"] == 250 and facts["versions"]["torch"]
+    code, out, _ = call(capsys, "info", "--preset", "base")
+    assert code == 0 and "85,998,336" in out
+    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
+    code, out, _ = call(capsys, "data", "shapes", "--sheet", "s.png")
+    assert code == 0 and "60 images" in out
+
+
+load = shapes.load
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "--learnin-rate", "1"], 2, "did you mean --learning-rate?"),
+        (["train", "--preset", "huge"], 2, "invalid choice: 'huge'"),
+        (["paint"], 2, "invalid choice: 'paint'"),
+        (["train", "--image-heads", "5"], 1, "nearest image_heads: 4"),
+        (["train", "--backend", "numpy", "--ema", "0.9"], 1, "ema needs --backend torch"),
+        (["train", "--data", "nothing.csv"], 1, "nothing.csv"),
+        (["train", "--resume", "nothing"], 1, "not a run folder"),
+        (["caption", "nothing.png"], 1, "nothing.png: there is no such file"),
+        (["caption", "pictures", "--run", "nothing"], 1, "not a run folder"),
+        (["caption", "pictures", "--beams", "2", "--temperature", "1"], 1, "exclude each other"),
+        (["caption", "pictures", "--top-p", "0"], 1, "--top-p 0.0 is not in (0, 1]"),
+        (["classify", "pictures", "--labels", "a", "--template", "b"], 1, "has no {}"),
+        (["search", "pictures", "a", "-k", "0"], 1, "-k 0: at least 1"),
+        (["embed", "pictures", "--out", "v.txt"], 1, "must end in .npz"),
+        (["caption", "pictures", "--device", "warp"], 1, "'warp' cannot be used here"),
+    ],
+)
+def test_a_users_mistake_gets_one_line_and_no_traceback(
+    run, capsys, monkeypatch, arguments, code, message
+):
+    monkeypatch.chdir(run[0])
+    monkeypatch.setattr(sys, "argv", ["minicoca", *arguments])
+    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
+    try:
+        got = cli.main(arguments)
+    except SystemExit as stop:
+        got = stop.code
+    err = capsys.readouterr().err
+    assert got == code and message in err and "Traceback" not in err, err
+
+
+def test_a_folder_of_ones_own_pictures(run, tmp_path, capsys, monkeypatch):
+    """From a CSV to a model that knows its pictures, with one broken file among them."""
+    folder, truths = run
+    monkeypatch.chdir(tmp_path)
+    rows = ["image,caption"]
+    for i in range(40):
+        Image.fromarray(load(0, 32, 60, 20).train.images[i % 6]).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{truths[i % 6]}")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG but not really")
+    rows.append("broken.png,a broken thing")
+    (tmp_path / "mine.csv").write_text("\n".join(rows))
+    code, out, err = call(capsys, "train", "--data", "mine.csv", "--steps", 12, "--warmup", 2)
+    assert code == 0, err
+    results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
+    assert results["steps"] == 12 and "broken.png" in out + err
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_taken_up(tmp_path):
+    """A real process, a real signal."""
+    import signal
+    import time
+
+    code = "import sys; from minicoca.data import shapes; load = shapes.load; "
+    code += "shapes.load = lambda seed, side: load(seed, side, 60, 20); "
+    code += "from minicoca.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "train", "--steps", "100000", "--warmup", "5"]
+    environment = {**os.environ, "PYTHONPATH": str(cli.Path(cli.__file__).parent.parent)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        env=environment, text=True,
+    )  # fmt: skip
+    log = tmp_path / "runs" / "shapes" / "metrics.jsonl"
+    for _ in range(600):
+        if log.is_file() and log.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "go on with: minicoca train --resume" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "runs" / "shapes" / "resume.safetensors").is_file()

@@ -1,0 +1,130 @@
+"""The house keeps its shape: who may import whom, how long files may be, what the README promises."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STDLIB_OK = None  # the standard library may be imported anywhere
+OURS = {
+    "reference": {"numpy", "minicoca.config", "minicoca.params", "minicoca.reference"},
+    "engine": {
+        "numpy", "torch", "minicoca.config", "minicoca.params", "minicoca.engine",
+        "minicoca.kernels",
+    },
+    "data": {
+        "numpy", "PIL", "tqdm", "emoji", "minicoca.config", "minicoca.params", "minicoca.data",
+        "minicoca.images", "minicoca.metrics",
+    },
+    "config.py": set(),
+    "params.py": {"numpy", "safetensors"},
+    "tokenizer.py": {"numpy", "sentencepiece", "minicoca.params"},
+    "images.py": {"numpy", "PIL"},
+    "metrics.py": {"numpy"},
+    "tasks": {"numpy", "PIL", "tqdm", "minicoca.tasks", "minicoca.images", "minicoca.engine"},
+}  # fmt: skip
+
+
+def files(pattern="*.py"):
+    listed = subprocess.run(
+        ["git", "ls-files", pattern], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    return [ROOT / name for name in listed if (ROOT / name).is_file()]
+
+
+def imports(path):
+    """Every module that a file imports, in full."""
+    import sys
+
+    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parts, base] if base else parts)
+            names = [base] if node.module else [f"{base}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.split(".")[0] not in sys.stdlib_module_names:
+                yield name
+
+
+@pytest.mark.parametrize("part", OURS)
+def test_imports_point_the_right_way(part):
+    target = ROOT / "minicoca" / part
+    paths = [target] if target.suffix == ".py" else sorted(target.rglob("*.py"))
+    assert paths
+    for path in paths:
+        for name in imports(path):
+            ok = any(name == allowed or name.startswith(allowed + ".") for allowed in OURS[part])
+            assert ok, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_budgets():
+    """A person can hold a file in the head: reference files 200 lines, 1,200 together; others 400."""
+    lines = {path: len(path.read_text().splitlines()) for path in files()}
+    reference = {p: n for p, n in lines.items() if "reference" in p.parts and "tests" not in p.parts}
+    assert sum(reference.values()) <= 1200, sum(reference.values())
+    for path, n in lines.items():
+        limit = 200 if path in reference else 400
+        # A list of small cases may be longer than code that must be followed.
+        if path.name.startswith("test_"):
+            limit = 500
+        assert n <= limit, f"{path.relative_to(ROOT)} has {n} lines, more than {limit}"
+
+
+def test_reference_functions_are_short():
+    """The median is about ten lines; none is longer than forty, docstring included."""
+    lengths = []
+    for path in sorted((ROOT / "minicoca" / "reference").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                lengths.append(node.end_lineno - node.lineno + 1)
+                assert lengths[-1] <= 42, f"{path.name}: {node.name} has {lengths[-1]} lines"
+    assert sorted(lengths)[len(lengths) // 2] <= 12
+
+
+def test_every_op_stands_above_its_backward():
+    for path in sorted((ROOT / "minicoca" / "reference").glob("*.py")):
+        names = [n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)]
+        for name in names:
+            if name.endswith("_backward"):
+                before = names[: names.index(name)]
+                assert name.removesuffix("_backward") in before, f"{path.name}: {name}"
+
+
+def test_public_functions_of_the_reference_say_what_they_do():
+    for path in sorted((ROOT / "minicoca" / "reference").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                if not node.name.endswith("_backward"):
+                    assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+
+
+def test_links_in_markdown_resolve():
+    for page in files("*.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target} is not there"
+
+
+def test_the_readme_names_every_part():
+    """The file tree of the README lists what there is, and nothing else."""
+    text = (ROOT / "README.md").read_text()
+    tree = text[text.index("minicoca/\n") :]
+    listed = set(re.findall(r"^\s+([a-z_]+(?:\.py|/))", tree[: tree.index("```")], re.M))
+    inside = (ROOT / "minicoca").iterdir()
+    there = {p.name + "/" if p.is_dir() else p.name for p in inside if not p.name.startswith("__")}
+    there = {name for name in there if name.endswith((".py", "/"))}
+    assert there <= listed, f"not in the README: {sorted(there - listed)}"
+
+
+def test_repository_is_small_and_plain():
+    for path in files("*"):
+        assert path.stat().st_size < 2_000_000, f"{path.name} is too large for the repository"
