@@ -225,9 +225,13 @@ def _print_table(report, cases):
     print(("{:>11}" * 6 + "{:>18}").format(*head))
     for case in cases:
         row = report[case]
-        cells = [f"{row[key]:.2f}" if key == "ratio" else f"{row[key]:,.0f}" if key in row else "-"
-                 for key in keys]
+        cells = [
+            f"{row[key]:.2f}" if key == "ratio" else f"{row[key]:,.0f}" if key in row else "-"
+            for key in keys
+        ]
         differ = f"{row['gradient_difference']:.1e}" if "gradient_difference" in row else "-"
         print(("{:>11}" * 6 + "{:>18}").format(case, *cells, differ))
-    print(f"one step, batch {report['batch']}, median of {report['repeats']}, in turn, "
-          f"{report['threads']} threads, torch {report['torch']}")
+    print(
+        f"one step, batch {report['batch']}, median of {report['repeats']}, in turn, "
+        f"{report['threads']} threads, torch {report['torch']}"
+    )

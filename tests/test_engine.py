@@ -98,7 +98,9 @@ def check_optimizer(seed, config):
         assert engine_optim.learning_rate(step, config) == rate
         gradients, norm = reference_optim.clip_by_global_norm(gradients, config.clip_norm)
         flat = list(flatten(leaves).values())
-        assert float(engine_optim.clip_by_global_norm(flat, config.clip_norm)) == pytest.approx(norm)
+        assert float(engine_optim.clip_by_global_norm(flat, config.clip_norm)) == pytest.approx(
+            norm
+        )
         params, state = reference_optim.adamw(params, gradients, state, rate, config)
         params = reference_optim.clamp_temperature(params)
         for group in optimizer.param_groups:
@@ -145,9 +147,7 @@ def check_schedules():
     assert rates[-1] == pytest.approx(0.1) and all(np.diff(rates[4:]) < 0)
     middle = 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * 3 / 9))
     assert rates[7] == pytest.approx(middle)
-    linear = small_config(
-        learning_rate=1.0, warmup=4, steps=14, final_rate=0.1, schedule="linear"
-    )
+    linear = small_config(learning_rate=1.0, warmup=4, steps=14, final_rate=0.1, schedule="linear")
     assert reference_optim.learning_rate(7, linear) == pytest.approx(0.1 + 0.9 * (1 - 3 / 9))
 
 

@@ -1,4 +1,4 @@
-"""Do the tests have teeth? Each row plants one bug in the source and names the check that must fail.
+"""Do the tests have teeth? Each row plants one bug in the source and names the check that sees it.
 
 A check is the body of a test of the same name. A row whose bug goes unseen fails here.
 """

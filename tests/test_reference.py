@@ -391,7 +391,9 @@ def test_suffixes_are_true():
 
 
 def test_the_tracer_sees_a_false_suffix(tmp_path):
-    source = "import numpy as np\ndef f(x_BT):\n    y_TB = x_BT\n    z_BTK = x_BT\n    return y_TB\n"
+    source = (
+        "import numpy as np\ndef f(x_BT):\n    y_TB = x_BT\n    z_BTK = x_BT\n    return y_TB\n"
+    )
     (tmp_path / "wrong.py").write_text(source)
     namespace = {}
     exec(compile(source, str(tmp_path / "wrong.py"), "exec"), namespace)

@@ -1,4 +1,4 @@
-"""Training runs: exact resume, the divergence guard, accumulation, both backends, one checkpoint."""
+"""Training runs: exact resume, the divergence guard, accumulation, both backends, checkpoints."""
 
 import json
 import math
@@ -131,7 +131,10 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_weights(tmp_path, monk
         return original(self, number, images, tokens)
 
     monkeypatch.setattr(TRAINERS[backend], "step", poisoned)
-    with np.errstate(invalid="ignore"), pytest.raises(Stopped, match="nan at step 6.*--learning-rate"):
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(Stopped, match="nan at step 6.*--learning-rate"),
+    ):
         silent(short(backend=backend), tmp_path / "run")
     kept = flatten(tensors(tmp_path / "run", "resume.safetensors")["params"])
     assert good.keys() == kept.keys()
@@ -139,7 +142,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_weights(tmp_path, monk
 
 
 def test_accumulated_gradient_is_the_gradient():
-    """Micro-batches of any number give the gradient of the whole batch, contrastive part included."""
+    """Micro-batches of any number give the gradient of the whole batch, contrastive part too."""
     for options in ({}, {"contrastive_weight": 0.0}, {"caption_weight": 0.0}):
         config = small_config(**options)
         tree, _, tokens = model_and_batch(config, 0, batch=5)

@@ -41,9 +41,7 @@ def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
     return filtered_BV
 
 
-def generate(
-    params, config, images_BII3, prompt, *, temperature=0.0, top_k=0, top_p=1.0, seed=0
-):
+def generate(params, config, images_BII3, prompt, *, temperature=0.0, top_k=0, top_p=1.0, seed=0):
     """Continue each prompt (ids [B, T0]) until end or text_length: ids [B, T], padded.
 
     temperature 0: greedy. Otherwise row b draws from its own stream (seed, b).
