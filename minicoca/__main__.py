@@ -13,6 +13,12 @@ from . import __version__, config, params
 from .run import Stopped, load_model, machine, new_folder, read_config, train
 
 RUNS = "runs"
+RESUME_FLAGS = ("learning_rate", "clip_norm", "device", "precision", "compile")
+MOST_BEAMS = 64
+
+
+class Usage(ValueError):
+    """A wrong command line, though every flag in it exists."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,11 +30,15 @@ class Parser(argparse.ArgumentParser):
         if wrong:
             near = difflib.get_close_matches(wrong.split("=")[0], self.known_flags(), 1, 0.5)
             message += f"; did you mean {near[0]}?" if near else ""
-        self.exit(2, f"{self.prog}: {message}\n(see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def parse_args(self, argv=None):
+        self.argv = sys.argv[1:] if argv is None else argv
+        return super().parse_args(argv)
 
     def known_flags(self):
         inside = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
-        chosen = [sub for a in inside for name, sub in a.choices.items() if name in sys.argv[1:2]]
+        chosen = [sub for a in inside for name, sub in a.choices.items() if name in self.argv[:1]]
         return [flag for p in (self, *chosen) for flag in p._option_string_actions]
 
 
@@ -47,11 +57,11 @@ def build_parser():
         return sub
 
     sub = command("train", do_train, "train a model; with no flags, on drawn shapes, in minutes")
-    sub.add_argument("--preset", default="tiny", choices=config.PRESETS, help="(default tiny)")
+    sub.add_argument("--preset", choices=config.PRESETS, help="(default tiny)")
     sub.add_argument("--run", type=Path, help=f"folder to write (default {RUNS}/DATA, numbered)")
     sub.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
     sub.add_argument("--json", action="store_true", help="print the results as JSON")
-    config.add_flags(sub.add_argument_group("settings (saved with the run)"))
+    config.add_flags(sub.add_argument_group("settings, saved with the run (default: the preset's)"))
 
     def model_command(name, function, help):
         sub = command(name, function, help)
@@ -65,10 +75,10 @@ def build_parser():
     sub.add_argument("images", nargs="+", help="image files or folders of them")
     sub.add_argument("--prompt", default="", help="how every caption begins")
     sub.add_argument("--beams", type=int, default=0, help="beam search with so many beams")
-    sub.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
-    sub.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest tokens")
-    sub.add_argument("--top-p", type=float, default=1.0, help="... from this much probability")
-    sub.add_argument("--seed", type=int, default=0, help="seed of sampling")
+    sub.add_argument("--temperature", type=float, help="sample; without it the likeliest token")
+    sub.add_argument("--top-k", type=int, help="... from the k likeliest tokens")
+    sub.add_argument("--top-p", type=float, help="... from this much probability")
+    sub.add_argument("--seed", type=int, help="... with this seed")
 
     sub = model_command("classify", do_classify, "say which of your labels fits each image")
     sub.add_argument("images", nargs="+", help="image files or folders of them")
@@ -109,24 +119,32 @@ def build_parser():
 
 
 def do_train(arguments):
+    say = (lambda text: print(text, file=sys.stderr)) if arguments.json else print
     if arguments.resume:
-        given = [n for n in config.Config.__dataclass_fields__ if getattr(arguments, n, None)]
-        given = [name for name in given if name != "preset"]
-        if given:
-            flags = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise ValueError(f"--resume goes on exactly as the run began; leave out {flags}")
-        folder, settings = arguments.resume, read_config(arguments.resume)
+        fields = ("run", *config.Config.__dataclass_fields__)
+        given = {
+            n: getattr(arguments, n) for n in fields if getattr(arguments, n, None) is not None
+        }
+        if wrong := [n for n in given if n not in RESUME_FLAGS]:
+            flags = ", ".join("--" + name.replace("_", "-") for name in wrong)
+            raise Usage(f"--resume goes on as the run began; leave out {flags}")
+        results = train(None, arguments.resume, taking_up=True, changes=given, say=say)
     else:
-        settings = config.from_flags(arguments, arguments.preset)
+        try:
+            settings = config.from_flags(arguments, arguments.preset or "tiny")
+        except ValueError as error:
+            raise Usage(error) from error
         folder = arguments.run
         if folder is None:
-            folder = new_folder(RUNS, Path(settings.data).stem or "run")
+            folder = new_folder(RUNS, Path(settings.data).resolve().stem or "run")
         elif folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty; choose another --run, or --resume {folder}")
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-    say = (lambda text: print(text, file=sys.stderr)) if arguments.json else print
-    results = train(settings, folder, again=bool(arguments.resume), say=say)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            results = train(settings, folder, say=say)
+        finally:
+            if not any(folder.iterdir()):
+                folder.rmdir()  # it failed before there was anything to keep
     if arguments.json:
         print(json.dumps(results))
 
@@ -146,34 +164,51 @@ def show(arguments, rows, line, skipped):
     """Print rows as lines or as JSON, and what was skipped to stderr."""
     if arguments.json:
         print(json.dumps({"results": rows, "skipped": skipped}, indent=1))
-    else:
+    elif rows:
         print("\n".join(map(line, rows)))
     if skipped:
         print(f"skipped {len(skipped)} of the files:", file=sys.stderr)
         print("\n".join(f"  {error}" for error in skipped), file=sys.stderr)
+    if not rows:
+        raise ValueError("none of the images could be read")
 
 
 def do_caption(arguments):
     from .tasks.captioning import caption
     from .tasks.files import decoded, find_images
 
-    if arguments.beams and arguments.temperature:
-        raise ValueError("--beams and --temperature exclude each other")
-    if arguments.beams < 0 or arguments.temperature < 0 or arguments.top_k < 0:
-        raise ValueError("--beams, --temperature and --top-k cannot be negative")
-    if not 0 < arguments.top_p <= 1:
-        raise ValueError(f"--top-p {arguments.top_p} is not in (0, 1]")
-    how = {"beams": arguments.beams} if arguments.beams else {}
-    if arguments.temperature:
-        how = {k: getattr(arguments, k) for k in ("temperature", "top_k", "top_p", "seed")}
+    how = decoding(arguments)
     paths = find_images(arguments.images)
     model, tokenizer = open_model(arguments)
     rows, skipped = [], []
     for kept, images in decoded(paths, model.config.image_size, skipped):
+        if "seed" in how:  # every file draws from a stream of its own, whatever batch it is in
+            how["first_stream"] = len(rows)
         texts = caption(model, tokenizer, images, arguments.prompt, **how)
         rows += [{"file": str(p), "caption": t} for p, t in zip(kept, texts, strict=True)]
     width = max((len(row["file"]) for row in rows), default=0)
     show(arguments, rows, lambda row: f"{row['file']:{width}}  {row['caption']}", skipped)
+
+
+def decoding(arguments):
+    """How to write captions, from the flags. Raises Usage."""
+    a = arguments
+    if not 0 <= a.beams <= MOST_BEAMS:
+        raise Usage(f"--beams {a.beams} is not from 0 to {MOST_BEAMS}")
+    if a.temperature is None:
+        if a.top_k is not None or a.top_p is not None or a.seed is not None:
+            raise Usage("--top-k, --top-p and --seed are for sampling: give --temperature too")
+        return {"beams": a.beams} if a.beams else {}
+    if a.beams:
+        raise Usage("--beams and --temperature exclude each other")
+    if not 1e-3 <= a.temperature <= 1e3:
+        raise Usage(f"--temperature {a.temperature} is not from 0.001 to 1000")
+    how = {"top_k": a.top_k or 0, "top_p": 1.0 if a.top_p is None else a.top_p, "seed": a.seed or 0}
+    if not 0 < how["top_p"] <= 1:
+        raise Usage(f"--top-p {a.top_p} is not over 0 and at most 1")
+    if how["top_k"] < 0 or how["seed"] < 0:
+        raise Usage("--top-k and --seed cannot be negative")
+    return how | {"temperature": a.temperature}
 
 
 def do_classify(arguments):
@@ -214,12 +249,12 @@ def do_search(arguments):
     from .tasks.retrieval import contact_sheet, nearest
 
     if arguments.k < 1:
-        raise ValueError(f"-k {arguments.k}: at least 1")
+        raise Usage(f"-k {arguments.k}: at least 1")
     paths = find_images([arguments.folder])
     model, tokenizer = open_model(arguments)
     skipped = []
     kept, vectors = embed(model, paths, skipped)
-    if Path(arguments.query).is_file():
+    if os.path.isfile(arguments.query):
         query = embed(model, [Path(arguments.query)], [])[1]
     else:
         query = embed_texts(model, tokenizer, [arguments.query])
@@ -240,7 +275,7 @@ def do_embed(arguments):
     from .tasks.files import embed, find_images
 
     if arguments.out.suffix != ".npz":
-        raise ValueError(f"--out {arguments.out}: the name must end in .npz")
+        raise Usage(f"--out {arguments.out}: the name must end in .npz")
     skipped = []
     if arguments.text:
         model, tokenizer = open_model(arguments)
@@ -270,7 +305,6 @@ def do_info(arguments):
     import torch
 
     facts = {"versions": versions, "machine": machine(), "cuda": torch.cuda.is_available()}
-    facts["operations"] = {"torch": "everything (engine/ops.py)"}
     chosen = None
     if arguments.run:
         chosen = read_config(arguments.run)
@@ -340,16 +374,19 @@ def main(argv=None):
     arguments = build_parser().parse_args(argv)
     try:
         arguments.function(arguments)
-        sys.stdout.flush()
-    except (ValueError, Stopped, OSError, ImportError) as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        print(f"minicoca: {error}", file=sys.stderr)
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("minicoca: interrupted", file=sys.stderr)
         return 1
+    except (ValueError, Stopped, OSError, ImportError, RuntimeError, MemoryError) as error:
+        if os.environ.get("MINICOCA_TRACEBACK"):
+            raise
+        print(f"minicoca: {error or type(error).__name__}", file=sys.stderr)
+        return 2 if isinstance(error, Usage) else 1
     return 0
 
 

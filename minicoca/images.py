@@ -1,4 +1,4 @@
-"""Image files to arrays: decode, turn upright, convert to RGB, resize, crop, normalise.
+"""Image files to arrays: decode, turn upright, convert to RGB, resize, crop.
 
 Whatever a file holds (palette, grey, 16 bit, CMYK, transparency) comes out as 8-bit RGB, and
 whatever is wrong with it comes out as an `ImageError` that names the file.
@@ -7,7 +7,6 @@ whatever is wrong with it comes out as an `ImageError` that names the file.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -74,13 +73,6 @@ def check(source: ImageFile) -> None:
     open_image(source).close()
 
 
-def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """uint8 [..., 3] to float32 [..., 3]: pixels in 0..1, less `mean`, divided by `std`."""
-    scale = 1 / (255 * np.asarray(std, dtype=np.float64))
-    shift = -np.asarray(mean, dtype=np.float64) / np.asarray(std, dtype=np.float64)
-    return images * scale.astype(np.float32) + shift.astype(np.float32)
-
-
 def open_image(source: ImageFile) -> Image.Image:
     """Opens a file without decoding its pixels, and refuses it if there are too many of them."""
     # A pipe or a device would be waited for without end.
@@ -104,7 +96,7 @@ def failure(source: ImageFile, error: Exception) -> ImageError:
 
 
 def name_of(source: ImageFile) -> str:
-    return str(getattr(source, "name", source))
+    return str(source if isinstance(source, str | os.PathLike) else getattr(source, "name", source))
 
 
 def upright(image: Image.Image) -> Image.Image:

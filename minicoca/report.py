@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+import warnings
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -44,19 +45,20 @@ def table(results):
     seconds, speed = results["train_seconds"], results["images_per_second"]
     lines.append(f"\ntrained for {seconds:.0f} s ({speed:.0f} images a second)")
     lines.append(f"run folder: {results['folder']}")
-    lines += [f"picture:    {path}" for path in results.get("pictures", [])]
     return "\n".join(lines)
 
 
-def make_pictures(folder, model, tokenizer, dataset, captions):
-    """Write held-out images with their captions, the similarity matrix and the loss curves."""
-    paths = []
-    for name, pairs in dataset.evaluations.items():
-        figure = _figure(folder, model, tokenizer, pairs, captions[name], name)
-        path = folder / f"{name}.png"
+def make_picture(folder, model, tokenizer, name, pairs, captions):
+    """Draw held-out images with their captions, the similarity matrix and the loss curves.
+
+    Returns the path of the picture.
+    """
+    path = folder / f"{name}.png"
+    figure = _figure(folder, model, tokenizer, pairs, captions, name)
+    with warnings.catch_warnings():  # matplotlib warns of every letter that its font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
-        paths.append(str(path))
-    return paths
+    return str(path)
 
 
 def _figure(folder, model, tokenizer, pairs, captions, name):
@@ -70,12 +72,13 @@ def _figure(folder, model, tokenizer, pairs, captions, name):
             continue
         axis.imshow(pairs.batch([i])[0], interpolation="nearest")
         if captions:
-            ok = captions[i] in pairs.captions[i]
-            text = captions[i] if ok else f"{captions[i]}\n[{pairs.captions[i][0]}]"
+            truths = [tokenizer.normalise(text) for text in pairs.captions[i]]
+            ok = captions[i] in truths
+            text = captions[i] if ok else f"{captions[i]}\n[{truths[0]}]"
             text = "\n".join(textwrap.fill(part, 24) for part in text.split("\n"))
             axis.text(
                 0.5, -0.06, text, transform=axis.transAxes, fontsize=6.5, ha="center", va="top",
-                color=GREEN if ok else RED,
+                color=GREEN if ok else RED, parse_math=False,
             )  # fmt: skip
     top, bottom = right.subplots(2, 1, gridspec_kw={"hspace": 0.35})
     _similarity(top, model, tokenizer, pairs)

@@ -4,6 +4,7 @@ The folder holds config.json, tokenizer.model, metrics.jsonl, resume.safetensors
 model.safetensors (to use), results.json, and at the end pictures of what was learned.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from . import data, params
 from .config import from_dict
 from .data.order import Order, batches
 from .evaluate import evaluate
-from .report import make_pictures, table
+from .report import make_picture, table
 from .tokenizer import Tokenizer
 
 GALLERY = {"shapes": 256}  # retrieval among so many pairs; elsewhere among all of a split
@@ -55,13 +56,21 @@ def make_trainer(tree, config):
     return Trainer(tree, config)
 
 
-def start(config, folder):
+def start(config, folder, say):
     """Make the tokenizer and the first weights: (trainer, tokenizer, dataset, config)."""
     dataset = data.load(config)
-    texts = [text for own in dataset.train.captions for text in own]
+    texts = all_captions(dataset)
     tokenizer = Tokenizer.train(texts, config.vocabulary, config.tokenizer)
+    if (unknown := tokenizer.unknown_share(texts)) > 0.001:
+        say(f"{unknown:.1%} of the words are unknown to the tokenizer; more fit in --vocabulary")
+    if config.batch_size > len(dataset.train):
+        say(f"batches of {len(dataset.train)}, all the pairs there are")
+    if config.warmup >= config.steps:
+        say(f"warm-up of {config.steps // 10} steps: {config.warmup} are all there are, or more")
     config = replace(
         config,
+        batch_size=min(config.batch_size, len(dataset.train)),
+        warmup=config.warmup if config.warmup < config.steps else config.steps // 10,
         vocabulary=tokenizer.vocab_size,
         pixel_mean=tuple(map(float, dataset.mean)),
         pixel_std=tuple(map(float, dataset.std)),
@@ -72,26 +81,45 @@ def start(config, folder):
     return trainer, tokenizer, dataset, config
 
 
+def all_captions(dataset):
+    """Every caption of the training pairs."""
+    return [text for own in dataset.train.captions for text in own]
+
+
+def fingerprint(dataset):
+    """Of the training captions, to notice that a data set is not what it was."""
+    return hashlib.sha256("\n".join(all_captions(dataset)).encode()).hexdigest()[:16]
+
+
 def read_config(folder):
-    """The config of a run. Raises ValueError if the folder is none."""
+    """The config of a run. Raises ValueError if the folder holds none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a run folder: it has no config.json")
-    return from_dict(json.loads(path.read_text()))
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def resume(folder):
+def resume(folder, **changes):
     """Take a run up where its last checkpoint left it: as `start`, and (step, seconds so far)."""
-    config = read_config(folder)
+    config = replace(read_config(folder), **changes)
     path = folder / "resume.safetensors"
     if not path.is_file():
         raise ValueError(f"{folder} has no checkpoint to go on from (resume.safetensors)")
     tree, metadata = params.load(path)
+    if "params" not in tree or not {"step", "seconds"} <= metadata.keys():
+        raise ValueError(f"{path} is not a checkpoint of an unfinished run")
+    params.check(tree["params"], config, path)
     trainer = make_trainer(tree["params"], config)
     trainer.load(tree)
     tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    dataset = data.load(config)
+    if metadata.get("data", fingerprint(dataset)) != fingerprint(dataset):
+        raise ValueError(f"{config.data} has changed since {folder} began; it cannot go on exactly")
     done = int(metadata["step"]), float(metadata["seconds"])
-    return trainer, tokenizer, data.load(config), config, *done
+    return trainer, tokenizer, dataset, config, *done
 
 
 def load_model(folder, backend="torch", device="auto"):
@@ -113,40 +141,56 @@ def load_model(folder, backend="torch", device="auto"):
     return CoCa(weights, config), Tokenizer.load(folder / "tokenizer.model")
 
 
-def train(config, folder, *, again=False, command=None, say=print):
-    """Train (or, with `again`, take up) the run in `folder`; returns its results as a dict.
+def train(config, folder, *, taking_up=False, changes=None, command=None, say=print):
+    """Train in `folder`, or take up the run that is there; returns its results as a dict.
 
-    Raises Stopped if it is interrupted or diverges; a checkpoint is kept in either case.
+    changes: settings to replace when a run is taken up. Raises Stopped if it is interrupted or
+    diverges; a checkpoint is kept in either case.
     """
-    folder = Path(folder)
+    folder, command = Path(folder), command or shlex.join(["minicoca", *sys.argv[1:]])
     first, seconds = 0, 0.0
-    if again:
-        trainer, tokenizer, dataset, config, first, seconds = resume(folder)
-    else:
-        trainer, tokenizer, dataset, config = start(config, folder)
-    weights = trainer.weights()
-    say(f"{dataset.name}: {len(dataset.train):,} training pairs. {dataset.notes}".strip())
-    texts = [text for own in dataset.train.captions for text in own]
-    if cut := tokenizer.too_long(texts, config.text_length):
-        say(f"{cut:,} captions are cut at {config.text_length} tokens (--text-length)")
-    say(
-        f"{params.count(weights):,} parameters; {config.steps:,} steps of {config.batch_size} pairs"
-    )
-    begun = time.perf_counter() - seconds
+    with asked_to_stop() as asked:
+        if taking_up:
+            trainer, tokenizer, dataset, config, first, seconds = resume(folder, **(changes or {}))
+        else:
+            trainer, tokenizer, dataset, config = start(config, folder, say)
+        log = Log(folder / "metrics.jsonl", first)
+        if not taking_up:
+            log.write({"step": 0, "command": command})
+        size = params.count(trainer.weights())
+        say(f"{dataset.name}: {len(dataset.train):,} training pairs. {dataset.notes}".strip())
+        if cut := tokenizer.too_long(all_captions(dataset), config.text_length):
+            say(f"{cut:,} captions are cut at {config.text_length} tokens (--text-length)")
+        say(f"{size:,} parameters; {config.steps:,} steps of {config.batch_size} pairs")
+        begun, mark = time.perf_counter() - seconds, fingerprint(dataset)
 
-    def checkpoint(step):
-        kept = {"step": step, "seconds": time.perf_counter() - begun}
-        params.save(folder / "resume.safetensors", trainer.state(), config, **kept)
+        def checkpoint(step):
+            kept = {"step": step, "seconds": time.perf_counter() - begun, "data": mark}
+            params.save(folder / "resume.safetensors", trainer.state(), config, **kept)
 
+        if not taking_up:
+            checkpoint(0)
+        _loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked)
+    seconds = time.perf_counter() - begun
+    params.save(folder / "model.safetensors", trainer.weights(), config)
+    results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, say)
+    for pairs in (dataset.train, dataset.validation, *dataset.evaluations.values()):
+        if text := getattr(pairs, "report", str)():
+            say(text)
+    return results
+
+
+def _loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked):
+    """Steps `first` to the last. Raises Stopped."""
     order = Order(dataset.train.captions, config.batch_size, config.seed, config.distinct)
-    encode = lambda texts: tokenizer.encode(texts, config.text_length)  # noqa: E731
-    log = Log(folder / "metrics.jsonl", first)
-    bar = tqdm(total=config.steps, initial=first, unit="step", dynamic_ncols=True, mininterval=0.5)
-    with bar, asked_to_stop() as asked:
+
+    def encode(texts):
+        return tokenizer.encode(texts, config.text_length)
+
+    with tqdm(total=config.steps, initial=first, unit="step", mininterval=0.5) as bar:
         for step, images, tokens in batches(dataset.train, order, encode, first, config.steps):
             report = trainer.step(step, images, tokens)
             if not all(map(math.isfinite, report.values())):
-                checkpoint(step)
                 raise Stopped(_diverged(step, report, folder))
             bar.update()
             if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
@@ -161,18 +205,13 @@ def train(config, folder, *, again=False, command=None, say=print):
             if asked and not last:
                 bar.close()
                 raise Stopped(
-                    f"stopped after step {step + 1} of {config.steps}; "
-                    f"go on with: minicoca train --resume {folder}"
+                    f"stopped after step {step + 1} of {config.steps}; go on with: "
+                    f"minicoca train --resume {shlex.quote(str(folder))}"
                 )
-    seconds = time.perf_counter() - begun
-    params.save(folder / "model.safetensors", trainer.weights(), config)
-    results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, command)
-    say(table(results))
-    return results
 
 
-def finish(model, tokenizer, dataset, config, folder, seconds, command=None):
-    """Evaluate every held-out split; write results.json and the pictures."""
+def finish(model, tokenizer, dataset, config, folder, seconds, say=print):
+    """Evaluate every held-out split; write results.json, say the table, draw the pictures."""
     results = {
         "train_seconds": round(seconds, 1),
         "steps": config.steps,
@@ -182,7 +221,7 @@ def finish(model, tokenizer, dataset, config, folder, seconds, command=None):
         "preset": config.preset,
         "seed": config.seed,
         "backend": config.backend,
-        "command": command or shlex.join(sys.argv),
+        "command": Log.first_command(folder / "metrics.jsonl"),
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "folder": str(folder),
@@ -195,13 +234,21 @@ def finish(model, tokenizer, dataset, config, folder, seconds, command=None):
         results |= {f"pixel_nearest_neighbour_{name}": value for name, value in found.items()}
     captions = {}
     for name, pairs in dataset.evaluations.items():
-        gallery = GALLERY.get(config.data, 0)
-        results[name], captions[name] = evaluate(model, tokenizer, pairs, gallery)
+        try:
+            gallery = GALLERY.get(config.data, 0)
+            results[name], captions[name] = evaluate(model, tokenizer, pairs, gallery)
+        except ValueError as error:  # images that could be opened, but not decoded
+            say(f"{name} is left out: {error}")
+            continue
         for i in range(min(4, len(captions[name]))):
-            sample = {"split": name, "truth": pairs.captions[i][0], "caption": captions[name][i]}
+            truth = tokenizer.normalise(pairs.captions[i][0])
+            sample = {"split": name, "truth": truth, "caption": captions[name][i]}
             results["samples"].append(sample)
     params.write_atomically(folder / "results.json", json.dumps(results, indent=1).encode())
-    results["pictures"] = make_pictures(folder, model, tokenizer, dataset, captions)
+    say(table(results))
+    for name, texts in captions.items():
+        pairs = dataset.evaluations[name]
+        say(f"picture:    {make_picture(folder, model, tokenizer, name, pairs, texts)}")
     return results
 
 
@@ -245,8 +292,9 @@ def _brief(report):
 def _diverged(step, report, folder):
     bad = next(name for name, value in report.items() if not math.isfinite(value))
     return (
-        f"{bad} is {report[bad]} at step {step}; the weights before it are kept in {folder}. "
-        "Try a lower --learning-rate, a longer --warmup, or --clip-norm 1"
+        f"{bad} is {report[bad]} at step {step}; {folder} keeps its last checkpoint. Go on from it "
+        f"more carefully: minicoca train --resume {shlex.quote(str(folder))} --learning-rate "
+        "(a third of what it was); or begin anew with a longer --warmup or --clip-norm 1"
     )
 
 
@@ -255,9 +303,24 @@ class Log:
 
     def __init__(self, path, step):
         self.path = path
-        lines = path.read_text().splitlines() if path.is_file() and step else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        params.write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        kept = [r for r in self.read(path) if r["step"] <= step] if path.is_file() else []
+        params.write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+
+    @staticmethod
+    def read(path):
+        """The records of a log, up to one that was cut off while it was written."""
+        records = []
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    @classmethod
+    def first_command(cls, path):
+        """The command that began the run."""
+        return next((r["command"] for r in cls.read(path) if "command" in r), "")
 
     def write(self, record):
         with open(self.path, "a") as file:
@@ -275,7 +338,8 @@ def asked_to_stop():
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+                before[number] = signal.signal(number, ask)
     except ValueError:  # not the main thread: whoever runs us handles signals
         pass
     try:

@@ -82,8 +82,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """Read what `save` wrote. Raises OSError, or ValueError as the constructor does."""
-        return cls(Path(path).read_bytes())
+        """Read what `save` wrote. Raises ValueError, naming the file, if it is no such thing."""
+        try:
+            return cls(Path(path).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model; a reader sees the old file or the new one, never a part of it."""
@@ -111,6 +114,19 @@ class Tokenizer:
     def too_long(self, captions: Sequence[str], length: int) -> int:
         """How many of the captions `encode` would cut."""
         return sum(len(row) + 2 > length for row in self._split(captions))
+
+    def normalise(self, text: str) -> str:
+        """The text as the model sees it: case, width and spaces folded away."""
+        return " ".join(self._pieces.normalize(text).split())
+
+    def unknown_share(self, captions: Sequence[str]) -> float:
+        """How many of the captions' pieces the vocabulary does not have, as a part of all."""
+        pieces = [piece for row in self._split(captions) for piece in row]
+        return pieces.count(UNKNOWN) / max(1, len(pieces))
+
+    def count(self, text: str) -> int:
+        """Pieces of a text, without start and end."""
+        return len(self._split([text])[0])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of one row [T]: up to the first end, without start and pad.

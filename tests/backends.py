@@ -61,7 +61,10 @@ class Engine:
         leaves = {k: torch.tensor(v, requires_grad=True) for k, v in flatten(params).items()}
         x, t = torch.tensor(images), torch.tensor(tokens)
         engine.coca(unflatten(leaves), config, x, t)["loss"].backward()
-        return unflatten({k: v.grad.numpy() for k, v in leaves.items()})
+        found = {
+            k: np.zeros(v.shape) if v.grad is None else v.grad.numpy() for k, v in leaves.items()
+        }
+        return unflatten(found)
 
     @staticmethod
     def generate(params, config, images, prompt, **how):

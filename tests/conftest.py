@@ -6,6 +6,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import torch  # noqa: E402
+
+if not torch.cuda.is_available():  # before any kernel is imported: Triton reads it then
+    os.environ["TRITON_INTERPRET"] = "1"
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 torch.set_num_threads(1)
@@ -14,6 +17,10 @@ settings.register_profile(
     deadline=None,
     max_examples=8,
     derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.filter_too_much,
+        HealthCheck.function_scoped_fixture,
+    ],
 )
 settings.load_profile("minicoca")

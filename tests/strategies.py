@@ -13,6 +13,8 @@ OPTIONS = {
     "gelu": ("tanh", "exact"),
     "embed_width": (0, 22),
     "legacy_cls_mask": (False, True),
+    "contrastive_weight": (1.0, 0.7),
+    "caption_weight": (2.0, 0.3),
 }
 
 

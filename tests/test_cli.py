@@ -110,17 +110,25 @@ load = shapes.load
         (["train", "--learnin-rate", "1"], 2, "did you mean --learning-rate?"),
         (["train", "--preset", "huge"], 2, "invalid choice: 'huge'"),
         (["paint"], 2, "invalid choice: 'paint'"),
-        (["train", "--image-heads", "5"], 1, "nearest image_heads: 4"),
+        (["train", "--image-heads", "5"], 2, "nearest image_heads: 4"),
         (["train", "--backend", "numpy", "--ema", "0.9"], 1, "ema needs --backend torch"),
         (["train", "--data", "nothing.csv"], 1, "nothing.csv"),
         (["train", "--resume", "nothing"], 1, "not a run folder"),
         (["caption", "nothing.png"], 1, "nothing.png: there is no such file"),
         (["caption", "pictures", "--run", "nothing"], 1, "not a run folder"),
-        (["caption", "pictures", "--beams", "2", "--temperature", "1"], 1, "exclude each other"),
-        (["caption", "pictures", "--top-p", "0"], 1, "--top-p 0.0 is not in (0, 1]"),
+        (["caption", "pictures", "--beams", "2", "--temperature", "1"], 2, "exclude each other"),
+        (["caption", "pictures", "--top-p", "0"], 2, "give --temperature too"),
+        (["caption", "pictures", "--temperature", "nan"], 2, "not from 0.001"),
+        (["caption", "pictures", "--beams", "65"], 2, "not from 0 to 64"),
+        (["train", "--steps", "0"], 2, "steps=0; it must be at least 1"),
+        (["train", "--ema", "nan"], 2, "ema=nan"),
+        (["train", "--vocabulary", "3"], 2, "at least 5"),
+        (["train", "--batch-size", "-4"], 2, "batch_size=-4"),
+        (["train", "--resume", "runs/shapes", "--seed", "0"], 2, "leave out --seed"),
+        (["search", "pictures", "x" * 300, "--run", "nothing"], 1, "not a run folder"),
         (["classify", "pictures", "--labels", "a", "--template", "b"], 1, "has no {}"),
-        (["search", "pictures", "a", "-k", "0"], 1, "-k 0: at least 1"),
-        (["embed", "pictures", "--out", "v.txt"], 1, "must end in .npz"),
+        (["search", "pictures", "a", "-k", "0"], 2, "-k 0: at least 1"),
+        (["embed", "pictures", "--out", "v.txt"], 2, "must end in .npz"),
         (["caption", "pictures", "--device", "warp"], 1, "'warp' cannot be used here"),
     ],
 )
@@ -128,7 +136,6 @@ def test_a_users_mistake_gets_one_line_and_no_traceback(
     run, capsys, monkeypatch, arguments, code, message
 ):
     monkeypatch.chdir(run[0])
-    monkeypatch.setattr(sys, "argv", ["minicoca", *arguments])
     monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
     try:
         got = cli.main(arguments)
@@ -148,11 +155,29 @@ def test_a_folder_of_ones_own_pictures(run, tmp_path, capsys, monkeypatch):
         rows.append(f"{i}.png,{truths[i % 6]}")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG but not really")
     rows.append("broken.png,a broken thing")
+    whole = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) * 2 // 3])  # its header is good
+    rows.append("cut.png,A Large $\\frac{1} Thing")
     (tmp_path / "mine.csv").write_text("\n".join(rows))
     code, out, err = call(capsys, "train", "--data", "mine.csv", "--steps", 12, "--warmup", 2)
     assert code == 0, err
     results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
-    assert results["steps"] == 12 and "broken.png" in out + err
+    assert results["steps"] == 12 and "broken.png" in out + err and "cut.png" in out + err
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "caption", "classify", "search", "embed", "info", "data", "bench"]
+)
+def test_help_is_there(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0 and name in capsys.readouterr().out
+
+
+def test_a_failed_command_leaves_no_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, "train", "--data", "nothing.csv")[0] == 1
+    assert list(tmp_path.glob("runs/*")) == []
 
 
 def test_ctrl_c_leaves_a_run_that_can_be_taken_up(tmp_path):

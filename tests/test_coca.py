@@ -10,9 +10,22 @@ from hypothesis import given
 from strategies import configs, model_and_batch, seeds, small_config
 
 from minicoca.config import preset
+from minicoca.engine import text as engine_text
 from minicoca.params import count, flatten, initialise, specs
 
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+
+
+@pytest.fixture(params=["as it comes", "packed", "padded"], autouse=True)
+def packing(request, monkeypatch):
+    """Each property with the engine's own choice, with every batch packed, and with none."""
+    limit = {"packed": 2.0, "padded": 0.0}.get(request.param)
+    if limit is not None:
+        if "reference" in request.node.name or "[" not in request.node.name:
+            pytest.skip("the reference does not pack")
+        monkeypatch.setattr(engine_text, "PACK_BELOW", limit)
+
+
 CORRECT = {"legacy_cls_mask": False}
 
 
@@ -87,6 +100,38 @@ def check_padding(backend, config, seed):
 @given(config=configs(**CORRECT), seed=seeds)
 def test_padding_changes_nothing(backend, config, seed):
     check_padding(backend, config, seed)
+
+
+@both
+def test_every_length_encodes_and_one_more_is_refused(backend):
+    """Lengths 2 to text_length, each alike alone and among longer ones; then both numbers."""
+    config = small_config()
+    params, images, tokens = model_and_batch(config, 0, batch=7, tokens=8)
+    for row, length in enumerate(range(2, 9)):
+        tokens[row] = [1, 4, 5, 6, 7, 8, 9, 10]
+        tokens[row, length - 1] = 2
+        tokens[row, length:] = 0
+    together = backend.outputs(params, config, np.resize(images, (7, 6, 6, 3)), tokens)["text"]
+    for row, length in enumerate(range(2, 9)):
+        alone = backend.outputs(params, config, images[:1], tokens[row : row + 1, :length])["text"]
+        np.testing.assert_allclose(alone[0], together[row], atol=1e-12)
+    with pytest.raises(ValueError, match="9 tokens.* 8 positions"):
+        backend.outputs(params, config, images[:1], np.full((1, 9), 4))
+
+
+def check_padding_gradient(backend, config, seed):
+    """More padding changes no gradient of any parameter."""
+    params, images, tokens = model_and_batch(config, seed, tokens=6)
+    a = flatten(backend.gradients(params, config, images, tokens))
+    b = flatten(backend.gradients(params, config, images, np.pad(tokens, ((0, 0), (0, 2)))))
+    for name in a:
+        np.testing.assert_allclose(b[name], a[name], atol=1e-11, err_msg=name)
+
+
+@both
+@given(config=configs(**CORRECT), seed=seeds)
+def test_padding_changes_no_gradient(backend, config, seed):
+    check_padding_gradient(backend, config, seed)
 
 
 def check_cls_sees_every_valid_token(backend, config, seed):

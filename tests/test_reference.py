@@ -369,6 +369,21 @@ def test_pooling_does_not_depend_on_the_order_of_its_tokens():
     np.testing.assert_allclose(memory2, memory, atol=1e-12)
 
 
+def test_absorbing_the_projections_of_one_query_changes_nothing():
+    """Outputs and all gradients; the key bias has none in either form."""
+    rng = np.random.default_rng(0)
+    params = tree_of(rng, specs(small_config(pooler="none"))["pooler"])["contrast"]
+    tokens = rng.standard_normal((4, 9, 10))
+    y, cache = pooling.attentional_pooler(tokens, params, 3)
+    z, absorbed_cache = pooling.absorbed_pooler(tokens, params, 3)
+    np.testing.assert_allclose(z, y, atol=1e-12)
+    dy = rng.standard_normal(y.shape)
+    a = pooling.attentional_pooler_backward(dy, cache)
+    b = pooling.absorbed_pooler_backward(dy, absorbed_cache)
+    np.testing.assert_allclose(b[0], a[0], atol=1e-12)
+    tree_map(lambda m, n: np.testing.assert_allclose(n, m, atol=1e-12), a[1], b[1])
+
+
 def test_suffixes_are_true():
     """Every array name in the reference says the shape that the array has, in every mode."""
     with SuffixTracer(FOLDER) as tracer:
@@ -386,6 +401,13 @@ def test_suffixes_are_true():
             prompt = np.array([[1], [1], [1]])
             generate.generate(params, config, images, prompt, temperature=0.9, top_k=5, top_p=0.9)
             generate.beam_search(params, config, images[0], np.array([1]), beams=3)
+            if "contrast" in params["pooler"]:
+                contrast = params["pooler"]["contrast"]
+                read = np.random.default_rng(0).standard_normal(
+                    (4, 9, len(contrast["norm_key"]["scale"]))
+                )
+                y, cache = pooling.absorbed_pooler(read, contrast, config.pooler_heads)
+                pooling.absorbed_pooler_backward(y, cache)
     assert not tracer.complaints, "\n".join(sorted(set(tracer.complaints))[:10])
     assert len(tracer.names) > 100  # it did look
 

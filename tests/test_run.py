@@ -77,7 +77,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, bac
         with pytest.raises(Stopped, match="after step 8 of 14.*--resume"):
             silent(config, tmp_path / "parts")
     assert not (tmp_path / "parts" / "model.safetensors").exists()
-    results = silent(None, tmp_path / "parts", again=True)
+    results = silent(None, tmp_path / "parts", taking_up=True)
     assert results["steps"] == 14
     for name in ("resume.safetensors", "model.safetensors"):
         a, b = (flatten(tensors(tmp_path / run, name)) for run in ("whole", "parts"))
@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
         with pytest.raises(MemoryError):
             silent(config, tmp_path / "parts")
     assert resume(tmp_path / "parts")[4] == 20
-    silent(None, tmp_path / "parts", again=True)
+    silent(None, tmp_path / "parts", taking_up=True)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
 
 
@@ -124,8 +124,9 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_weights(tmp_path, monk
     good = {}
 
     def poisoned(self, number, images, tokens):
-        if number == 6:
+        if number == 5:  # after five steps a checkpoint was written
             good.update({k: v.copy() for k, v in flatten(self.weights()).items()})
+        if number == 6:
             mean = (math.nan,) * 3  # every pixel becomes NaN
             object.__setattr__(self.config, "pixel_mean", mean)
         return original(self, number, images, tokens)
@@ -218,26 +219,99 @@ def test_one_checkpoint_two_backends_one_caption(tmp_path):
 def test_bfloat16_computes_and_keeps_float32_weights():
     config = short(precision="bfloat16")
     trainer = engine_train.Trainer(initialise(config), config)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
-    tokens = np.concatenate([np.ones((8, 1), int), rng.integers(4, 60, (8, 5))], 1)
+    images, tokens = one_batch()
     reports = [trainer.step(step, images, tokens) for step in range(5)]
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in trainer.leaves.values())
     exact = engine_train.Trainer(initialise(config), short(precision="float32"))
-    assert reports[0]["loss"] == pytest.approx(exact.step(0, images, tokens)["loss"], rel=0.02)
+    loss = exact.step(0, images, tokens)["loss"]
+    assert reports[0]["loss"] == pytest.approx(loss, rel=0.02) and reports[0]["loss"] != loss
 
 
 def test_the_step_can_be_compiled():
-    """The whole objective traces as one graph and gives the same loss."""
+    """The whole objective traces as one graph, backward too, and gives the same gradient."""
     config = small_config()
-    tree, images, tokens = model_and_batch(config, 0)
-    tree = params.tree_map(torch.tensor, tree)
-    images, tokens = torch.tensor(images), torch.tensor(tokens)
-    compiled = torch.compile(engine_train.coca, backend="eager", fullgraph=True)
-    with torch.no_grad():
-        a = compiled(tree, config, images, tokens)["loss"]
-        b = engine_train.coca(tree, config, images, tokens)["loss"]
-    assert float(a) == pytest.approx(float(b), abs=1e-12)
+    compiled = torch.compile(engine_train.coca, backend="aot_eager", fullgraph=True)
+    for length in (7, 5):
+        tree, images, tokens = model_and_batch(config, 0, tokens=length)
+        images, tokens = torch.tensor(images), torch.tensor(tokens)
+        found = []
+        for way in (compiled, engine_train.coca):
+            leaves = params.tree_map(lambda a: torch.tensor(a, requires_grad=True), tree)
+            loss = way(leaves, config, images, tokens)["loss"]
+            loss.backward()
+            found.append((loss.detach(), flatten(leaves)))
+        (a, left), (b, right) = found
+        assert float(a) == pytest.approx(float(b), abs=1e-10)
+        for name in left:
+            torch.testing.assert_close(left[name].grad, right[name].grad, rtol=1e-8, atol=1e-9)
+
+
+def one_batch(seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
+    return images, np.concatenate([np.ones((8, 1), int), rng.integers(4, 60, (8, 5))], 1)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+def test_the_temperature_stays_between_its_limits(backend):
+    for start in (-9.0, 9.0):
+        config = short(backend=backend)
+        tree = initialise(config) | {"log_temperature": np.array(start, np.float32)}
+        trainer = make_trainer(tree, config)
+        report = trainer.step(0, *one_batch())
+        assert 0.01 - 1e-6 <= report["temperature"] <= 1 + 1e-6
+
+
+def test_averaged_weights_are_averages():
+    config = short(ema=0.75)
+    trainer = engine_train.Trainer(initialise(config), config)
+    mean = flatten(trainer.weights())
+    for step in range(3):
+        trainer.step(step, *one_batch(step))
+        now = {name: leaf.detach().numpy() for name, leaf in trainer.leaves.items()}
+        mean = {name: 0.75 * mean[name] + 0.25 * now[name] for name in mean}
+    for name, value in flatten(trainer.weights()).items():
+        np.testing.assert_allclose(value, mean[name], atol=1e-6)
+
+
+def test_augmentation_changes_with_the_step_alone():
+    config = short(augment=1.0)
+    trainer = engine_train.Trainer(initialise(config), config)
+    images, _ = one_batch()
+    first, again, next_ = (trainer._images(step, images) for step in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, next_)
+
+
+def test_a_log_cut_off_in_the_middle_of_a_line_is_no_obstacle(tmp_path, monkeypatch):
+    stop_after(monkeypatch, "torch", 7)
+    with pytest.raises(Stopped):
+        silent(short(), tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "lo')
+    monkeypatch.undo()
+    load = shapes.load
+    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
+    assert silent(None, tmp_path / "run", taking_up=True)["steps"] == 14
+
+
+def test_what_is_not_a_checkpoint_of_this_run_is_refused(tmp_path, monkeypatch):
+    stop_after(monkeypatch, "torch", 7)
+    with pytest.raises(Stopped):
+        silent(short(), tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    text = path.read_text()
+    path.write_text(text.replace('"text_hidden": 256', '"text_hidden": 128'))
+    with pytest.raises(ValueError, match="has shape .* expected"):
+        resume(tmp_path / "run")
+    for broken in (
+        "[]",
+        "null",
+        "not JSON",
+        text.replace('"image_heads": 4', '"image_heads": "4"'),
+    ):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match="config.json: "):
+            resume(tmp_path / "run")
 
 
 def test_order_shows_every_pair_once_an_epoch():

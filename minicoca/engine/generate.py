@@ -7,10 +7,11 @@ import torch
 from ..params import tree_map
 from .attention import mlp_layer
 from .model import encode_image, encode_text
-from .ops import attention, embedding, layer_norm, linear
+from .ops import attention, embedding, layer_norm, linear, pick_device
 from .text import PAD
+from .vision import normalise
 
-START, END = 1, 2
+START, END, UNKNOWN = 1, 2, 3
 
 
 class Cache:
@@ -68,7 +69,7 @@ class Cache:
         n_BD = layer_norm(x_BTD[:, -1], params["decoder"]["norm"])
         logits_BV = linear(n_BD, params["decoder"]["head"])
         logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
-        logits_BV[:, [PAD, START]] = -torch.inf
+        logits_BV[:, [PAD, START, UNKNOWN]] = -torch.inf
         return torch.log_softmax(logits_BV, -1)
 
 
@@ -87,15 +88,25 @@ def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
 
 @torch.inference_mode()
 def generate(
-    params, config, images_BII3, prompt_BT, *, temperature=0.0, top_k=0, top_p=1.0, seed=0
+    params,
+    config,
+    images_BII3,
+    prompt_BT,
+    *,
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    seed=0,
+    first_stream=0,
 ):
     """Continue each prompt (ids [B, T0]) until end or text_length: ids [B, T], padded.
 
-    temperature 0: greedy. Otherwise row b draws from its own stream (seed, b).
+    temperature 0: greedy. Otherwise row b draws from a stream of its own,
+    (seed, first_stream + b).
     """
     _, memory = encode_image(params, config, images_BII3)
     cache, tokens_BT, new_BT = Cache(params, config, memory), prompt_BT, prompt_BT
-    streams = [np.random.default_rng((seed, b)) for b in range(len(tokens_BT))]
+    streams = [np.random.default_rng((seed, first_stream + b)) for b in range(len(tokens_BT))]
     while tokens_BT.shape[1] < config.text_length:
         done_B = (tokens_BT == END).any(1)
         if done_B.all():
@@ -105,8 +116,9 @@ def generate(
             next_B = log_p_BV.argmax(-1)
         else:
             p_BV = torch.softmax(filter_logits(log_p_BV, temperature, top_k, top_p), -1)
-            uniform_B1 = p_BV.new_tensor([[stream.random()] for stream in streams])
-            next_B = (torch.cumsum(p_BV, -1) <= uniform_B1 * p_BV.sum(-1, keepdim=True)).sum(-1)
+            total_BV = torch.cumsum(p_BV.double(), -1)  # a float32 draw could be a whole 1
+            uniform_B1 = total_BV.new_tensor([[stream.random()] for stream in streams])
+            next_B = (total_BV <= uniform_B1 * total_BV[:, -1:]).sum(-1)
         new_BT = next_B.masked_fill(done_B, PAD)[:, None]
         tokens_BT = torch.cat([tokens_BT, new_BT], 1)
     return tokens_BT
@@ -132,11 +144,12 @@ def beam_search(params, config, images_BII3, prompt_T, *, beams=4, length_penalt
         for b in sorted({b for b, _, _ in rows}):
             own = [r for r, row in enumerate(rows) if row[0] == b]
             flat = totals_BV[own].flatten()
-            best = torch.sort(flat, descending=True, stable=True)[1][: 2 * beams].tolist()
+            values, best = torch.sort(flat, descending=True, stable=True)
+            values, best = values[: 2 * beams].tolist(), best[: 2 * beams].tolist()
             opened = []
             for rank, place in enumerate(best):
                 row, token = own[place // totals_BV.shape[1]], place % totals_BV.shape[1]
-                total, tokens = float(flat[place]), rows[row][2] + [token]
+                total, tokens = values[rank], rows[row][2] + [token]
                 if total == -float("inf"):
                     continue
                 if token == END and rank < beams:
@@ -170,15 +183,11 @@ class CoCa:
     """A trained model to use: uint8 images and token ids in, NumPy arrays out, on any device."""
 
     def __init__(self, params, config, device=None):
-        from .train import pick_device  # train.py uses this class
-
         self.config, self.device = config, device or pick_device(config.device)
         self.params = tree_map(lambda a: torch.as_tensor(a, device=self.device), params)
 
     def _normalised(self, images):
-        images = torch.as_tensor(images, device=self.device).float() / 255
-        mean, std = (images.new_tensor(x) for x in (self.config.pixel_mean, self.config.pixel_std))
-        return (images - mean) / std
+        return normalise(torch.as_tensor(images, device=self.device).float() / 255, self.config)
 
     @torch.inference_mode()
     def embed_images(self, images):
@@ -201,5 +210,5 @@ class CoCa:
         found = beam_search(self.params, self.config, images, prompt_T, beams=beams, **sampling)
         tokens_BT = np.full((len(found), max(len(ids) for ids, _ in found)), PAD)
         for row, (ids, _) in zip(tokens_BT, found, strict=True):
-            row[: len(ids)] = ids
+            row[: len(ids)] = ids.numpy()
         return tokens_BT

@@ -34,7 +34,8 @@ def layer_norm(x, params, eps=1e-5):
 
 
 def l2_normalise(x, eps=1e-12):
-    """x / |x| over the last axis."""
+    """x / |x| over the last axis, in float32 at least: cosines are divided by the temperature."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + eps)
 
 
@@ -114,3 +115,24 @@ class _CaptionLoss(torch.autograd.Function):
             (dweight_DV * scale).to(dhidden_RD.dtype),
             None,
         )
+
+
+def pick_device(name):
+    """`auto`: cuda where there is one, else cpu. Raises ValueError for a device that is not."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); try auto") from None
+    return device
+
+
+def pick_dtype(precision, device):
+    """`auto`: bfloat16 on a cuda device that has it, float32 elsewhere."""
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if fast else "float32"
+    return getattr(torch, precision)

@@ -39,8 +39,13 @@ def text_mask(lengths_B, tokens, legacy=False):
 
 
 def text_embedding(tokens_BT, params, cls_slots_B):
-    """Token + position, and CLS at the given slot of each row: [B, T + 1, D]."""
+    """Token + position, and CLS at the given slot of each row: [B, T + 1, D].
+
+    Raises ValueError if T is too long.
+    """
     B, T = tokens_BT.shape
+    if T > len(params["position"]):
+        raise ValueError(f"{T} tokens, but the model has {len(params['position'])} positions")
     x_BTD = embedding(tokens_BT, params["token"]) + params["position"][:T]
     cls_B1D = params["cls"].expand(B, 1, -1)
     x_BSD = torch.cat([x_BTD, x_BTD.new_zeros(cls_B1D.shape)], 1)
@@ -71,7 +76,7 @@ class TextRows:
         if tokens_BT.device.type != "cpu" or torch.compiler.is_compiling():
             return False
         B, T = tokens_BT.shape
-        return int(self.lengths_B.sum()) + B < PACK_BELOW * B * (T + 1)
+        return T > 1 and int(self.lengths_B.sum()) + B < PACK_BELOW * B * (T + 1)
 
     @staticmethod
     def _pack(real_BS):

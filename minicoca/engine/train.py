@@ -1,5 +1,7 @@
 """One training step in torch, and everything a run must keep to go on exactly where it was."""
 
+import math
+
 import torch
 
 from ..params import flatten, tree_map, unflatten
@@ -7,27 +9,10 @@ from .augment import augment
 from .generate import CoCa
 from .losses import contrastive_loss
 from .model import coca, encode_image, encode_text, total_loss
+from .ops import pick_device, pick_dtype
 from .optim import adamw, clamp_temperature, clip_by_global_norm, learning_rate
-
-
-def pick_device(name):
-    """`auto`: cuda where there is one, else cpu. Raises ValueError for a device that is not."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}); try auto") from None
-    return device
-
-
-def pick_dtype(precision, device):
-    """`auto`: bfloat16 on cuda, float32 elsewhere."""
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-    return getattr(torch, precision)
+from .text import PAD
+from .vision import normalise
 
 
 class Trainer:
@@ -53,7 +38,7 @@ class Trainer:
         norm = clip_by_global_norm(self.leaves.values(), self.config.clip_norm)
         report = {k: float(v) for k, v in losses.items()} | {"gradient_norm": float(norm)}
         rate = learning_rate(step, self.config)
-        if all(value - value == 0 for value in report.values()):
+        if all(map(math.isfinite, report.values())):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
@@ -71,8 +56,7 @@ class Trainer:
         if config.augment:
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             images = augment(images, config.augment, generator)
-        mean, std = (images.new_tensor(x) for x in (config.pixel_mean, config.pixel_std))
-        return ((images - mean) / std).to(self.dtype)
+        return normalise(images, config).to(self.dtype)
 
     def _compute_params(self):
         """The tree in the compute type; gradients flow back to the float32 leaves."""
@@ -110,16 +94,16 @@ class Trainer:
             losses["contrastive"] = contrastive_loss(image, text, params["log_temperature"])
             (config.contrastive_weight * losses["contrastive"]).backward()
             dimage, dtext = image.grad.chunk(parts), text.grad.chunk(parts)
-        targets = (tokens[:, 1:] != 0).sum().clamp(min=1)
+        targets = (tokens[:, 1:] != PAD).sum().clamp(min=1)
         for i, (x, t) in enumerate(batches):
-            outputs = coca(self._compute_params(), config, x, t)
+            outputs = self.coca(self._compute_params(), config, x, t)
             objective = 0
             if dimage:
                 objective = (outputs["image"] * dimage[i]).sum() + (
                     outputs["text"] * dtext[i]
                 ).sum()
             if config.caption_weight:
-                caption = outputs["caption"] * ((t[:, 1:] != 0).sum() / targets)
+                caption = outputs["caption"] * ((t[:, 1:] != PAD).sum() / targets)
                 objective = objective + config.caption_weight * caption
                 losses["caption"] = losses.get("caption", 0) + caption.detach()
             objective.backward()

@@ -6,6 +6,12 @@ from .attention import block
 from .ops import layer_norm, linear
 
 
+def normalise(images, config):
+    """Pixels in 0..1 -> about zero mean and unit variance."""
+    mean, std = (images.new_tensor(x) for x in (config.pixel_mean, config.pixel_std))
+    return (images - mean) / std
+
+
 def patchify(images_BII3, patch_size):
     """[B, I, I, 3] -> [B, N, P]: patches row by row, each flattened as (row, column, channel)."""
     B, side, p = len(images_BII3), images_BII3.shape[1] // patch_size, patch_size

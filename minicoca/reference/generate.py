@@ -1,8 +1,8 @@
 """Writing captions: greedy, sampled, or by beam search. Uncached: every step runs the whole prefix.
 
 The paper does not say how it decodes. Every method honours the prompt (it starts with the start
-token), never writes padding or a second start, and treats each row by itself, so that a caption
-does not depend on the other images of its batch.
+token), never writes padding, start or the unknown token, and treats each row by itself, so that a
+caption does not depend on the other images of its batch.
 """
 
 import numpy as np
@@ -12,15 +12,15 @@ from .ops import linear, log_softmax
 from .text import PAD, multimodal_decoder
 from .vision import normalise
 
-START, END = 1, 2
+START, END, UNKNOWN = 1, 2, 3
 
 
 def next_log_probabilities(params, config, memory_BSM, tokens_BT):
-    """log p of the token after each prefix [B, V]; padding and start are impossible."""
+    """log p of the token after each prefix [B, V]; padding, start and unknown are impossible."""
     _, x_BTD, _ = encode_text(params, config, tokens_BT)
     n_BTD, _ = multimodal_decoder(x_BTD, memory_BSM, params["decoder"], config)
     logits_BV, _ = linear(n_BTD[:, -1], params["decoder"]["head"])
-    logits_BV[:, [PAD, START]] = -np.inf
+    logits_BV[:, [PAD, START, UNKNOWN]] = -np.inf
     return log_softmax(logits_BV)[0]
 
 
@@ -41,14 +41,18 @@ def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
     return filtered_BV
 
 
-def generate(params, config, images_BII3, prompt, *, temperature=0.0, top_k=0, top_p=1.0, seed=0):
+def generate(
+    params, config, images_BII3, prompt, *, temperature=0.0, top_k=0, top_p=1.0, seed=0,
+    first_stream=0,
+):  # fmt: skip
     """Continue each prompt (ids [B, T0]) until end or text_length: ids [B, T], padded.
 
-    temperature 0: greedy. Otherwise row b draws from its own stream (seed, b).
+    temperature 0: greedy. Otherwise row b draws from a stream of its own,
+    (seed, first_stream + b).
     """
     _, memory, _ = encode_image(params, config, images_BII3)
     tokens_BT = np.array(prompt)
-    streams = [np.random.default_rng((seed, b)) for b in range(len(tokens_BT))]
+    streams = [np.random.default_rng((seed, first_stream + b)) for b in range(len(tokens_BT))]
     while tokens_BT.shape[1] < config.text_length:
         done_B = (tokens_BT == END).any(1)
         if done_B.all():
@@ -60,8 +64,9 @@ def generate(params, config, images_BII3, prompt, *, temperature=0.0, top_k=0, t
         else:
             filtered_BV = filter_logits(log_p_BV, temperature, top_k, top_p)
             p_BV = np.exp(log_softmax(filtered_BV)[0])
+            total_BV = np.cumsum(p_BV, -1, dtype=np.float64)  # a float32 draw could be a whole 1
             uniform_B1 = np.array([[stream.random()] for stream in streams])
-            next_B = (np.cumsum(p_BV, -1) <= uniform_B1 * p_BV.sum(-1, keepdims=True)).sum(-1)
+            next_B = (total_BV <= uniform_B1 * total_BV[:, -1:]).sum(-1)
         tokens_BT = np.concatenate([tokens_BT, np.where(done_B, PAD, next_B)[:, None]], 1)
     return tokens_BT
 

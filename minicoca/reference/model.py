@@ -1,5 +1,7 @@
 """CoCa whole: two encoders, two losses, one forward and one backward (paper section 3, Eq. 4)."""
 
+import numpy as np
+
 from .losses import (
     caption_loss,
     caption_loss_backward,
@@ -101,7 +103,7 @@ def coca_backward(dloss, cache):
     )
     dinputs, dmemory, ddecoder = multimodal_decoder_backward(dn, decoder_cache)
     dparams = {"log_temperature": dlog_temperature, "decoder": ddecoder | {"head": dhead}}
-    dx_BTD = 0 * x_BTD
+    dx_BTD = np.zeros_like(x_BTD)
     dx_BTD[:, :-1] = dinputs  # the last token predicts nothing
     dparams |= encode_text_backward(dtext_BE, dx_BTD, text_cache)
     dimages_BII3, dvision = encode_image_backward(dimage_BE, dmemory, image_cache)

@@ -32,7 +32,10 @@ def lengths_of(tokens_BT):
 
 
 def text_embedding(tokens_BT, params):
-    """Token + position, and CLS at the end: [B, T + 1, D]."""
+    """Token + position, and CLS at the end: [B, T + 1, D]. Raises ValueError if T is too long."""
+    if tokens_BT.shape[1] > len(params["position"]):
+        most = len(params["position"])
+        raise ValueError(f"{tokens_BT.shape[1]} tokens, but the model has {most} positions")
     x_BTD, token_cache = embedding(tokens_BT, params["token"])
     x_BTD = x_BTD + params["position"][: tokens_BT.shape[1]]
     cls_B1D = np.broadcast_to(params["cls"], (len(x_BTD), 1, x_BTD.shape[-1]))

@@ -13,6 +13,8 @@ def batched(function, items):
 
 
 def embed_texts(model, tokenizer, texts):
-    """Unit vectors [n, E] of captions."""
+    """Unit vectors [n, E] of captions. Raises ValueError for a model not trained to match them."""
+    if not model.config.contrastive_weight:
+        raise ValueError("this model was trained with contrastive_weight 0: it cannot compare")
     length = model.config.text_length
     return batched(lambda part: model.embed_texts(tokenizer.encode(part, length)), list(texts))
