@@ -223,7 +223,7 @@ PRESETS = {
         augment=1.0,
         caption_weight=1.0,
         batch_size=128,
-        steps=8000,
+        steps=6400,
         weight_decay=0.2,
     ),
     "small": dict(
