@@ -66,7 +66,7 @@ def build_parser():
     def model_command(name, function, help):
         sub = command(name, function, help)
         sub.add_argument("--run", type=Path, help="a trained run (default: the newest in runs/)")
-        sub.add_argument("--backend", default="torch", choices=("torch", "numpy"))
+        sub.add_argument("--backend", default="auto", choices=("auto", "torch", "triton", "numpy"))
         sub.add_argument("--device", default="auto", help="torch device (default auto)")
         sub.add_argument("--json", action="store_true", help="print JSON, for programs")
         return sub
@@ -304,7 +304,10 @@ def do_info(arguments):
             versions[name] = "not installed"
     import torch
 
+    from .engine.ops import implementations
+
     facts = {"versions": versions, "machine": machine(), "cuda": torch.cuda.is_available()}
+    facts["operations"] = implementations()
     chosen = None
     if arguments.run:
         chosen = read_config(arguments.run)

@@ -68,7 +68,11 @@ class Config:
     pixel_mean: tuple = _option((0.5, 0.5, 0.5), "mean of red, green, blue; set by the data")
     pixel_std: tuple = _option((0.5, 0.5, 0.5), "their standard deviation; set by the data")
     # Optimisation.
-    backend: str = _option("torch", "what computes", ("torch", "numpy"))
+    backend: str = _option(
+        "auto",
+        "what computes. auto: torch, with Triton's kernels on CUDA; numpy: the reference",
+        ("auto", "torch", "triton", "numpy"),
+    )
     device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")
     precision: str = _option(
         "auto",

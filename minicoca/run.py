@@ -122,7 +122,7 @@ def resume(folder, **changes):
     return trainer, tokenizer, dataset, config, *done
 
 
-def load_model(folder, backend="torch", device="auto"):
+def load_model(folder, backend="auto", device="auto"):
     """(CoCa, Tokenizer) of a trained run. Raises ValueError if the folder holds none."""
     folder = Path(folder)
     config = replace(read_config(folder), backend=backend, device=device)

@@ -117,7 +117,7 @@ class Tokenizer:
 
     def normalise(self, text: str) -> str:
         """The text as the model sees it: case, width and spaces folded away."""
-        return " ".join(self._pieces.normalize(text).split())
+        return " ".join(self._pieces.normalize(text).replace("\u2581", " ").split())
 
     def unknown_share(self, captions: Sequence[str]) -> float:
         """How many of the captions' pieces the vocabulary does not have, as a part of all."""

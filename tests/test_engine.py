@@ -72,7 +72,8 @@ ONLY_REFERENCE = {
 }
 ONLY_ENGINE = {
     "ops.py": {"attention", "contrastive_loss", "caption_loss", "masked_caption_loss",
-               "pick_device", "pick_dtype", "use"},
+               "attention_pool", "pick_device", "pick_dtype", "use", "has_kernels",
+               "implementations"},
     "attention.py": {"Packing"},
     "text.py": {"TextRows", "text_mask"},
     "model.py": {"total_loss"},

@@ -163,3 +163,16 @@ def test_foreign_special_ids_are_refused():
     )
     with pytest.raises(ValueError, match="not 0, 1, 2, 3"):
         Tokenizer(model.getvalue())
+
+
+@pytest.mark.parametrize("model_type", ["word", "unigram", "bpe"])
+def test_normalising_is_what_encoding_and_decoding_do(model_type):
+    """The truth that a generated caption is compared with is the truth as the model can say it."""
+    texts = ["A Red  Thing", "ﬁne Ｗide", "a blue ring"]
+    tokenizer = Tokenizer.train(texts * 3, 60, model_type)
+    for text in texts:
+        said = tokenizer.decode(tokenizer.encode([text], 40)[0])
+        assert tokenizer.normalise(text) == said
+    assert tokenizer.normalise("A Red  Thing") == "a red thing"
+    assert tokenizer.count("a red thing") >= 3
+    assert tokenizer.unknown_share(["a red thing"]) == 0 < tokenizer.unknown_share(["语"])

@@ -5,16 +5,19 @@ import torch
 
 from .ops import attention, gelu, layer_norm, linear
 
+ABSORB_FROM = 1 << 24  # products per sample that keys must cost before they are avoided
+
 
 class Packing:
     """The rows of a padded batch [B, S, ...] that are real, as one axis [R, ...].
 
     Only attention mixes rows, so only attention needs the padded form. slots_R: int64, where in
-    [B x S] each real row stands.
+    [B x S] each real row stands; rows_B: how many each sample has.
     """
 
     def __init__(self, slots_R, batch, length):
         self.slots_R, self.batch, self.length = slots_R, batch, length
+        self.rows_B = torch.bincount(slots_R // length, minlength=batch).tolist()
 
     def pad(self, x_RD):
         """[R, D] -> [B, S, D], zeros where nothing stands."""
@@ -42,12 +45,42 @@ def multi_head_attention(
         q_BTD = packing.pad(q_BTD)
         if itself:
             k_BSD, v_BSD = packing.pad(k_BSD), packing.pad(v_BSD)
-    q_BTD = q_BTD.expand(len(k_BSD), -1, -1)
     split = [y.unflatten(-1, (heads, -1)) for y in (q_BTD, k_BSD, v_BSD)]
     o_BTD = attention(*split, causal=causal, mask=mask).flatten(-2)
     if packing:
         o_BTD = packing.take(o_BTD)
     return linear(o_BTD, params["output"])
+
+
+def _absorbed_attention(x_RD, memory_BSM, params, heads, rows_B):
+    """multi_head_attention, bracketed otherwise: for one head of the rows of one sample
+
+        softmax(q (m W_key)') (m W_value)  =  (softmax((q W_key') m') m) W_value
+
+    so that keys and values, the larger part of the work where memories are long and texts short,
+    are never formed. The keys' bias adds the same to all scores of a row; softmax drops it.
+    """
+    q_RHK = linear(x_RD, params["query"]).unflatten(-1, (heads, -1))
+    key_MHK, value_MHK = (
+        params[name]["weight"].unflatten(-1, (heads, -1)) for name in ("key", "value")
+    )
+    q_RHM = torch.einsum("rhk,mhk->rhm", q_RHK * q_RHK.shape[-1] ** -0.5, key_MHK)
+    read = []
+    for q_THM, m_SM in zip(q_RHM.split(rows_B), memory_BSM.unbind(), strict=True):
+        p_CS = torch.softmax(q_THM.flatten(0, 1) @ m_SM.T, -1)  # C = T x H
+        read.append(p_CS @ m_SM)
+    read_RHM = torch.cat(read).view(q_RHM.shape)
+    o_RD = torch.einsum("rhm,mhk->rhk", read_RHM, value_MHK).flatten(1) + params["value"]["bias"]
+    o_RD = o_RD + 0 * params["key"]["bias"]  # its gradient is 0, not missing
+    return linear(o_RD, params["output"])
+
+
+def _absorbing_pays(rows, memory_BSM, width, heads):
+    """Whether _absorbed_attention multiplies less, by enough for its loop over samples."""
+    B, S, M = memory_BSM.shape
+    exact = memory_BSM.dtype.itemsize >= 4  # scores are rounded to the dtype before the softmax
+    large = S * M * width >= ABSORB_FROM
+    return exact and large and rows * (width + heads * S) < B * S * width
 
 
 def mlp(x_BTD, params, kind):
@@ -64,6 +97,8 @@ def self_attention_layer(x_BTD, norm, params, heads, **masking):
 def cross_attention_layer(x_BTD, memory_BSM, norm, norm_memory, params, heads, packing=None):
     """x + attention(norm(x), norm(memory))."""
     n_BTD, m_BSM = layer_norm(x_BTD, norm), layer_norm(memory_BSM, norm_memory)
+    if packing and _absorbing_pays(len(x_BTD), memory_BSM, x_BTD.shape[-1], heads):
+        return x_BTD + _absorbed_attention(n_BTD, m_BSM, params, heads, packing.rows_B)
     return x_BTD + multi_head_attention(n_BTD, m_BSM, params, heads, packing=packing)
 
 

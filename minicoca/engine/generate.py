@@ -7,7 +7,7 @@ import torch
 from ..params import tree_map
 from .attention import mlp_layer
 from .model import encode_image, encode_text
-from .ops import attention, embedding, layer_norm, linear, pick_device
+from .ops import attention, embedding, layer_norm, linear, pick_device, use
 from .text import PAD
 from .vision import normalise
 
@@ -184,6 +184,7 @@ class CoCa:
 
     def __init__(self, params, config, device=None):
         self.config, self.device = config, device or pick_device(config.device)
+        use(config.backend)
         self.params = tree_map(lambda a: torch.as_tensor(a, device=self.device), params)
 
     def _normalised(self, images):

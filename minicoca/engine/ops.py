@@ -4,18 +4,86 @@ Everything above it (attention.py to model.py) is written in terms of these func
 knows what is behind them. Axis letters as in params.py; R is rows: samples and tokens as one axis.
 """
 
+import os
+
 import torch
 import torch.nn.functional as F
 
-CAPTION_CHUNK = 1024  # rows of logits that exist at a time
+BACKENDS = ("auto", "torch", "triton")
+ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+CAPTION_CHUNK = 256  # rows of logits that exist at a time
+
+
+_chosen = "auto"
+
+
+def use(backend):
+    """Choose what serves operations that have a kernel: `auto` is Triton on CUDA, else torch."""
+    global _chosen
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not one of {BACKENDS}")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if backend == "triton" and not (torch.cuda.is_available() or interpreted):
+        raise ValueError("backend triton needs a CUDA device (or TRITON_INTERPRET=1, very slow)")
+    _chosen = backend
+
+
+def has_kernels(x):
+    """Whether Triton's kernels serve this tensor."""
+    return _chosen == "triton" or (_chosen == "auto" and x.is_cuda and torch.version.hip is None)
+
+
+def implementations():
+    """Which operation is served by what, and why, as {operation: sentence}."""
+    cuda = torch.cuda.is_available() and torch.version.hip is None
+    fused = _chosen == "triton" or (_chosen == "auto" and cuda)
+    why = f"backend {_chosen}, CUDA {'found' if cuda else 'not found'}"
+    kernel = "Triton" if fused else "torch"
+    return {
+        "attention": f"{kernel} ({why})",
+        "attention_pool": f"{kernel} ({why})",
+        "caption_loss": "torch, in chunks: no logits are kept",
+        "everything else": "torch",
+    }
 
 
 def linear(x, params):
     """y = x W + b over the last axis; the bias may be absent."""
-    weight = params["weight"]
+    weight, bias = params["weight"], params.get("bias")
     rows = x.reshape(-1, weight.shape[0])
-    y = torch.addmm(params["bias"], rows, weight) if "bias" in params else rows @ weight
+    if _has_onednn(rows, weight):
+        y = _Linear.apply(rows, weight, bias)
+    else:
+        y = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
     return y.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def _has_onednn(x, weight):
+    """Whether oneDNN multiplies: torch by itself takes MKL, 8% slower on AMD (DECISIONS.md)."""
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    return plain and ONEDNN and not torch.compiler.is_compiling()
+
+
+def _product(x_RD, weight_ED, bias_E=None):
+    """x weight' + bias."""
+    return torch.ops.mkldnn._linear_pointwise(x_RD, weight_ED, bias_E, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_RD, weight_DE, bias_E):
+        ctx.save_for_backward(x_RD, weight_DE)
+        return _product(x_RD, weight_DE.T, bias_E)
+
+    @staticmethod
+    def backward(ctx, dy_RE):
+        x_RD, weight_DE = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        return (
+            _product(dy_RE, weight_DE) if for_x else None,
+            x_RD.T @ dy_RE if for_weight else None,
+            dy_RE.sum(0) if for_bias else None,
+        )
 
 
 def embedding(ids, table):
@@ -42,12 +110,28 @@ def l2_normalise(x, eps=1e-12):
 def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
     """softmax(q k' / sqrt(K)) v for each head; `mask` [B, T, S] is True where a query may look.
 
-    Any of the inputs may be a view of any stride, q one set of queries expanded over the batch.
+    Any of the inputs may be a view of any stride; q of one sample serves the whole batch.
     """
+    if mask is None and has_kernels(q_BTHK):
+        from ..kernels.attention import attention as fused
+
+        return fused(q_BTHK, k_BSHK, v_BSHK, causal=causal)
+    q_BTHK = q_BTHK.expand(len(k_BSHK), -1, -1, -1)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
     mask = None if mask is None else mask[:, None]
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return o.transpose(1, 2)
+
+
+def attention_pool(x_BSM, g_HM):
+    """Per head, the mean of the normed tokens weighted by softmax(g . xhat): [B, H, M]."""
+    if has_kernels(x_BSM):
+        from ..kernels.attention_pool import attention_pool as fused
+
+        return fused(x_BSM, g_HM).to(x_BSM.dtype)
+    xhat_BSM = F.layer_norm(x_BSM, x_BSM.shape[-1:])
+    p_BHS = torch.softmax(g_HM @ xhat_BSM.transpose(1, 2), -1)
+    return p_BHS @ xhat_BSM
 
 
 def contrastive_loss(image_BE, text_BE, log_temperature):
@@ -87,14 +171,18 @@ class _CaptionLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden_RD.device)
         dhidden_RD = torch.empty_like(hidden_RD) if wanted else None
         dweight_DV = torch.zeros_like(weight_DV, dtype=wide) if wanted else None
+        # One buffer for all chunks: memory fresh from the system costs a page fault every 4 kB.
+        buffer_RV = hidden_RD.new_empty(min(len(targets_R), CAPTION_CHUNK), weight_DV.shape[1])
         for start in range(0, len(targets_R), CAPTION_CHUNK):
             rows = slice(start, start + CAPTION_CHUNK)
             x_RD, target_R1 = hidden_RD[rows], targets_R[rows, None]
-            logits_RV = (x_RD @ weight_DV).to(wide)
-            lse_R1 = torch.logsumexp(logits_RV, 1, keepdim=True)
-            total += (lse_R1 - logits_RV.gather(1, target_R1)).sum()
+            logits_RV = torch.mm(x_RD, weight_DV, out=buffer_RV[: len(x_RD)]).to(wide)
+            logits_RV.sub_(logits_RV.amax(1, keepdim=True))
+            total -= logits_RV.gather(1, target_R1).sum()
+            sum_R1 = logits_RV.exp_().sum(1, keepdim=True)
+            total += sum_R1.log().sum()
             if wanted:
-                g_RV = logits_RV.sub_(lse_R1).exp_()  # softmax, over the logits' own memory
+                g_RV = logits_RV.div_(sum_R1)  # softmax, over the logits' own memory
                 g_RV.scatter_add_(1, target_R1, torch.full_like(target_R1, -1, dtype=wide))
                 g_RV = g_RV.to(weight_DV.dtype)
                 torch.mm(g_RV, weight_DV.T, out=dhidden_RD[rows])

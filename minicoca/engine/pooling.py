@@ -1,8 +1,10 @@
 """Attentional pooling. Line for line reference/pooling.py; the queries, being the same for every
 sample, are normed and projected once."""
 
+import torch
+
 from .attention import multi_head_attention
-from .ops import layer_norm
+from .ops import attention_pool, layer_norm, linear
 
 
 def attentional_pooler(tokens_BSM, params, heads):
@@ -11,6 +13,25 @@ def attentional_pooler(tokens_BSM, params, heads):
     k_BSM = layer_norm(tokens_BSM, params["norm_key"])
     pooled_BQD = multi_head_attention(q_1QD, k_BSM, params["attention"], heads)
     return layer_norm(pooled_BQD, params["norm_output"])
+
+
+def absorbed_pooler(tokens_BSM, params, heads):
+    """attentional_pooler of one query, without forming its keys and values: the same function.
+
+    See reference/pooling.py. The key bias adds the same to all scores and is not used.
+    """
+    q_1D = linear(layer_norm(params["queries"], params["norm_query"]), params["attention"]["query"])
+    q_HK = q_1D.view(heads, -1)
+    width = tokens_BSM.shape[-1]
+    key_MHK, value_MHK = (
+        params["attention"][name]["weight"].view(width, *q_HK.shape) for name in ("key", "value")
+    )
+    gamma_M, beta_M = params["norm_key"]["scale"], params["norm_key"]["bias"]
+    a_HM = torch.einsum("mhk,hk->hm", key_MHK, q_HK) * q_HK.shape[-1] ** -0.5
+    u_BHM = attention_pool(tokens_BSM, a_HM * gamma_M) * gamma_M + beta_M
+    o_B1D = torch.einsum("bhm,mhk->bhk", u_BHM, value_MHK).flatten(1)[:, None]
+    pooled_B1D = linear(o_B1D + params["attention"]["value"]["bias"], params["attention"]["output"])
+    return layer_norm(pooled_B1D, params["norm_output"])
 
 
 def pool(tokens_BSM, params, config):
@@ -29,4 +50,4 @@ def pool(tokens_BSM, params, config):
     if mode != "none":
         memory = attentional_pooler(tokens_BSM, params["caption"], heads)
     read = memory if mode == "cascade" else tokens_BSM
-    return attentional_pooler(read, params["contrast"], heads)[:, 0], memory
+    return absorbed_pooler(read, params["contrast"], heads)[:, 0], memory

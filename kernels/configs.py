@@ -1,0 +1,79 @@
+"""Static tables: which way, which tile, how many warps. Nothing is tuned at run time: every rank
+of a job, and every run, does the same arithmetic.
+
+Shapes below 64 are not used for any product on Hopper: Triton before 3.8 can miscompile kernels
+with several products whose blocks have a side of 16 or 32 there.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import triton
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Launch settings of one kernel."""
+
+    block_t: int
+    block_s: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """How attention of one shape runs: tiles of the forward and backward kernels."""
+
+    one_tile: bool  # all keys in one tile of the forward
+    short: bool  # one-program backward
+    block_k: int
+    forward: Tile
+    backward: Tile  # of the short kernel, or of dK and dV
+    backward_dq: Tile | None
+
+
+def attention_config(T, S, K, shared=False):
+    """The table: T queries, S keys, heads of K. Wide heads get smaller tiles or more warps.
+
+    shared: queries of the whole batch, whose gradient only the general backward can sum.
+    """
+    block_k = max(16, triton.next_power_of_2(K))
+    wide = block_k > 64
+    one_tile = S <= 128
+    if one_tile:
+        block_s = 64 if S <= 64 else 128
+        block_t = 64 if T <= 64 or wide else 128
+        forward = Tile(block_t, block_s, 4 if block_t * block_s <= 64 * 64 else 8, 1)
+    else:
+        forward = Tile(128, 64, 8 if wide else 4, 2)
+    short = not shared and T <= (128 if wide else 256)
+    if short:
+        block_t = 64 if T <= 64 else 128 if T <= 128 else 256
+        backward, dq = Tile(block_t, 64, 4 if block_t == 64 else 8, 1), None
+    else:
+        backward = Tile(128, 64, 8, 1) if wide else Tile(64, 64, 4, 2)
+        dq = Tile(128, 64, 8, 2)
+    return AttentionConfig(one_tile, short, block_k, forward, backward, dq)
+
+
+def compute_options(dtype, device):
+    """Meta-parameters that say how products are computed: WIDE, UPCAST, PRECISION.
+
+    UPCAST: bfloat16 is computed in float32, since Triton's interpreter gets bfloat16 wrong.
+    PRECISION of float32 products: three TF32 products (tf32x3) keep float32's accuracy on tensor
+    cores; AMD has no such thing.
+    """
+    import triton.language as tl
+
+    precision = "ieee"
+    if dtype == torch.float32 and not INTERPRETED and torch.version.hip is None:
+        precision = "tf32x3"
+    return {
+        "WIDE": tl.float64 if dtype == torch.float64 else tl.float32,
+        "UPCAST": INTERPRETED and dtype == torch.bfloat16,
+        "PRECISION": precision,
+    }

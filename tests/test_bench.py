@@ -1,0 +1,164 @@
+"""What makes a step fast changes nothing: every short cut against the plain way, and open_clip."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from backends import Engine
+from strategies import model_and_batch, small_config
+
+from minicoca import bench
+from minicoca.engine import attention as engine_attention
+from minicoca.engine import ops as engine_ops
+from minicoca.engine import text as engine_text
+from minicoca.interop.open_clip import from_open_clip, to_open_clip
+from minicoca.params import flatten, initialise
+
+OPEN_CLIP = dict(stem="clip", pooler="shared", multimodal_mlps=2, embed_width=12, pooler_heads=3)
+
+
+def losses_and_gradients(params, config, images, tokens):
+    outputs = Engine.outputs(params, config, images, tokens)
+    gradients = flatten(Engine.gradients(params, config, images, tokens))
+    return {name: outputs[name] for name in ("contrastive", "caption", "image", "text")} | gradients
+
+
+def assert_equal(have, want, tolerance=1e-10):
+    assert have.keys() == want.keys()
+    for name in want:
+        largest = max(np.abs(want[name]).max(), 1e-3)
+        assert np.abs(have[name] - want[name]).max() <= tolerance * largest, name
+
+
+def short_captions(config, seed=0, batch=5):
+    """Most of the batch is padding, as it is for captions of ordinary length."""
+    params, images, tokens = model_and_batch(config, seed, batch, tokens=8)
+    for row, length in zip(tokens, (8, 2, 3, 3, 4), strict=True):
+        row[length - 1], row[length:] = 2, 0
+    return params, images, tokens
+
+
+@pytest.mark.parametrize("changes", [{}, OPEN_CLIP, {"pooler": "none"}], ids=str)
+def test_not_computing_padding_changes_no_loss_and_no_gradient(changes, monkeypatch):
+    model = small_config(**changes)
+    params, images, tokens = short_captions(model)
+    rows = engine_text.TextRows(torch.tensor(tokens), model)
+    assert rows.packing and rows.decoder_packing
+    packed = losses_and_gradients(params, model, images, tokens)
+    monkeypatch.setattr(engine_text, "PACK_BELOW", 0)
+    assert engine_text.TextRows(torch.tensor(tokens), model).packing is None
+    assert_equal(packed, losses_and_gradients(params, model, images, tokens))
+
+
+@pytest.mark.parametrize("changes", [{}, {"pooler": "none"}], ids=str)
+def test_not_forming_keys_changes_no_loss_and_no_gradient(changes, monkeypatch):
+    """Long memories, few text rows; with a memory of the decoder's width and of another."""
+    model = small_config(image_size=14, caption_queries=49, text_heads=2, **changes)
+    params, images, tokens = short_captions(model)
+    taken = []
+    absorbed = engine_attention._absorbed_attention
+    monkeypatch.setattr(
+        engine_attention, "_absorbed_attention", lambda *a: taken.append(1) or absorbed(*a)
+    )
+    plain = losses_and_gradients(params, model, images, tokens)
+    assert not taken
+    monkeypatch.setattr(engine_attention, "ABSORB_FROM", 0)
+    assert_equal(losses_and_gradients(params, model, images, tokens), plain)
+    assert taken
+
+
+def test_keys_are_avoided_only_where_that_saves_products():
+    pays = engine_attention._absorbing_pays
+    memory = torch.empty(16, 255, 512, device="meta")
+    assert pays(16 * 12, memory, 512, 8)
+    assert not pays(16 * 75, memory, 512, 8)  # too many rows
+    assert not pays(16 * 12, memory.bfloat16(), 512, 8)  # scores would be rounded
+    assert not pays(16 * 12, torch.empty(16, 16, 64, device="meta"), 64, 4)  # too small
+
+
+@pytest.mark.skipif(not engine_ops.ONEDNN, reason="this torch has no oneDNN")
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_dnns_product_is_as_good_as_torchs(bias):
+    """Against float64, value and gradients are off by no more than twice what torch's are."""
+    torch.manual_seed(0)
+    exact = {"weight": torch.randn(96, 130).double(), "bias": torch.randn(130).double()}
+    if not bias:
+        del exact["bias"]
+    x, dy = torch.randn(3, 50, 96).double(), torch.randn(3, 50, 130).double()
+
+    def run(dtype, function):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, *exact.values())]
+        y = function(leaves[0], dict(zip(exact, leaves[1:], strict=True)))
+        return [y, *torch.autograd.grad(y, leaves, dy.to(dtype))]
+
+    def plain(x, params):
+        return x @ params["weight"] + params.get("bias", 0)
+
+    want = run(torch.float64, plain)
+    for a, b, w in zip(
+        run(torch.float32, engine_ops.linear), run(torch.float32, plain), want, strict=True
+    ):
+        assert (a - w).norm() <= 2 * (b - w).norm() + 1e-7 * w.norm()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_caption_loss_in_chunks(chunk, monkeypatch):
+    monkeypatch.setattr(engine_ops, "CAPTION_CHUNK", chunk)
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    weight = (9 * torch.randn(5, 11, dtype=torch.float64)).requires_grad_()
+    targets = torch.randint(0, 11, (7,))
+    have = engine_ops.caption_loss(hidden, {"weight": weight}, targets)
+    want = torch.nn.functional.cross_entropy(hidden @ weight, targets)
+    torch.testing.assert_close(have, want)
+    got = torch.autograd.grad(3 * have, (hidden, weight))
+    torch.testing.assert_close(got, torch.autograd.grad(3 * want, (hidden, weight)))
+
+
+def test_open_clip_names_there_and_back():
+    config = small_config(**OPEN_CLIP)
+    tree = initialise(config)
+    theirs = to_open_clip(tree, config)
+    assert theirs["visual.conv1.weight"].shape == (10, 3, 2, 2)
+    assert theirs["logit_scale"].shape == () and theirs["logit_scale"] > 0
+    again = flatten(from_open_clip(theirs, config))
+    for name, leaf in flatten(tree).items():
+        np.testing.assert_array_equal(again[name], leaf, err_msg=name)
+    del theirs["logit_scale"]
+    with pytest.raises(ValueError, match="missing.*logit_scale"):
+        from_open_clip(theirs, config)
+    with pytest.raises(ValueError, match="pooler=shared"):
+        to_open_clip(tree, small_config())
+
+
+def test_patches_are_open_clips_convolution():
+    config = small_config(**OPEN_CLIP)
+    tree = initialise(config)
+    images = torch.randn(2, 6, 6, 3)
+    kernel = torch.tensor(to_open_clip(tree, config)["visual.conv1.weight"])
+    want = torch.nn.functional.conv2d(images.permute(0, 3, 1, 2), kernel, stride=2)
+    from minicoca.engine.vision import patchify
+
+    have = patchify(images, 2) @ torch.tensor(tree["image"]["patch"]["weight"])
+    torch.testing.assert_close(have, want.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("batch", [16, 20])
+def test_ordinary_captions_are_as_long_as_said(batch):
+    config = small_config(text_length=76)
+    lengths = (bench.make_batch(config, "ordinary", batch)[1] != 0).sum(1)
+    assert lengths.max() == 24 and (batch % 16 or lengths.double().mean() == 12)
+    assert (bench.make_batch(config, "full", batch)[1] != 0).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_step_is_open_clips_step(tmp_path):
+    """At its real sizes: losses and every gradient, padded and full; then the figures' file."""
+    pytest.importorskip("open_clip", exc_type=ImportError)
+    path = tmp_path / "bench.json"
+    report = bench.step("open_clip", batch=2, repeats=1, json_path=path, memory=False)
+    assert json.loads(path.read_text()) == report
+    for case in bench.CASES:
+        assert report[case]["gradient_difference"] < bench.AGREE
+        assert report[case]["ratio"] > 0 and report[case]["ours_ms"] > 0
