@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/installed
 EMOJI_INSTALLED = $(VENV)/installed-emoji
 
-.PHONY: train test lint train-emoji clean
+.PHONY: train test lint train-emoji kernel-report clean
 
 train: $(INSTALLED)  ## train on drawn shapes: two minutes on two cores
 	$(BIN)/python -m minicoca train
@@ -37,6 +37,9 @@ data/emoji/fetched:
 	ls /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf 2>/dev/null || \
 	    npm pack --silent --pack-destination data/emoji emoji-datasource-google@16.0.0
 	touch $@
+
+kernel-report: $(INSTALLED)  ## registers, spills and loads of every kernel, without a GPU
+	$(BIN)/python -m minicoca.kernels.compile_report --write
 
 clean:  ## the virtual environment and caches; never your runs or data
 	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache

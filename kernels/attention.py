@@ -13,12 +13,11 @@ Three ways, chosen by kernels/configs.py from the sizes alone:
 Deterministic: no atomics, every sum in a fixed order.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
+from .checks import check_attention
 from .configs import attention_config, compute_options
 from .softmax import (
     LN2,
@@ -31,9 +30,7 @@ from .softmax import (
     store_tile,
 )
 
-LARGEST_HEAD = 128
 BATCH_SLICES = 32  # partial sums of the gradient of shared queries
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @triton.jit
@@ -350,8 +347,8 @@ def attention_backward(
     dq_strides = partial.stride()[:3]
     attention_bwd_dq_kernel[(triton.cdiv(T, tile.block_t), slices * H)](
         q, k, v, lse, delta, key_lengths, do, partial, *strides_of(q, k, v, do), *dq_strides,
-        T, S, H, scale, B, triton.cdiv(B, slices), BLOCK_T=tile.block_t, BLOCK_S=tile.block_s, num_warps=tile.warps, num_stages=tile.stages,
-        **flags,
+        T, S, H, scale, B, triton.cdiv(B, slices), BLOCK_T=tile.block_t, BLOCK_S=tile.block_s,
+        num_warps=tile.warps, num_stages=tile.stages, **flags,
     )  # fmt: skip
     if partial is not dq:
         dq = partial.sum(0, keepdim=True).to(q.dtype)
@@ -386,41 +383,8 @@ def attention(q, k, v, *, causal=False, key_lengths=None, scale=None):
     Any strides whose last is 1.
     Raises ValueError naming the argument, its value and the limit.
     """
-    check(q, k, v, causal, key_lengths)
+    check_attention(q, k, v, causal, key_lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if key_lengths is not None:
         key_lengths = key_lengths.to(torch.int32)
     return attention_forward(q, k, v, key_lengths, causal, scale)[0]
-
-
-def check(q, k, v, causal, key_lengths):
-    """Raise ValueError for a call that the kernels cannot serve."""
-    for name, x in {"q": q, "k": k, "v": v}.items():
-        if x.ndim != 4:
-            raise ValueError(f"{name} has {x.ndim} axes; expected [B, T, H, K]")
-        if x.stride(-1) != 1 and x.shape[-1] > 1:
-            raise ValueError(f"{name}'s last axis has stride {x.stride(-1)}; it must be 1")
-        if x.dtype not in DTYPES or x.dtype != q.dtype:
-            raise ValueError(f"{name} is {x.dtype}; q, k, v must share one of {DTYPES}")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device}, q on {q.device}")
-    (B, S, _, _), (_, T, H, K) = k.shape, q.shape
-    if k.shape != (B, S, H, K) or v.shape != k.shape or len(q) not in (1, B):
-        shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in zip("qkv", (q, k, v), strict=True))
-        raise ValueError(f"{shapes}; expected [B or 1, T, H, K] and twice [B, S, H, K]")
-    if K > LARGEST_HEAD:
-        raise ValueError(f"head size {K} is over the limit of {LARGEST_HEAD}")
-    if causal and T != S:
-        raise ValueError(f"causal needs as many keys as queries; got T={T}, S={S}")
-    if key_lengths is not None:
-        if key_lengths.shape != (B,) or key_lengths.is_floating_point():
-            raise ValueError(
-                f"key_lengths is {key_lengths.dtype} {tuple(key_lengths.shape)}; expected int {(B,)}"
-            )
-        if key_lengths.device != q.device:
-            raise ValueError(f"key_lengths is on {key_lengths.device}, q on {q.device}")
-        # On a GPU reading the values would stall it; there a length over S is cut in the op's caller.
-        if key_lengths.device.type == "cpu" and B and not (
-            0 <= int(key_lengths.min()) and int(key_lengths.max()) <= S
-        ):
-            raise ValueError(f"key_lengths {key_lengths.tolist()[:8]} are not in 0 to S={S}")

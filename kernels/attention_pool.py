@@ -1,7 +1,7 @@
 """One-query attentional pooling in Triton, with the key and value projections absorbed.
 
 A pooler of one query needs, of every token x_n, one score per head and one weighted sum. With
-xhat = (x - mean) / std (the pooler's norm of its keys without scale and bias) and one vector g_h per
+xhat = (x - mean) / std (the norm of the keys without scale and bias) and one vector g_h per
 head that carries query, key projection, norm scale and 1 / sqrt(K),
     s_hn = g_h . xhat_n,    p_h = softmax_n(s_h),    m_h = sum_n p_hn xhat_n,
 and everything else is small: keys and values [B, N, D] are never formed. Constants of a head (key
@@ -242,11 +242,15 @@ def attention_pool(x, g, *, key_lengths=None):
     Raises ValueError naming the argument, its value and the limit.
     """
     if x.ndim != 3 or x.stride(-1) != 1 and x.shape[-1] > 1:
-        raise ValueError(f"x is {tuple(x.shape)} with strides {x.stride()}; expected [B, N, M], last 1")
+        raise ValueError(
+            f"x is {tuple(x.shape)} with strides {x.stride()}; expected [B, N, M], last 1"
+        )
     if g.ndim != 2 or g.shape[1] != x.shape[2] or g.shape[0] > 128:
         raise ValueError(f"g is {tuple(g.shape)}; expected [H, {x.shape[2]}] with H at most 128")
     if g.device != x.device:
         raise ValueError(f"g is on {g.device}, x on {x.device}")
     if key_lengths is not None and key_lengths.shape != x.shape[:1]:
-        raise ValueError(f"key_lengths is {tuple(key_lengths.shape)}; expected {tuple(x.shape[:1])}")
+        raise ValueError(
+            f"key_lengths is {tuple(key_lengths.shape)}; expected {tuple(x.shape[:1])}"
+        )
     return attention_pool_forward(x, g, key_lengths)[0]

@@ -67,9 +67,7 @@ def cases():
             sizes[f"{letter}_s"] = HEADS * K
         for letter in ("q", "o", "do", "dq"):
             sizes[f"{letter}_t"] = HEADS * K
-        flags = dict(
-            CAUSAL=causal, LENGTHS=lengths, ALIGNED=True, BLOCK_K=config.block_k, K=K
-        )
+        flags = dict(CAUSAL=causal, LENGTHS=lengths, ALIGNED=True, BLOCK_K=config.block_k, K=K)
 
         def row(kernel, tile, sizes=sizes, flags=flags, name=name, **more):
             blocks = dict(BLOCK_T=tile.block_t, BLOCK_S=tile.block_s)

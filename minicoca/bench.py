@@ -66,11 +66,21 @@ class Ours:
         clamp_temperature(self.params)
 
 
+def import_open_clip():
+    """The module; raises ValueError with the remedy where it cannot be had."""
+    try:
+        import open_clip
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another torch
+        remedy = 'pip install -e ".[open-clip]" in an environment of its own'
+        raise ValueError(f"open_clip cannot be imported ({error}): {remedy}") from None
+    return open_clip
+
+
 class OpenClip:
     """open_clip's model, loss and optimiser, as its own trainer puts them together."""
 
     def __init__(self, config):
-        import open_clip
+        open_clip = import_open_clip()
         from open_clip.loss import CoCaLoss
 
         self.model = open_clip.create_model("coca_ViT-B-32", precision="fp32").train()
@@ -149,7 +159,7 @@ def _step_memory(side, case, batch):
     """Megabytes that weights, moments and two steps of one side add to a fresh process."""
     config = preset("open_clip_b32")
     if side is OpenClip:
-        import open_clip  # noqa: F401  its libraries are not part of its step
+        import_open_clip()  # its libraries are not part of its step
     before, model = _peak_mb(), side(config)
     for _ in range(2):
         model.step(*make_batch(config, case, batch))
@@ -181,15 +191,14 @@ def step(against=None, batch=16, repeats=5, json_path=None, cases=CASES, memory=
         "machine": platform.processor() or platform.machine(),
     }
     sides = {"ours": Ours} | ({"theirs": OpenClip} if against else {})
+    if against:
+        report["open_clip"] = import_open_clip().__version__
     report |= {case: {} for case in cases}
     for case in cases if memory else ():
         for name, side in sides.items():
             peak = _in_fresh_process(_step_memory, side, case, batch)
             report[case][f"{name}_peak_mb"] = round(peak)
     if against:
-        import open_clip
-
-        report["open_clip"] = open_clip.__version__
         theirs = OpenClip(config)
         weights = from_open_clip(theirs.model.state_dict(), config)
         models = {"ours": Ours(config, weights), "theirs": theirs}

@@ -67,9 +67,10 @@ def error(got, want):
     gap = got.double() - want
     rows = gap.flatten(0, -2).norm(dim=-1) if gap.ndim > 1 else gap.abs()
     scale = want.flatten(0, -2).norm(dim=-1) if gap.ndim > 1 else want.abs()
-    # A gradient that is exactly 0 (softmax of one key) is judged against numbers of ordinary size.
-    whole = float(gap.norm() / want.norm().clamp(min=0.1 * gap.numel() ** 0.5))
-    return whole, float(rows.max() / scale.max().clamp(min=0.1 * want.shape[-1] ** 0.5))
+    # A gradient that is exactly 0 (softmax of one key) is what is left of terms of about this size.
+    floor = 10.0 if float(want.abs().max()) < 1e-9 else 0.1
+    whole = float(gap.norm() / want.norm().clamp(min=floor * gap.numel() ** 0.5))
+    return whole, float(rows.max() / scale.max().clamp(min=floor * want.shape[-1] ** 0.5))
 
 
 def judge(names, ours, plain, exact, dtype, largest_logit=0.0):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from minicoca import images
-from minicoca.images import ImageError, decode, load_image, normalise, to_bytes
+from minicoca.images import ImageError, decode, load_image, to_bytes
 
 
 @pytest.fixture
@@ -209,13 +209,3 @@ def test_large_jpeg_is_decoded_small_and_looks_the_same(random):
     full = decode(io.BytesIO(photo)).resize((48, 32), Image.Resampling.BICUBIC)
     got = load_image(io.BytesIO(photo), 32).astype(int)
     assert np.abs(got - np.asarray(full)[:, 8:40].astype(int)).mean() < 2
-
-
-def test_normalise():
-    given = np.array([[[0, 51, 255]]], dtype=np.uint8)
-    got = normalise(given, (0.5, 0.2, 0.0), (0.5, 0.1, 2.0))
-    assert got.dtype == np.float32
-    np.testing.assert_allclose(got, [[[-1, 0, 0.5]]], atol=1e-6)
-    got = normalise(given, images.CLIP_MEAN, images.CLIP_STD)
-    expected = (given / 255 - images.CLIP_MEAN) / images.CLIP_STD
-    np.testing.assert_allclose(got, expected, atol=1e-6)

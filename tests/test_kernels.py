@@ -160,7 +160,7 @@ def attention_cases(draw_):
     )  # fmt: skip
 
 
-@settings(max_examples=25, phases=NO_SHRINKING)
+@settings(max_examples=10, phases=NO_SHRINKING)
 @given(case=attention_cases(), seed=st.integers(0, 1000), dtype=st.sampled_from(TYPES))
 def test_attention_of_any_shape(case, seed, dtype):
     check_attention(attention_module, seed, dtype=dtype, **case)
@@ -257,7 +257,7 @@ def test_attention_pool(name, dtype):
     check_pool(pool_module, 0, dtype=dtype, **POOLS[name])
 
 
-@settings(max_examples=12, phases=NO_SHRINKING)
+@settings(max_examples=6, phases=NO_SHRINKING)
 @given(
     B=st.integers(1, 3), N=st.sampled_from(EDGES), M=st.integers(3, 150), H=st.integers(1, 9),
     seed=st.integers(0, 1000), dtype=st.sampled_from(TYPES),
@@ -269,17 +269,20 @@ def test_attention_pool_of_any_shape(B, N, M, H, seed, dtype):
 def test_gradients_in_float64():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 5, 2, 16, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    lengths = torch.tensor([5, 3])
+    lengths = torch.tensor([5, 3])  # fast mode: one random direction, not one call a number
     for causal in (False, True):
         assert torch.autograd.gradcheck(
             lambda q, k, v, c=causal: attention_module.attention(
                 q, k, v, causal=c, key_lengths=lengths
             ),
             (q, k, v),
+            fast_mode=True,
         )
     x = torch.randn(2, 6, 16, dtype=torch.float64, requires_grad=True)
     g = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, g: pool_module.attention_pool(x, g), (x, g))
+    assert torch.autograd.gradcheck(
+        lambda x, g: pool_module.attention_pool(x, g), (x, g), fast_mode=True
+    )
 
 
 def test_ops_are_good_citizens_of_torch():
@@ -288,7 +291,8 @@ def test_ops_are_good_citizens_of_torch():
     k = torch.randn(2, 2, 7, 16, device=DEVICE).transpose(1, 2).requires_grad_()
     torch.library.opcheck(attention_module.attention_forward, (q, k, k, None, True, 0.3))
     lengths = torch.tensor([7, 2], dtype=torch.int32, device=DEVICE)
-    torch.library.opcheck(attention_module.attention_forward, (q[:1], k, k, lengths, False, 0.3))
+    shared = torch.randn(1, 7, 2, 16, device=DEVICE, requires_grad=True)
+    torch.library.opcheck(attention_module.attention_forward, (shared, k, k, lengths, False, 0.3))
     x = torch.randn(2, 7, 16, device=DEVICE, requires_grad=True)
     g = torch.randn(3, 16, device=DEVICE, requires_grad=True)
     torch.library.opcheck(pool_module.attention_pool_forward, (x, g, None))
@@ -321,7 +325,7 @@ def test_ops_compile_into_one_graph():
         (dict(q=torch.zeros(2, 5, 16, 2).transpose(2, 3)), "last axis has stride 2"),
         (dict(q=torch.zeros(2, 4, 2, 16), causal=True), "T=4, S=5"),
         (dict(key_lengths=torch.tensor([6, 1])), "not in 0 to S=5"),
-        (dict(key_lengths=torch.tensor([1])), "expected int (2,)"),
+        (dict(key_lengths=torch.tensor([1])), "not int (2,)"),
         (dict(key_lengths=torch.tensor([1.0, 2.0])), "torch.float32"),
         (dict(v=torch.zeros(2, 5, 2, 16, device="meta")), "v is on meta"),
     ],
@@ -412,7 +416,7 @@ def test_a_planted_bug_is_caught(tmp_path, file, old, new, check):
 
 
 def test_the_copy_without_a_bug_passes(tmp_path):
-    with mutant(tmp_path, "attention.py", "LARGEST_HEAD = 128", "LARGEST_HEAD = 127") as load:
+    with mutant(tmp_path, "checks.py", "LARGEST_HEAD = 128", "LARGEST_HEAD = 127") as load:
         for name in ("tiny", "shared queries", "general, causal, lengths"):
             attention_case(name)(load)
         pool_case("patches")(load)

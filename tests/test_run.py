@@ -221,7 +221,8 @@ def test_bfloat16_computes_and_keeps_float32_weights():
     trainer = engine_train.Trainer(initialise(config), config)
     images, tokens = one_batch()
     reports = [trainer.step(step, images, tokens) for step in range(5)]
-    assert all(p.dtype == p.grad.dtype == torch.float32 for p in trainer.leaves.values())
+    used = [p for p in trainer.leaves.values() if p.grad is not None]
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in used) and len(used) > 60
     exact = engine_train.Trainer(initialise(config), short(precision="float32"))
     loss = exact.step(0, images, tokens)["loss"]
     assert reports[0]["loss"] == pytest.approx(loss, rel=0.02) and reports[0]["loss"] != loss
