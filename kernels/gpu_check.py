@@ -142,9 +142,9 @@ def training():
     """Five steps of a small model in bfloat16, once with torch's operators and once with these."""
     code = (
         "import sys, numpy as np; from minicoca.config import preset; "
-        "from minicoca.params import initialise; from minicoca.engine import ops; "
-        "from minicoca.engine.train import Trainer; ops.use(sys.argv[1]); "
-        "c = preset('tiny', pooler='cascade', caption_queries=16); t = Trainer(initialise(c), c); "
+        "from minicoca.params import initialise; from minicoca.engine.train import Trainer; "
+        "c = preset('tiny', pooler='cascade', caption_queries=16, backend=sys.argv[1]); "
+        "t = Trainer(initialise(c), c); "
         "r = np.random.default_rng(0); x = r.integers(0, 256, (5, 64, 32, 32, 3)).astype('uint8'); "
         "y = np.concatenate([np.ones((5, 64, 1), int), r.integers(4, 60, (5, 64, 9))], 2); "
         "print('LOSSES', [t.step(i, x[i], y[i])['loss'] for i in range(5)])"
