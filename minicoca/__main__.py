@@ -131,7 +131,10 @@ def do_train(arguments):
         results = train(None, arguments.resume, taking_up=True, changes=given, say=say)
     else:
         try:
-            settings = config.from_flags(arguments, arguments.preset or "tiny")
+            if arguments.init and arguments.preset:
+                raise ValueError("--init takes the settings of its run; leave out --preset")
+            earlier = read_config(arguments.init) if arguments.init else None
+            settings = config.from_flags(arguments, arguments.preset or "tiny", earlier)
         except ValueError as error:
             raise Usage(error) from error
         folder = arguments.run

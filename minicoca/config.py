@@ -6,6 +6,8 @@ import difflib
 import math
 from dataclasses import dataclass
 
+PAD, START, END, UNKNOWN = range(4)  # the token ids that stand for no text
+
 
 def _option(default, help, choices=None, low=None, high=math.inf):
     """A field. Numbers are from `low` (1 for whole ones, else 0) to `high`, which is left out."""
@@ -19,6 +21,7 @@ class Config:
     """A CoCa and how it is trained. Raises ValueError for a combination that cannot be built."""
 
     preset: str = _option("tiny", "where the settings that are not given come from")
+    init: str = _option("", "a finished run whose weights, tokenizer and settings to begin with")
     # The image encoder (paper section 3.2; Table 1).
     image_size: int = _option(32, "side of the square input image, in pixels")
     patch_size: int = _option(8, "side of a patch, in pixels")
@@ -80,7 +83,7 @@ class Config:
         ("auto", "float32", "bfloat16"),
     )
     compile: bool = _option(False, "compile the training step with torch.compile")
-    steps: int = _option(3600, "optimiser steps")
+    steps: int = _option(3000, "optimiser steps")
     batch_size: int = _option(64, "pairs per step")
     accumulate: int = _option(1, "micro-batches per step: less memory, the same gradient")
     learning_rate: float = _option(3e-3, "peak learning rate")
@@ -93,7 +96,7 @@ class Config:
     epsilon: float = _option(1e-8, "AdamW: added to the root")
     clip_norm: float = _option(1.0, "largest global norm of the gradient; 0: no clipping")
     ema: float = _option(0.0, "decay of the averaged weights that are evaluated; 0: none", high=1)
-    freeze_image: bool = _option(False, "keep the image encoder as it is (LiT)")
+    freeze_image: bool = _option(False, "keep the image encoder as it is (LiT: with --init)")
     seed: int = _option(0, "seed of weights, data and order", low=0, high=2**40)
     evaluate_every: int = _option(600, "steps between quick looks at validation data", low=0)
     checkpoint_every: int = _option(600, "steps between checkpoints that --resume can use")
@@ -302,11 +305,13 @@ def add_flags(parser, only=None):
         parser.add_argument(flag, default=None, help=text.replace("%", "%%"), **extra)
 
 
-def from_flags(arguments, name):
-    """The preset `name` with the flags of an argparse namespace laid over it."""
+def from_flags(arguments, name, earlier=None):
+    """The preset `name` (or an `earlier` Config) under the flags of an argparse namespace."""
     names = [field.name for field in dataclasses.fields(Config)]
     given = {n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None}
     given.pop("preset", None)
+    if earlier:
+        return dataclasses.replace(earlier, **given)
     if given.get("data", "shapes") not in ("shapes", "emoji"):  # a person's own: any words at all
         given = {"tokenizer": "unigram", "vocabulary": 8000, "text_length": 64} | given
     return preset(name, **given)

@@ -58,9 +58,12 @@ def make_trainer(tree, config):
 
 def start(config, folder, say):
     """Make the tokenizer and the first weights: (trainer, tokenizer, dataset, config)."""
+    weights = tokenizer = None
+    if config.init:
+        weights, tokenizer = read_weights(config.init, config)
     dataset = data.load(config)
     texts = all_captions(dataset)
-    tokenizer = Tokenizer.train(texts, config.vocabulary, config.tokenizer)
+    tokenizer = tokenizer or Tokenizer.train(texts, config.vocabulary, config.tokenizer)
     if (unknown := tokenizer.unknown_share(texts)) > 0.001:
         say(f"{unknown:.1%} of the words are unknown to the tokenizer; more fit in --vocabulary")
     if config.batch_size > len(dataset.train):
@@ -72,10 +75,11 @@ def start(config, folder, say):
         batch_size=min(config.batch_size, len(dataset.train)),
         warmup=config.warmup if config.warmup < config.steps else config.steps // 10,
         vocabulary=tokenizer.vocab_size,
-        pixel_mean=tuple(map(float, dataset.mean)),
-        pixel_std=tuple(map(float, dataset.std)),
     )
-    trainer = make_trainer(params.initialise(config, config.seed), config)
+    if not weights:  # else pixels must stay what the weights know
+        mean, std = (tuple(map(float, x)) for x in (dataset.mean, dataset.std))
+        config = replace(config, pixel_mean=mean, pixel_std=std)
+    trainer = make_trainer(weights or params.initialise(config, config.seed), config)
     tokenizer.save(folder / "tokenizer.model")
     params.write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=1).encode())
     return trainer, tokenizer, dataset, config
@@ -124,8 +128,18 @@ def resume(folder, **changes):
 
 def load_model(folder, backend="auto", device="auto"):
     """(CoCa, Tokenizer) of a trained run. Raises ValueError if the folder holds none."""
-    folder = Path(folder)
     config = replace(read_config(folder), backend=backend, device=device)
+    weights, tokenizer = read_weights(folder, config)
+    if backend == "numpy":
+        from .reference.generate import CoCa
+    else:
+        from .engine.generate import CoCa
+    return CoCa(weights, config), tokenizer
+
+
+def read_weights(folder, config):
+    """(weights, Tokenizer) of a finished run. Raises ValueError where they do not fit `config`."""
+    folder = Path(folder)
     path = folder / "model.safetensors"
     if not path.is_file():
         raise ValueError(
@@ -134,11 +148,7 @@ def load_model(folder, backend="auto", device="auto"):
         )
     weights, _ = params.load(path)
     params.check(weights, config, path)
-    if backend == "numpy":
-        from .reference.generate import CoCa
-    else:
-        from .engine.generate import CoCa
-    return CoCa(weights, config), Tokenizer.load(folder / "tokenizer.model")
+    return weights, Tokenizer.load(folder / "tokenizer.model")
 
 
 def train(config, folder, *, taking_up=False, changes=None, command=None, say=print):

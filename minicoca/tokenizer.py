@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from .config import END, PAD, START, UNKNOWN
 from .params import write_atomically
 
-PAD, START, END, UNKNOWN = range(4)
 MODEL_TYPES = ("word", "bpe", "unigram")
 
 

@@ -57,3 +57,9 @@ def model_and_batch(config, seed, batch=3, tokens=7, fewest=2):
 
 
 seeds = st.integers(0, 10_000)
+
+
+def tree_of(rng, spec_tree):
+    """Random values for a tree of Specs, scales near 1."""
+    filled = tree_map(lambda spec: spec.draw(rng), spec_tree)
+    return tree_map(lambda a: a + 0.2 * rng.standard_normal(a.shape), filled)

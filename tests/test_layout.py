@@ -20,7 +20,7 @@ OURS = {
     },
     "config.py": set(),
     "params.py": {"numpy", "safetensors"},
-    "tokenizer.py": {"numpy", "sentencepiece", "minicoca.params"},
+    "tokenizer.py": {"numpy", "sentencepiece", "minicoca.config", "minicoca.params"},
     "images.py": {"numpy", "PIL"},
     "metrics.py": {"numpy"},
     "tasks": {"numpy", "PIL", "tqdm", "minicoca.tasks", "minicoca.images", "minicoca.engine"},
@@ -74,9 +74,6 @@ def test_budgets():
     assert sum(reference.values()) <= 1200, sum(reference.values())
     for path, n in lines.items():
         limit = 200 if path in reference else 400
-        # A list of small cases may be longer than code that must be followed.
-        if path.name.startswith("test_"):
-            limit = 500
         assert n <= limit, f"{path.relative_to(ROOT)} has {n} lines, more than {limit}"
 
 
@@ -96,8 +93,8 @@ def test_every_op_stands_above_its_backward():
         names = [n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)]
         for name in names:
             if name.endswith("_backward"):
-                before = names[: names.index(name)]
-                assert name.removesuffix("_backward") in before, f"{path.name}: {name}"
+                above = names[names.index(name) - 1]
+                assert above == name.removesuffix("_backward"), f"{path.name}: {name}"
 
 
 def test_public_functions_of_the_reference_say_what_they_do():

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import test_coca as coca_tests
 import test_engine as engine_tests
-import test_reference as reference_tests
+import test_reference_gradients as reference_tests
 from backends import Engine, Reference
 from oracles import planted
 from strategies import small_config

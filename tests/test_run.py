@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,6 +198,24 @@ def test_a_frozen_image_encoder_stays_as_it_is():
         assert same == (name.startswith("image.") or name.endswith(".key.bias")) or not value.any()
 
 
+def test_a_run_begins_with_the_weights_of_another(tmp_path):
+    """LiT: a trained image encoder, kept; the rest learns on."""
+    silent(short(learning_rate=0.01), tmp_path / "first")
+    begun = replace(read_config(tmp_path / "first"), init=str(tmp_path / "first"), steps=20)
+    silent(replace(begun, freeze_image=True), tmp_path / "second")
+    first, second = (
+        flatten(tensors(tmp_path / name, "model.safetensors")) for name in ("first", "second")
+    )
+    for name, value in first.items():
+        if name.startswith("image."):
+            np.testing.assert_array_equal(second[name], value)
+    assert not np.array_equal(second["text.token"], first["text.token"])
+    models = [(tmp_path / name / "tokenizer.model").read_bytes() for name in ("first", "second")]
+    assert models[0] == models[1]
+    with pytest.raises(ValueError, match="image.blocks.*not expected|missing|has shape"):
+        silent(replace(begun, image_width=128), tmp_path / "third")
+
+
 def test_one_checkpoint_two_backends_one_caption(tmp_path):
     """Weights from a torch run, read by NumPy: the same captions, beams and vectors; and back."""
     for backend in ("torch", "numpy"):
@@ -264,13 +283,14 @@ def test_the_temperature_stays_between_its_limits(backend):
 
 
 def test_averaged_weights_are_averages():
-    config = short(ema=0.75)
+    config = short(ema=0.15)
     trainer = engine_train.Trainer(initialise(config), config)
     mean = flatten(trainer.weights())
     for step in range(3):
         trainer.step(step, *one_batch(step))
         now = {name: leaf.detach().numpy() for name, leaf in trainer.leaves.items()}
-        mean = {name: 0.75 * mean[name] + 0.25 * now[name] for name in mean}
+        decay = (0.1, 0.15, 0.15)[step]  # the first step warms up: (1 + 0) / (10 + 0)
+        mean = {name: decay * mean[name] + (1 - decay) * now[name] for name in mean}
     for name, value in flatten(trainer.weights()).items():
         np.testing.assert_allclose(value, mean[name], atol=1e-6)
 

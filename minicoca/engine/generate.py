@@ -4,14 +4,12 @@ the image's keys and values are projected once."""
 import numpy as np
 import torch
 
+from ..config import END, PAD, START, UNKNOWN
 from ..params import tree_map
 from .attention import mlp_layer
 from .model import encode_image, encode_text
 from .ops import attention, embedding, layer_norm, linear, pick_device, use
-from .text import PAD
 from .vision import normalise
-
-START, END, UNKNOWN = 1, 2, 3
 
 
 class Cache:

@@ -2,8 +2,8 @@
 
 import torch
 
+from ..config import PAD
 from . import ops
-from .text import PAD
 
 
 def contrastive_loss(image_BE, text_BE, log_temperature):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 BACKENDS = ("auto", "torch", "triton")
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+ONEDNN_FROM = 1 << 25  # multiplications; smaller products cost more to call than they gain
 CAPTION_CHUNK = 256  # rows of logits that exist at a time
 
 
@@ -61,7 +62,8 @@ def linear(x, params):
 def _has_onednn(x, weight):
     """Whether oneDNN multiplies: torch by itself takes MKL, 8% slower on AMD (DECISIONS.md)."""
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    return plain and ONEDNN and not torch.compiler.is_compiling()
+    large = len(x) * weight.numel() >= ONEDNN_FROM
+    return plain and large and ONEDNN and not torch.compiler.is_compiling()
 
 
 def _product(x_RD, weight_ED, bias_E=None):

@@ -8,6 +8,7 @@ where padding is a large part of a batch, the rows are packed (attention.Packing
 
 import torch
 
+from ..config import PAD
 from .attention import (
     Packing,
     block,
@@ -18,7 +19,6 @@ from .attention import (
 )
 from .ops import embedding, layer_norm
 
-PAD = 0  # the tokenizer's id of no token at all
 PACK_BELOW = 0.8  # pack when fewer than this part of the rows are real
 
 

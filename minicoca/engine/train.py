@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from ..config import PAD
 from ..params import flatten, tree_map, unflatten
 from .augment import augment
 from .generate import CoCa
@@ -11,7 +12,6 @@ from .losses import contrastive_loss
 from .model import coca, encode_image, encode_text, total_loss
 from .ops import pick_device, pick_dtype, use
 from .optim import adamw, clamp_temperature, clip_by_global_norm, learning_rate
-from .text import PAD
 from .vision import normalise
 
 
@@ -44,9 +44,10 @@ class Trainer:
                 group["lr"] = rate
             self.optimizer.step()
             clamp_temperature(self.params)
-            if self.ema:
+            if self.ema:  # less of an average at first, when the weights are still anything
+                decay = min(self.config.ema, (1 + step) / (10 + step))
                 new = [p.detach() for p in self.leaves.values()]
-                torch._foreach_lerp_(list(flatten(self.ema).values()), new, 1 - self.config.ema)
+                torch._foreach_lerp_(list(flatten(self.ema).values()), new, 1 - decay)
         temperature = float(self.params["log_temperature"].detach().exp())
         return report | {"learning_rate": rate, "temperature": temperature}
 

@@ -7,12 +7,11 @@ caption does not depend on the other images of its batch.
 
 import numpy as np
 
+from ..config import END, PAD, START, UNKNOWN
 from .model import encode_image, encode_text
 from .ops import linear, log_softmax
-from .text import PAD, multimodal_decoder
+from .text import multimodal_decoder
 from .vision import normalise
-
-START, END, UNKNOWN = 1, 2, 3
 
 
 def next_log_probabilities(params, config, memory_BSM, tokens_BT):

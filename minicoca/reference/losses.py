@@ -7,8 +7,8 @@ open_clip. The weights 1 and 2 of Eq. 4 therefore weigh other quantities than th
 
 import numpy as np
 
+from ..config import PAD
 from .ops import log_softmax, log_softmax_backward
-from .text import PAD
 
 
 def contrastive_loss(image_BE, text_BE, log_temperature):

@@ -9,6 +9,7 @@ Letters of this file: T tokens, S the T tokens and CLS, M width of the image tok
 
 import numpy as np
 
+from ..config import PAD
 from .attention import (
     block,
     block_backward,
@@ -22,8 +23,6 @@ from .attention import (
     text_mask,
 )
 from .ops import embedding, embedding_backward, layer_norm, layer_norm_backward
-
-PAD = 0  # the tokenizer's id of no token at all
 
 
 def lengths_of(tokens_BT):

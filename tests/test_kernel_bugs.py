@@ -1,0 +1,87 @@
+"""Do the kernels' tests have teeth? Bugs planted in copies of the source, and who must see them."""
+
+import pytest
+from kernel_cases import ATTENTIONS, POOLS, check_attention, check_pool
+from kernel_oracles import mutant
+
+
+def attention_case(name, **more):
+    return lambda load: check_attention(load("attention"), 0, **{**ATTENTIONS[name], **more})
+
+
+def pool_case(name):
+    return lambda load: check_pool(load("attention_pool"), 0, **POOLS[name])
+
+
+BUGS = [
+    ("softmax.py", "inside = inside & (s[None, :] <= t[:, None])",
+     "inside = inside & (s[None, :] < t[:, None])", attention_case("causal text")),
+    ("softmax.py", "inside = (t[:, None] < T) & (s[None, :] < end)",
+     "inside = (t[:, None] < T) & (s[None, :] <= end)", attention_case("general")),
+    ("softmax.py", "factor = tl.exp2(peak - shift)", "factor = tl.exp2(peak * 0)",
+     attention_case("cross")),
+    ("softmax.py", "tl.where(total == 0.0, 1.0, total))) * LN2",
+     "tl.where(total == 0.0, 1.0, total)))",
+     attention_case("tiny")),
+    ("softmax.py", "return tl.where(x == float(\"-inf\"), 0.0, x)", "return x",
+     attention_case("lengths 0 and 1")),
+    ("softmax.py", "return 1.0 / tl.where(total == 0.0, 1.0, total)", "return 1.0 / total",
+     attention_case("lengths 0 and 1")),
+    ("softmax.py", "    tl.store(ptr + offsets, tile.to(ptr.dtype.element_ty), mask=inside)",
+     "    tl.store(ptr + offsets, tile.to(ptr.dtype.element_ty), mask=rows[:, None] < row_count)",
+     attention_case("tiny, 88")),
+    ("attention.py", "acc = acc * factor[:, None]", "acc = acc * 1.0", attention_case("cross")),
+    ("attention.py", "end = tl.minimum(end, (tl.program_id(0) + 1) * BLOCK_T)\n        peak",
+     "end = tl.minimum(end, tl.program_id(0) * BLOCK_T + 1)\n        peak",
+     attention_case("general, causal, lengths")),
+    ("attention.py", "delta = tl.sum(o.to(WIDE) * do.to(WIDE), 1)  # [BLOCK_T]",
+     "delta = tl.zeros([BLOCK_T], WIDE)", attention_case("tiny")),
+    ("attention.py", "    tl.store(delta_ptr + tl.program_id(1).to(tl.int64) * T + t, delta, mask",
+     "    tl.store(delta_ptr + tl.program_id(1).to(tl.int64) * T + t, 0 * delta, mask",
+     attention_case("general")),
+    ("attention.py", "tl.where(lse == float(\"-inf\"), float(\"inf\"), lse / LN2)", "lse",
+     attention_case("tiny")),
+    ("attention.py", "return [0 if len(x) == 1 and i == 0 else x.stride(i) for x in tensors for i "
+     "in range(3)]", "return [s for x in tensors for s in "
+     "(x.shape[1] * x.shape[2] * x.shape[3], x.shape[2] * x.shape[3], x.shape[3])]",
+     attention_case("slice of a projection")),
+    ("attention.py", "if do.stride(-1) != 1:", "if False:", attention_case("expanded gradient")),
+    ("attention.py", "dq = partial.sum(0, keepdim=True)", "dq = partial[:1]",
+     attention_case("shared queries")),
+    ("attention.py", "first_t = (tl.program_id(0) * BLOCK_S // BLOCK_T) * BLOCK_T if CAUSAL else 0",
+     "first_t = (tl.program_id(0) * BLOCK_S // BLOCK_T + 1) * BLOCK_T if CAUSAL else 0",
+     attention_case("general, causal, lengths")),
+    ("attention.py", "for first in range(0, S, BLOCK_S):  # beyond", "for first in range(0, end, "
+     "BLOCK_S):  # beyond", attention_case("lengths 0 and 1")),
+    ("attention.py", "rows = (b * H + h) * T", "rows = (b + h) * T",
+     attention_case("shared queries")),
+    ("attention_pool.py", "s = rstd[:, None] * (products - mean[:, None] * g_sum[None, :])",
+     "s = rstd[:, None] * products", pool_case("patches")),
+    ("attention_pool.py", "shift = tl.load(x_ptr + n * x_n, mask=inside, other=0.0).to(WIDE)",
+     "shift = tl.zeros([BLOCK_N], WIDE)", pool_case("far from zero")),
+    ("attention_pool.py", "centred = tl.where((c < M)[None, :], x.to(WIDE) - shift[:, None], 0.0)",
+     "centred = x.to(WIDE) - shift[:, None]", pool_case("wide")),
+    ("attention_pool.py", "ds = p * (dp - (dm * m).sum(-1, keepdim=True))", "ds = p * dp",
+     pool_case("patches")),
+    ("attention_pool.py", "c2 = (p * dp + ds * s).sum(1) / M", "c2 = (p * dp).sum(1) / M",
+     pool_case("patches")),
+    ("attention_pool.py", "p = p.masked_fill(outside, 0.0)", "p = p * 1.0", pool_case("lengths")),
+    ("attention_pool.py", "dxhat += tl.dot(ds.to(g.dtype), g", "dxhat -= tl.dot(ds.to(g.dtype), g",
+     pool_case("patches")),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("file", "old", "new", "check"), BUGS, ids=[f"{f}: {n[:50]}" for f, _, n, _ in BUGS]
+)
+def test_a_planted_bug_is_caught(tmp_path, file, old, new, check):
+    with mutant(tmp_path, file, old, new) as load, pytest.raises(Exception):  # noqa: B017
+        check(load)
+
+
+def test_the_copy_without_a_bug_passes(tmp_path):
+    with mutant(tmp_path, "checks.py", "LARGEST_HEAD = 128", "LARGEST_HEAD = 127") as load:
+        for name in ("tiny", "shared queries", "general, causal, lengths"):
+            attention_case(name)(load)
+        pool_case("patches")(load)
