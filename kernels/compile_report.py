@@ -86,7 +86,7 @@ def cases():
         for kernel in ("pool_scores_kernel", "pool_sum_kernel", "pool_dx_kernel"):
             yield (
                 f"{name}: {kernel}", getattr(attention_pool, kernel), sizes,
-                blocks | {"FIND_STATISTICS": True}, dict(num_warps=4, num_stages=2),
+                blocks | {"FIND_STATISTICS": True}, dict(num_warps=8, num_stages=2),
             )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def attention_config(T, S, K, shared=False):
         backward, dq = Tile(block_t, 64, 4 if block_t == 64 else 8, 1), None
     else:
         backward = Tile(128, 64, 8, 1) if wide else Tile(64, 64, 4, 2)
-        dq = Tile(128, 64, 8, 2)
+        dq = Tile(64, 64, 8, 1) if wide else Tile(128, 64, 8, 2)
     return AttentionConfig(one_tile, short, block_k, forward, backward, dq)
 
 

@@ -83,7 +83,7 @@ class Config:
         ("auto", "float32", "bfloat16"),
     )
     compile: bool = _option(False, "compile the training step with torch.compile")
-    steps: int = _option(3000, "optimiser steps")
+    steps: int = _option(3300, "optimiser steps")
     batch_size: int = _option(64, "pairs per step")
     accumulate: int = _option(1, "micro-batches per step: less memory, the same gradient")
     learning_rate: float = _option(3e-3, "peak learning rate")
