@@ -38,8 +38,14 @@ data/emoji/fetched:
 	    npm pack --silent --pack-destination data/emoji emoji-datasource-google@16.0.0
 	touch $@
 
-kernel-report: $(INSTALLED)  ## registers, spills and loads of every kernel, without a GPU
+kernel-report: $(INSTALLED)  ## registers, spills, loads of every kernel, with three Tritons, no GPU
 	$(BIN)/python -m minicoca.kernels.compile_report --write
+	for version in 3.6.0 3.9.0; do \
+	    $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton-$$version \
+	        triton==$$version && \
+	    PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m minicoca.kernels.compile_report --write \
+	        || exit 1; \
+	done
 
 clean:  ## the virtual environment and caches; never your runs or data
 	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache

@@ -39,3 +39,47 @@ def check_attention(q, k, v, causal, key_lengths):
             and not (0 <= int(key_lengths.min()) and int(key_lengths.max()) <= S)
         ):
             raise ValueError(f"key_lengths {key_lengths.tolist()[:8]} are not in 0 to S={S}")
+
+
+def check_pairs(image, text, scale, workspace):
+    """Raise ValueError for a call that info_nce cannot serve."""
+    for name, x in {"image": image, "text": text}.items():
+        if x.ndim != 2 or x.shape != image.shape or not len(x):
+            raise ValueError(f"{name} is {tuple(x.shape)}; image and text must both be [B, E]")
+        if x.stride(-1) != 1 and x.shape[-1] > 1:
+            raise ValueError(f"{name}'s last axis has stride {x.stride(-1)}; it must be 1")
+        if x.dtype not in DTYPES or x.dtype != image.dtype:
+            raise ValueError(f"{name} is {x.dtype}; image and text must share one of {DTYPES}")
+        if x.device != image.device:
+            raise ValueError(f"{name} is on {x.device}, image on {image.device}")
+    if scale.ndim or not scale.is_floating_point() or scale.device != image.device:
+        raise ValueError(
+            f"scale is {scale.dtype} {tuple(scale.shape)} on {scale.device}; expected a float "
+            f"without axes on {image.device}"
+        )
+    if workspace < 1:
+        raise ValueError(f"workspace={workspace}; it must be at least 1 byte")
+
+
+def check_caption(hidden, weight, targets, chunk):
+    """Raise ValueError for a call that caption_loss cannot serve."""
+    if weight.ndim != 2 or hidden.shape[-1:] != weight.shape[:1]:
+        raise ValueError(
+            f"hidden is {tuple(hidden.shape)} and head_weight {tuple(weight.shape)}; "
+            "expected [..., D] and [D, V]"
+        )
+    if targets.shape != hidden.shape[:-1] or targets.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"targets is {targets.dtype} {tuple(targets.shape)}, not int {tuple(hidden.shape[:-1])}"
+        )
+    if hidden.dtype not in DTYPES or weight.dtype != hidden.dtype:
+        raise ValueError(
+            f"hidden is {hidden.dtype}, head_weight {weight.dtype}; not one of {DTYPES}"
+        )
+    if weight.device != hidden.device or targets.device != hidden.device:
+        raise ValueError(
+            f"hidden is on {hidden.device}, head_weight on {weight.device}, targets on "
+            f"{targets.device}"
+        )
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}; it must be at least 1 row")

@@ -60,6 +60,22 @@ def attention_config(T, S, K, shared=False):
     return AttentionConfig(one_tile, short, block_k, forward, backward, dq)
 
 
+@dataclass(frozen=True)
+class ProductTile:
+    """Launch settings of a kernel whose programs compute one tile of a product each."""
+
+    block_m: int
+    block_n: int
+    block_e: int
+    group: int  # row tiles that go down before a column goes on
+    warps: int
+    stages: int
+
+
+INFO_NCE = ProductTile(128, 128, 64, 8, 8, 3)
+CAPTION_BLOCK, CAPTION_WARPS = 4096, 8  # logits that a program holds
+
+
 def compute_options(dtype, device):
     """Meta-parameters that say how products are computed: WIDE, UPCAST, PRECISION.
 

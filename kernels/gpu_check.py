@@ -20,22 +20,22 @@ from pathlib import Path
 import torch
 import triton
 
-from . import configs
+from . import bench, configs
 from .attention import attention
 from .attention_pool import attention_pool
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPES = {  # name: (B, T, S, H, K, causal, target: at least so many times SDPA's speed)
-    "vit 50": (512, 50, 50, 12, 64, False, 1.2),
-    "vit 197": (256, 197, 197, 12, 64, False, 1.2),
-    "vit 256": (256, 256, 256, 12, 64, False, 1.2),
-    "vit 257": (256, 257, 257, 12, 64, False, 1.2),
-    "vit 577": (64, 577, 577, 12, 64, False, 0.9),
-    "vit 1370": (16, 1370, 1370, 12, 64, False, 0.9),
-    "vit 577 of 88": (64, 577, 577, 16, 88, False, 0.9),
-    "vit 577 of 128": (64, 577, 577, 12, 128, False, 0.9),
-    "text 76 causal": (512, 76, 76, 12, 64, True, 1.3),
-    "cross 76 x 256": (512, 76, 256, 12, 64, False, 1.3),
+REPEATED = {  # name: (T, S, H, K, causal, shared queries, lengths): every kernel, every row
+    "tiny": (50, 50, 12, 64, False, False, False),
+    "short": (256, 256, 4, 64, False, False, False),
+    "general": (257, 257, 4, 64, False, False, False),
+    "general of 88": (300, 300, 2, 88, False, False, True),
+    "general of 128": (577, 577, 2, 128, False, False, False),
+    "text": (77, 77, 12, 64, True, False, True),
+    "text of 88": (77, 77, 2, 88, True, False, True),
+    "cross": (76, 256, 4, 64, False, False, True),
+    "shared queries": (256, 257, 2, 96, False, True, False),
+    "causal, long": (600, 600, 2, 64, True, False, False),
 }
 
 
@@ -78,9 +78,16 @@ def toolchain():
 
 
 def tests():
-    """The kernels' tests, on the card, in all types."""
-    code, text = run(sys.executable, "-m", "pytest", "tests/test_kernels.py", "-q", "-x")
-    return {"passed": code == 0, "tail": text[-600:]}
+    """The kernels' tests on the card, a process for each type, so that they compile in parallel."""
+    parts = {}
+    for name in ("float32", "bfloat16 or float16", "not float"):
+        command = [sys.executable, "-m", "pytest", "tests/test_kernels.py", "-q", "-x", "-k", name]
+        parts[name] = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        )
+    tails = {name: process.communicate(timeout=300)[0][-400:] for name, process in parts.items()}
+    failed = [name for name, process in parts.items() if process.returncode]
+    return {"passed": not failed, "failed": failed, "tails": tails}
 
 
 def integers():
@@ -107,22 +114,38 @@ def integers():
 
 
 def repeats(times=50):
-    """The same call gives the same bits."""
+    """The same call gives the same bits, for every kernel."""
     device, bad = _device(), []
-    for name, (_, T, S, H, K, causal, _) in SHAPES.items():
-        q, k, v, do = (
-            torch.randn(4, n, H, K, device=device, dtype=_types()[-1], requires_grad=True)
-            for n in (T, S, S, T)
-        )
+    times = times if device == "cuda" else 2  # the interpreter is slow
+    for name, (T, S, H, K, causal, shared, lengths) in REPEATED.items():
+        case = _case(4, T, S, H, K, shared, lengths, _types()[-1], device)
         first = None
         for _ in range(times):
-            o = attention(q, k, v, causal=causal)
-            now = [o, *torch.autograd.grad(o, (q, k, v), do)]
+            now = _forward_and_backward(attention, *case, causal=causal)
             first = first or now
             if not all(torch.equal(a, b) for a, b in zip(first, now, strict=True)):
                 bad.append(name)
                 break
-    return {"passed": not bad, "differ": bad}
+    x = torch.randn(4, 257, 128, device=device, dtype=_types()[-1], requires_grad=True)
+    g = torch.randn(8, 128, device=device, dtype=_types()[-1], requires_grad=True)
+    pools = [_forward_and_backward(attention_pool, (x, g), {}) for _ in range(times)]
+    if not all(torch.equal(a, b) for now in pools for a, b in zip(pools[0], now, strict=True)):
+        bad.append("attention_pool")
+    return {"passed": not bad, "differ": bad, "times": times}
+
+
+def _case(B, T, S, H, K, shared, lengths, dtype, device):
+    """((q, k, v), keywords) of an attention call."""
+    sizes = (1 if shared else B, T), (B, S), (B, S)
+    inputs = tuple(
+        torch.randn(b, n, H, K, device=device, dtype=dtype, requires_grad=True) for b, n in sizes
+    )
+    return inputs, {"key_lengths": torch.arange(B, device=device) * S // B} if lengths else {}
+
+
+def _forward_and_backward(op, inputs, keywords, **more):
+    y = op(*inputs, **keywords, **more)
+    return [y.detach(), *torch.autograd.grad(y, inputs, torch.ones_like(y))]
 
 
 def sanitizer():
@@ -131,8 +154,8 @@ def sanitizer():
     if not tool:
         return {"skipped": "compute-sanitizer is not installed"}
     code, text = run(
-        tool, "--tool", "memcheck", "--error-exitcode", "7", sys.executable, "-m",
-        "minicoca.kernels.gpu_check", "--only", "integers", "--out", "/tmp/sanitizer",
+        tool, "--tool", "memcheck", "--error-exitcode", "7", sys.executable, "-c",
+        "from minicoca.kernels import gpu_check as g; g.integers(); g.repeats(1)",
         PYTORCH_NO_CUDA_MEMORY_CACHING="1",
     )  # fmt: skip
     return {"passed": code == 0, "tail": text[-600:]}
@@ -140,13 +163,14 @@ def sanitizer():
 
 def training():
     """Five steps of a small model in bfloat16, once with torch's operators and once with these."""
+    batch = 64 if _device() == "cuda" else 4
     code = (
         "import sys, numpy as np; from minicoca.config import preset; "
         "from minicoca.params import initialise; from minicoca.engine.train import Trainer; "
         "c = preset('tiny', pooler='cascade', caption_queries=16, backend=sys.argv[1]); "
-        "t = Trainer(initialise(c), c); "
-        "r = np.random.default_rng(0); x = r.integers(0, 256, (5, 64, 32, 32, 3)).astype('uint8'); "
-        "y = np.concatenate([np.ones((5, 64, 1), int), r.integers(4, 60, (5, 64, 9))], 2); "
+        f"t = Trainer(initialise(c), c); b = {batch}; "
+        "r = np.random.default_rng(0); x = r.integers(0, 256, (5, b, 32, 32, 3)).astype('uint8'); "
+        "y = np.concatenate([np.ones((5, b, 1), int), r.integers(4, 60, (5, b, 9))], 2); "
         "print('LOSSES', [t.step(i, x[i], y[i])['loss'] for i in range(5)])"
     )
     losses = {}
@@ -160,93 +184,8 @@ def training():
 
 
 def timings():
-    """Forward and backward against SDPA, as ratios in one run; and the pooler."""
-    if not torch.cuda.is_available():
-        return {"skipped": "no GPU: nothing is timed"}
-    rows = {"copy GB/s": _copy_bandwidth()}
-    for name, (B, T, S, H, K, causal, target) in SHAPES.items():
-        q, k, v, do = (
-            torch.randn(B, n, H, K, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-            for n in (T, S, S, T)
-        )
-        ways = {"ours": functools.partial(attention, causal=causal)}
-        for label, backend in _sdpa_backends().items():
-            ways[label] = functools.partial(_sdpa, causal=causal, backend=backend)
-        rows[name] = row = {"target": target}
-        for label, way in ways.items():
-            try:
-                row[label] = _time(way, (q, k, v), do)
-            except RuntimeError as error:
-                row[label] = str(error).split("\n")[0][:80]
-        base = row.get("sdpa default")
-        if isinstance(base, list):
-            row["ratio forward, backward"] = [
-                round(b / o, 3) for o, b in zip(row["ours"], base, strict=True)
-            ]
-        moved = 2 * B * H * K * (2 * T + 2 * S)
-        row["forward GB/s"] = round(moved / row["ours"][0] / 1e6, 1)
-    rows["one query, 257 x 1024"] = _time_pool(256, 257, 1024, 8)
-    return rows
-
-
-def _time_pool(B, N, M, H):
-    x = torch.randn(B, N, M, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    q = torch.randn(H, M // H, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    key, value = (
-        torch.randn(M, M, device="cuda", dtype=torch.bfloat16).mul_(M**-0.5).requires_grad_()
-        for _ in range(2)
-    )
-
-    def absorbed(x, q, key, value):
-        g = torch.einsum("mhk,hk->hm", key.view(M, H, -1), q) * (M // H) ** -0.5
-        m = attention_pool(x, g).to(x.dtype)
-        return torch.einsum("bhm,mhk->bhk", m, value.view(M, H, -1))
-
-    def projected(x, q, key, value):
-        xhat = torch.nn.functional.layer_norm(x, (M,))
-        k, v = ((xhat @ w).view(B, N, H, -1) for w in (key, value))
-        return _sdpa(q.expand(B, 1, H, -1), k, v, causal=False, backend=None)[:, 0]
-
-    do = torch.randn(B, H, M // H, device="cuda", dtype=torch.bfloat16)
-    ours, theirs = (_time(f, (x, q, key, value), do) for f in (absorbed, projected))
-    ratios = [round(b / a, 2) for a, b in zip(ours, theirs, strict=True)]
-    return {"ours": ours, "projected": theirs, "ratio forward, backward": ratios, "target": 5.0}
-
-
-def _sdpa_backends():
-    from torch.nn.attention import SDPBackend
-
-    return {
-        "sdpa default": None,
-        "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
-        "sdpa flash": SDPBackend.FLASH_ATTENTION,
-    }
-
-
-def _sdpa(q, k, v, *, causal, backend):
-    from contextlib import nullcontext
-
-    from torch.nn.attention import sdpa_kernel
-
-    with sdpa_kernel(backend) if backend is not None else nullcontext():
-        moved = (x.transpose(1, 2) for x in (q, k, v))
-        o = torch.nn.functional.scaled_dot_product_attention(*moved, is_causal=causal)
-        return o.transpose(1, 2)
-
-
-def _time(way, inputs, do):
-    """[forward, backward] in milliseconds, medians."""
-    bench = functools.partial(triton.testing.do_bench, warmup=25, rep=100, return_mode="median")
-    forward = bench(lambda: way(*inputs))
-    o = way(*inputs)
-    backward = bench(lambda: torch.autograd.grad(o, inputs, do, retain_graph=True))
-    return [round(forward, 4), round(backward, 4)]
-
-
-def _copy_bandwidth():
-    x = torch.empty(1 << 28, device="cuda", dtype=torch.bfloat16)
-    y = torch.empty_like(x)
-    return round(2 * 2 * x.numel() / triton.testing.do_bench(lambda: y.copy_(x)) / 1e6, 1)
+    """Every op against its baselines; see bench/."""
+    return bench.run(quick=True)
 
 
 def _device():
@@ -255,6 +194,20 @@ def _device():
 
 def _types():
     return [torch.float32, torch.float16] + ([torch.bfloat16] if _device() == "cuda" else [])
+
+
+def _report(results):
+    """RESULTS.md: what was run on what, what passed, and the tables of timings."""
+    lines = ["# On a GPU", "", f"`{results['command']}`", ""]
+    lines += [f"- {name}: {value}" for name, value in results.get("toolchain", {}).items()]
+    lines.append("")
+    for name, part in results.items():
+        if isinstance(part, dict) and name not in ("toolchain", "timings"):
+            verdict = {True: "passed", False: "FAILED", None: "skipped"}[part.get("passed")]
+            lines.append(f"- {name}: {verdict} ({part.get('seconds', 0)} s)")
+    if "rows" in results.get("timings", {}):
+        lines += ["", bench.table(results["timings"])]
+    return "\n".join(lines) + "\n"
 
 
 PARTS = {f.__name__: f for f in (toolchain, integers, repeats, tests, sanitizer, training, timings)}
@@ -276,6 +229,7 @@ def main():
         results[name]["seconds"] = round(time.perf_counter() - begun, 1)
         print(name, json.dumps(results[name], indent=1), flush=True)
         (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
+        (arguments.out / "RESULTS.md").write_text(_report(results))
     failed = [n for n in arguments.only if results[n].get("passed") is False]
     print("failed:", ", ".join(failed) or "nothing")
     return 1 if failed else 0

@@ -65,6 +65,14 @@ def online_softmax(scores, peak, total):
 
 
 @triton.jit
+def tile_log_sum_exp(scores, AXIS: tl.constexpr):
+    """Natural log-sum-exp of a tile of scores (base 2, -inf where masked) over one axis."""
+    peak = tl.max(scores, AXIS)
+    weights = tl.exp2(scores - tl.expand_dims(finite_or_zero(peak), AXIS))
+    return log_sum_exp(peak, tl.sum(weights, AXIS))
+
+
+@triton.jit
 def finite_or_zero(x):
     """-inf -> 0, so that differences with it are never NaN."""
     return tl.where(x == float("-inf"), 0.0, x)

@@ -6,7 +6,15 @@ from kernel_oracles import Poisoned, judge
 
 from minicoca.kernels import configs
 from minicoca.reference import attention as reference
-from minicoca.reference.ops import layer_norm, layer_norm_backward, softmax, softmax_backward
+from minicoca.reference import losses
+from minicoca.reference.ops import (
+    l2_normalise,
+    l2_normalise_backward,
+    layer_norm,
+    layer_norm_backward,
+    softmax,
+    softmax_backward,
+)  # fmt: skip
 
 DEVICE = "cuda" if torch.cuda.is_available() and not configs.INTERPRETED else "cpu"
 TYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
@@ -187,4 +195,172 @@ POOLS = {
     "lengths": dict(B=4, N=70, M=48, H=2, lengths=[70, 64, 1, 0]),
     "far from zero": dict(B=2, N=20, M=64, H=2, offset=60.0),
     "strided": dict(B=2, N=33, M=40, H=2, strided=True),
+}
+
+
+def exact_pairs(x, y, scale, normalise):
+    """The reference, in float64: (loss, dx, dy, dscale)."""
+    x, y = (t.double().cpu().numpy() for t in (x, y))
+    caches = []
+    if normalise:
+        (x, cache_x), (y, cache_y) = l2_normalise(x), l2_normalise(y)
+        caches = [cache_x, cache_y]
+    loss, cache = losses.contrastive_loss(x, y, np.asarray(-np.log(float(scale))))
+    dx, dy, dlog = losses.contrastive_loss_backward(1.0, cache)
+    if normalise:
+        dx, dy = (l2_normalise_backward(d, c) for d, c in zip((dx, dy), caches, strict=True))
+    found = (np.reshape(loss, 1), dx, dy, np.reshape(-dlog / float(scale), 1))
+    return [torch.tensor(np.ascontiguousarray(a), device=DEVICE) for a in found]
+
+
+def plain_pairs(x, y, scale, normalise):
+    """Eager torch, the logits in the inputs' own type, as open_clip has them."""
+    leaves = [t.detach().clone().requires_grad_() for t in (x, y, scale)]
+    a, b = (torch.nn.functional.normalize(t) if normalise else t for t in leaves[:2])
+    logits = (leaves[2].to(x.dtype) * a @ b.T).to(torch.promote_types(x.dtype, torch.float32))
+    labels = torch.arange(len(x), device=x.device)
+    entropy = torch.nn.functional.cross_entropy
+    loss = (entropy(logits, labels) + entropy(logits.T, labels)) / 2
+    dx, dy, dscale = torch.autograd.grad(loss, leaves)
+    return [loss.detach().reshape(1), dx, dy, dscale.reshape(1)]
+
+
+def draw_pairs(seed, B, E, dtype, how="plain", normalise=False):
+    """(x, y) of random unit vectors, or however told."""
+    rng = np.random.default_rng(seed)
+    x, y = (torch.tensor(rng.standard_normal((B, E)), device=DEVICE) for _ in range(2))
+    if how == "learned":
+        y = x + 0.01 * y
+    elif how == "opposite":
+        y = -x
+    elif how == "tiny":
+        x, y = 1e-3 * x, 1e-3 * y
+    if not normalise:
+        x, y = (torch.nn.functional.normalize(t) for t in (x, y))
+    x, y = x.to(dtype), y.to(dtype)
+    if how == "slice":
+        x, y = (torch.cat([torch.full_like(t, torch.nan), t], 1)[:, E:] for t in (x, y))
+    return x, y
+
+
+def check_pairs(
+    module, seed, B, E, dtype=torch.float32, scale=14.3, normalise=False, how="plain",
+    workspace=1 << 20, fused=True,
+):  # fmt: skip
+    """One case: right, no NaN, nothing written outside, the same twice, within its workspace."""
+    x, y = draw_pairs(seed, B, E, dtype, how, normalise)
+    wide = torch.promote_types(dtype, torch.float32)
+    scale = torch.tensor(scale, device=DEVICE, dtype=wide)
+
+    def ours():
+        leaves = [t.detach().requires_grad_() for t in (x, y, scale)]
+        options = dict(normalise=normalise, workspace=workspace, fused=fused)
+        loss = module.info_nce(*leaves, **options)
+        dx, dy, dscale = torch.autograd.grad(loss, leaves)
+        return [loss.detach().reshape(1), dx, dy, dscale.reshape(1)]
+
+    with Poisoned() as memory:
+        first = ours()
+        assert memory.intact(), "something was written outside of its tensor"
+        again = ours()
+    exact, plain = (f(x, y, scale, normalise) for f in (exact_pairs, plain_pairs))
+    judge(("loss", "dx", "dy", "dscale"), first, plain, exact, dtype)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    return first
+
+
+PAIRS = {
+    "one": dict(B=1, E=8),
+    "three": dict(B=3, E=5),
+    "a tile": dict(B=128, E=64),
+    "over a tile": dict(B=129, E=70),
+    "many chunks": dict(B=300, E=33, workspace=1 << 17),
+    "a row at a time": dict(B=21, E=33, workspace=1),
+    "directions only": dict(B=140, E=40, normalise=True),
+    "tiny directions": dict(B=30, E=40, normalise=True, how="tiny"),
+    "scale 100": dict(B=60, E=24, scale=100.0),
+    "scale 1": dict(B=60, E=24, scale=1.0),
+    "learned, scale 100": dict(B=60, E=48, scale=100.0, how="learned"),
+    "opposite": dict(B=40, E=48, how="opposite"),
+    "slice of a row": dict(B=40, E=32, how="slice"),
+}
+
+
+def check_learned_pairs(module, dtype, fused=True):
+    """At scale 100 little is left to learn; what is left keeps its leading digits."""
+    x, y = draw_pairs(0, 160, 14, dtype, "learned")
+    scale = torch.tensor(100.0, device=DEVICE)
+    exact = exact_pairs(x, y, scale, False)
+    assert 1e-13 < float(exact[0]) < 1e-9
+    leaves = [t.detach().requires_grad_() for t in (x, y, scale)]
+    loss = module.info_nce(*leaves, fused=fused)
+    limit = 1e-3 if dtype == torch.float32 else 1e-2
+    large = 1e8  # as a loss is scaled for float16, which could not hold these gradients
+    ours = [loss.detach(), *torch.autograd.grad(large * loss, leaves)]
+    exact = [exact[0], *(large * e for e in exact[1:])]
+    for name, got, want in zip(("loss", "dx", "dy", "dscale"), ours, exact, strict=True):
+        gap = float((got.double().reshape(want.shape) - want).norm() / want.norm())
+        assert gap < limit, f"{name}: {gap:.1e}"
+
+
+def exact_captions(x, weight, targets):
+    """The reference, in float64: (loss, dx, dweight)."""
+    x, weight = (t.double().cpu().numpy() for t in (x, weight))
+    loss, cache = losses.caption_loss((x @ weight)[None], targets.cpu().numpy()[None])
+    (dlogits,) = losses.caption_loss_backward(1.0, cache)
+    found = (np.reshape(loss, 1), dlogits @ weight.T, x.T @ dlogits)
+    return [torch.tensor(np.ascontiguousarray(a), device=DEVICE) for a in found]
+
+
+def plain_captions(x, weight, targets):
+    """Eager torch: all logits, in the inputs' own type."""
+    leaves = [t.detach().clone().requires_grad_() for t in (x, weight)]
+    logits = (leaves[0] @ leaves[1]).to(torch.promote_types(x.dtype, torch.float32))
+    total = torch.nn.functional.cross_entropy(logits, targets, ignore_index=0, reduction="sum")
+    loss = total / (targets != 0).sum().clamp(min=1)
+    return [loss.detach().reshape(1), *torch.autograd.grad(loss, leaves)]
+
+
+def check_captions(
+    module, seed, R, D, V, dtype=torch.float32, pads=0.3, chunk=None, fused=True, size=1.0,
+    transposed=False,
+):  # fmt: skip
+    """One case, as check_pairs; padding gets no gradient at all."""
+    rng = np.random.default_rng(seed)
+    x = torch.tensor(size * rng.standard_normal((R, D)), device=DEVICE).to(dtype)
+    weight = torch.tensor(rng.standard_normal((D, V)) * D**-0.5, device=DEVICE).to(dtype)
+    weight = weight.T.contiguous().T if transposed else weight
+    targets = torch.tensor(rng.integers(1, V, R), device=DEVICE)
+    targets[torch.tensor(rng.random(R) < pads, device=DEVICE)] = 0
+    if pads < 1:
+        targets[-1] = V - 1
+
+    def ours():
+        leaves = [t.detach().requires_grad_() for t in (x, weight)]
+        loss = module.caption_loss(*leaves, targets, chunk=chunk, fused=fused)
+        return [loss.detach().reshape(1), *torch.autograd.grad(loss, leaves)]
+
+    with Poisoned() as memory:
+        first = ours()
+        assert memory.intact(), "something was written outside of its tensor"
+        again = ours()
+    judge(
+        ("loss", "dx", "dweight"), first, plain_captions(x, weight, targets),
+        exact_captions(x, weight, targets), dtype,
+    )  # fmt: skip
+    assert not first[1][targets == 0].any()
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    with torch.no_grad():
+        loss = module.caption_loss(x, weight, targets, chunk=chunk, fused=fused)
+    assert torch.equal(loss.reshape(1), first[0]), "another loss without gradients"
+
+
+CAPTIONS = {
+    "one row": dict(R=1, D=8, V=5, pads=0),
+    "all padding": dict(R=6, D=8, V=20, pads=1),
+    "no padding": dict(R=20, D=16, V=130, pads=0),
+    "over a block": dict(R=7, D=12, V=4099),
+    "many chunks": dict(R=50, D=24, V=301, chunk=8),
+    "large logits": dict(R=20, D=16, V=77, size=30.0),
+    "transposed head": dict(R=20, D=16, V=77, transposed=True),
 }

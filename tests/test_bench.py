@@ -13,6 +13,7 @@ from minicoca.engine import attention as engine_attention
 from minicoca.engine import ops as engine_ops
 from minicoca.engine import text as engine_text
 from minicoca.interop.open_clip import from_open_clip, to_open_clip
+from minicoca.kernels import caption_loss as caption_kernel
 from minicoca.params import flatten, initialise
 
 OPEN_CLIP = dict(stem="clip", pooler="shared", multimodal_mlps=2, embed_width=12, pooler_heads=3)
@@ -105,11 +106,11 @@ def test_one_dnns_product_is_as_good_as_torchs(bias, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_caption_loss_in_chunks(chunk, monkeypatch):
-    monkeypatch.setattr(engine_ops, "CAPTION_CHUNK", chunk)
+    monkeypatch.setattr(caption_kernel, "CHUNK", chunk)
     torch.manual_seed(0)
     hidden = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     weight = (9 * torch.randn(5, 11, dtype=torch.float64)).requires_grad_()
-    targets = torch.randint(0, 11, (7,))
+    targets = torch.randint(1, 11, (7,))  # 0 is padding
     have = engine_ops.caption_loss(hidden, {"weight": weight}, targets)
     want = torch.nn.functional.cross_entropy(hidden @ weight, targets)
     torch.testing.assert_close(have, want)

@@ -1,7 +1,18 @@
 """Do the kernels' tests have teeth? Bugs planted in copies of the source, and who must see them."""
 
 import pytest
-from kernel_cases import ATTENTIONS, POOLS, check_attention, check_pool
+import torch
+from kernel_cases import (
+    ATTENTIONS,
+    CAPTIONS,
+    PAIRS,
+    POOLS,
+    check_attention,
+    check_captions,
+    check_learned_pairs,
+    check_pairs,
+    check_pool,
+)  # fmt: skip
 from kernel_oracles import mutant
 
 
@@ -11,6 +22,14 @@ def attention_case(name, **more):
 
 def pool_case(name):
     return lambda load: check_pool(load("attention_pool"), 0, **POOLS[name])
+
+
+def pairs_case(name, **more):
+    return lambda load: check_pairs(load("info_nce"), 0, **{**PAIRS[name], **more})
+
+
+def captions_case(name, **more):
+    return lambda load: check_captions(load("caption_loss"), 0, **{**CAPTIONS[name], **more})
 
 
 BUGS = [
@@ -68,6 +87,57 @@ BUGS = [
     ("attention_pool.py", "p = p.masked_fill(outside, 0.0)", "p = p * 1.0", pool_case("lengths")),
     ("attention_pool.py", "dxhat += tl.dot(ds.to(g.dtype), g", "dxhat -= tl.dot(ds.to(g.dtype), g",
      pool_case("patches")),
+    # --- softmax-InfoNCE ------------------------------------------------------------------------
+    ("softmax.py", "tl.sum(weights, AXIS))", "tl.sum(weights, AXIS) * 2)", pairs_case("three")),
+    ("info_nce_tiles.py", "== (tile_n * BLOCK_N + n)[None, :]", "== n[None, :]",
+     pairs_case("over a tile")),
+    ("info_nce_tiles.py", "pair = (first + tile_m", "pair = (0 * first + tile_m",
+     pairs_case("many chunks")),
+    ("info_nce_tiles.py", "(m < rows)[:, None] & (n < columns)[None, :]", "(m < rows)[:, None]",
+     pairs_case("three")),
+    ("info_nce_tiles.py", "s = tl.where(others, s, float(\"-inf\"))", "s = s", pairs_case("three")),
+    ("info_nce_tiles.py", "tl.store(row_ptr + tile_n.to(tl.int64) * M + m", "tl.store(row_ptr + m",
+     pairs_case("over a tile")),
+    ("info_nce_tiles.py", "g = tl.exp2(s - row[:, None]) + tl.exp2(s - column[None, :])",
+     "g = 2 * tl.exp2(s - row[:, None])", pairs_case("three")),
+    ("info_nce_tiles.py", "g = tl.where(others, g, 0.0)", "g = g * 1.0", pairs_case("a tile")),
+    ("info_nce_tiles.py", "tl.sum(g * s, 1) * LN2", "tl.sum(g * s, 1)", pairs_case("a tile")),
+    ("info_nce_tiles.py", "g *= tl.load(ry_ptr + n, mask=n < N, other=0.0)[None, :]", "g *= 1.0",
+     pairs_case("tiny directions")),
+    ("info_nce_tiles.py", "s *= tl.load(scale_ptr) * LOG2E", "s *= tl.load(scale_ptr)",
+     pairs_case("three")),
+    ("info_nce_tiles.py", "torch.float32 if x.dtype == torch.float16 else x.dtype", "x.dtype",
+     lambda load: check_learned_pairs(load("info_nce"), torch.float16)),
+    ("info_nce.py", "return -(torch.sigmoid(row - diagonal) + torch.sigmoid(column - diagonal))",
+     "return -torch.sigmoid(row - diagonal)", pairs_case("three")),
+    ("info_nce.py", "column = found[0], torch.logaddexp(column, found[1])",
+     "column = found[0], found[1]", pairs_case("many chunks")),
+    ("info_nce.py", "        dtext[mine] += own[:, None] * x\n", "", pairs_case("three")),
+    ("info_nce.py", "scale, torch.logaddexp(row, diagonal), ", "scale, row, ",
+     pairs_case("three")),
+    ("info_nce.py", "return dx - along * x", "return dx", pairs_case("directions only")),
+    ("info_nce.py", "dscale = dscale + torch.dot(pull, diagonal) / scale", "dscale = dscale",
+     pairs_case("a tile")),
+    # --- the captioning loss --------------------------------------------------------------------
+    ("caption_loss.py", "real = (targets != pad)", "real = (targets >= 0)",
+     captions_case("many chunks")),
+    ("caption_loss.py", "share = 1 / max(1, len(t_R))", "share = 1 / len(targets)",
+     captions_case("many chunks")),
+    ("caption_loss.py", "zeros_like(hidden).index_copy(0, real, dx_RD)",
+     "zeros_like(hidden).index_copy(0, real.flip(0), dx_RD)", captions_case("many chunks")),
+    ("caption_loss.py", "add_product(dweight_DV, x_RD[rows].T, logits_RV)",
+     "add_product(dweight_DV, x_RD[: len(logits_RV)].T, logits_RV)", captions_case("many chunks")),
+    ("caption_loss_rows.py", "g = tl.where(v == target, g - 1.0, g)", "g = g",
+     captions_case("one row")),
+    ("caption_loss_rows.py", "mask=v < V, other=float(\"-inf\")).to(WIDE) * LOG2E\n        _, peak",
+     "mask=v < V, other=0.0).to(WIDE) * LOG2E\n        _, peak", captions_case("over a block")),
+    ("caption_loss_rows.py", "log_sum_exp(peak, total), 0) - chosen",
+     "log_sum_exp(peak, total), 0)", captions_case("one row")),
+    ("caption_loss_rows.py", "logits_ptr += r * row_stride", "logits_ptr += r * (row_stride - 1)",
+     captions_case("no padding")),
+    ("caption_loss.py", "wide.sub_(wide.amax(1, keepdim=True))", "wide.sub_(0)",
+     captions_case("large logits", fused=False, size=300.0)),
+    ("products.py", "total.addmm_(a, b)", "total.copy_(a @ b)", captions_case("many chunks")),
 ]  # fmt: skip
 
 
@@ -85,3 +155,5 @@ def test_the_copy_without_a_bug_passes(tmp_path):
         for name in ("tiny", "shared queries", "general, causal, lengths"):
             attention_case(name)(load)
         pool_case("patches")(load)
+        pairs_case("many chunks")(load)
+        captions_case("many chunks")(load)

@@ -11,10 +11,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from kernel_cases import (
     ATTENTIONS,
+    CAPTIONS,
     DEVICE,
+    PAIRS,
     POOLS,
     TYPES,
     check_attention,
+    check_captions,
+    check_pairs,
     check_pool,
     draw,
     run_attention,
@@ -22,6 +26,8 @@ from kernel_cases import (
 
 from minicoca.kernels import attention as attention_module
 from minicoca.kernels import attention_pool as pool_module
+from minicoca.kernels import caption_loss as caption_module
+from minicoca.kernels import info_nce as pair_module
 
 # Sizes around the tiles' edges, and CoCa's own (50, 76, 197, 256, 257).
 NO_SHRINKING = (Phase.explicit, Phase.generate)  # an example takes a second
@@ -92,6 +98,40 @@ def test_attention_pool_of_any_shape(B, N, M, H, seed, dtype):
     check_pool(pool_module, seed, B, N, M, H, dtype=dtype)
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["triton", "torch"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("name", PAIRS)
+def test_info_nce(name, dtype, fused):
+    check_pairs(pair_module, 0, dtype=dtype, fused=fused, **PAIRS[name])
+
+
+@settings(max_examples=6, phases=NO_SHRINKING)
+@given(
+    B=st.sampled_from(EDGES), E=st.integers(1, 140), scale=st.sampled_from([1.0, 14.3, 100.0]),
+    normalise=st.booleans(), workspace=st.sampled_from([1, 1 << 12, 1 << 20]),
+    how=st.sampled_from(["plain", "learned", "opposite", "slice"]), seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_info_nce_of_any_shape(B, E, scale, normalise, workspace, how, seed):
+    check_pairs(pair_module, seed, B, E, torch.float32, scale, normalise, how, workspace)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["triton", "torch"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_caption_loss(name, dtype, fused):
+    check_captions(caption_module, 0, dtype=dtype, fused=fused, **CAPTIONS[name])
+
+
+@settings(max_examples=6, phases=NO_SHRINKING)
+@given(
+    R=st.integers(1, 40), D=st.integers(1, 40), V=st.integers(2, 300), chunk=st.integers(1, 50),
+    pads=st.sampled_from([0.0, 0.5, 1.0]), seed=st.integers(0, 1000),
+    dtype=st.sampled_from(TYPES),
+)  # fmt: skip
+def test_caption_loss_of_any_shape(R, D, V, chunk, pads, seed, dtype):
+    check_captions(caption_module, seed, R, D, V, dtype, pads, chunk)
+
+
 def test_gradients_in_float64():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 5, 2, 16, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -109,6 +149,18 @@ def test_gradients_in_float64():
     assert torch.autograd.gradcheck(
         lambda x, g: pool_module.attention_pool(x, g), (x, g), fast_mode=True
     )
+    x, y = (torch.randn(5, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    for normalise in (False, True):
+        assert torch.autograd.gradcheck(
+            lambda x, y, s, n=normalise: pair_module.info_nce(x, y, s, normalise=n),
+            (x, y, scale), fast_mode=True,
+        )  # fmt: skip
+    targets = torch.tensor([1, 0, 3, 2, 0])
+    assert torch.autograd.gradcheck(
+        lambda x, w: caption_module.caption_loss(x, w, targets),
+        (x, y.detach()[:4].clone().requires_grad_()), fast_mode=True,
+    )  # fmt: skip
 
 
 def test_ops_are_good_citizens_of_torch():
@@ -122,15 +174,27 @@ def test_ops_are_good_citizens_of_torch():
     x = torch.randn(2, 7, 16, device=DEVICE, requires_grad=True)
     g = torch.randn(3, 16, device=DEVICE, requires_grad=True)
     torch.library.opcheck(pool_module.attention_pool_forward, (x, g, None))
+    x, y, w = (torch.randn(5, n, device=DEVICE, requires_grad=True) for n in (5, 5, 9))
+    scale = torch.tensor(3.0, device=DEVICE, requires_grad=True)
+    targets = torch.tensor([1, 0, 3, 2, 0], device=DEVICE)
+    for fused in (True, False):
+        torch.library.opcheck(pair_module.info_nce_forward, (x, y, scale, True, 1 << 20, fused))
+        arguments = (x, w, targets, 0, 2, True, fused)
+        torch.library.opcheck(caption_module.caption_loss_forward, arguments)
 
 
 def test_ops_compile_into_one_graph():
     q, k = (torch.randn(2, 9, 2, 16, device=DEVICE, requires_grad=True) for _ in range(2))
     x, g = torch.randn(2, 9, 16, device=DEVICE), torch.randn(3, 16, device=DEVICE)
 
+    targets = torch.tensor([[1, 2, 0, 0, 3, 4, 0, 5, 6]] * 2, device=DEVICE)
+
     def both(q, k, x, g):
         o = attention_module.attention(q, k, k, causal=True)
-        return o.sum() + pool_module.attention_pool(x, g).sum()
+        pooled = pool_module.attention_pool(x, g).flatten(1)
+        loss = pair_module.info_nce(pooled, o.flatten(1)[:, : pooled.shape[1]], q.sum().exp())
+        loss = loss + caption_module.caption_loss(o.flatten(2), k[0].flatten(1).T[:, :9], targets)
+        return o.sum() + pooled.sum() + loss
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     a, b = both(q, k, x, g), compiled(q, k, x, g)
@@ -160,4 +224,46 @@ def test_a_wrong_call_is_told_what_is_wrong(change, message):
     case = {name: torch.zeros(2, 5, 2, 16) for name in "qkv"} | change
     with pytest.raises(ValueError) as caught:
         attention_module.attention(case.pop("q"), case.pop("k"), case.pop("v"), **case)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(text=torch.zeros(3, 5)), "text is (3, 5)"),
+        (dict(image=torch.zeros(0, 4), text=torch.zeros(0, 4)), "image is (0, 4)"),
+        (dict(text=torch.zeros(4, 2).T), "stride 2"),
+        (dict(text=torch.zeros(2, 4, dtype=torch.float16)), "text is torch.float16"),
+        (dict(text=torch.zeros(2, 4, device="meta")), "text is on meta"),
+        (dict(scale=torch.ones(1)), "torch.float32 (1,)"),
+        (dict(workspace=0), "workspace=0"),
+    ],
+)
+def test_a_wrong_call_of_info_nce_is_told_what_is_wrong(change, message):
+    case = dict(image=torch.zeros(2, 4), text=torch.zeros(2, 4), scale=torch.tensor(1.0)) | change
+    with pytest.raises(ValueError) as caught:
+        pair_module.info_nce(case.pop("image"), case.pop("text"), case.pop("scale"), **case)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(head_weight=torch.zeros(5, 9)), "head_weight (5, 9)"),
+        (dict(head_weight=torch.zeros(4, 9, dtype=torch.float16)), "head_weight torch.float16"),
+        (dict(targets=torch.ones(3, dtype=torch.int64)), "torch.int64 (3,)"),
+        (dict(targets=torch.ones(2)), "torch.float32 (2,)"),
+        (dict(targets=torch.tensor([1, 9])), "targets are 1 to 9; the head has 9"),
+        (dict(targets=torch.tensor([-100, 1])), "targets are -100 to 1"),
+        (dict(targets=torch.ones(2, dtype=torch.int64, device="meta")), "targets on meta"),
+        (dict(chunk=0), "chunk=0"),
+    ],
+)
+def test_a_wrong_call_of_caption_loss_is_told_what_is_wrong(change, message):
+    case = dict(hidden=torch.zeros(2, 4), head_weight=torch.zeros(4, 9))
+    case |= dict(targets=torch.tensor([1, 2])) | change
+    with pytest.raises(ValueError) as caught:
+        caption_module.caption_loss(
+            case.pop("hidden"), case.pop("head_weight"), case.pop("targets"), **case
+        )
     assert message in str(caught.value)

@@ -15,7 +15,6 @@ from strategies import small_config
 
 from minicoca.engine import attention as engine_attention
 from minicoca.engine import generate as engine_generate
-from minicoca.engine import losses as engine_losses
 from minicoca.engine import ops as engine_ops
 from minicoca.engine import optim as engine_optim
 from minicoca.engine import pooling as engine_pooling
@@ -191,12 +190,10 @@ BUGS = [
      "[self.packing.slots_R].nonzero()[:, 0].flip(0)", same()),
     (engine_text, "torch.full_like(self.lengths_B, T) if self.legacy else self.lengths_B",
      "torch.full_like(self.lengths_B, T)", prop(C.check_padding, Engine)),
-    (engine_losses, "valid_BT = targets_BT != PAD", "valid_BT = targets_BT >= 0",
+    (engine_ops, "targets, pad_id=PAD, fused", "targets, pad_id=-1, fused",
      unpacked(prop(C.check_caption_loss_by_hand, Engine))),
     (engine_ops, "scale = torch.exp(-log_temperature.to(wide))",
      "scale = torch.exp(-log_temperature.detach().to(wide))", same()),
-    (engine_ops, "torch.full_like(target_R1, -1, dtype=wide)",
-     "torch.full_like(target_R1, -2, dtype=wide)", same()),
     (engine_pooling, 'read = memory if mode == "cascade" else tokens_BSM', "read = memory",
      same(pooler="parallel", image_width=12, image_heads=3)),
     (engine_attention, "return padded.index_copy(0, self.slots_R, x_RD)",

@@ -9,10 +9,12 @@ import os
 import torch
 import torch.nn.functional as F
 
+from ..config import PAD
+
 BACKENDS = ("auto", "torch", "triton")
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 ONEDNN_FROM = 1 << 25  # multiplications; smaller products cost more to call than they gain
-CAPTION_CHUNK = 256  # rows of logits that exist at a time
+PAIRS_IN_CHUNKS = 2048  # from so many on, no B x B logits on a CPU either
 
 
 _chosen = "auto"
@@ -43,7 +45,9 @@ def implementations():
     return {
         "attention": f"{kernel} ({why})",
         "attention_pool": f"{kernel} ({why})",
-        "caption_loss": "torch, in chunks: no logits are kept",
+        "contrastive_loss": f"{kernel} ({why})"
+        + ("" if fused else f"; from {PAIRS_IN_CHUNKS:,} pairs in chunks of rows"),
+        "caption_loss": f"{kernel} ({why}), in chunks: no logits are kept",
         "everything else": "torch",
     }
 
@@ -140,71 +144,24 @@ def contrastive_loss(image_BE, text_BE, log_temperature):
     """Half of the paper's Eq. 2: mean over the batch and both directions; in float32 at least."""
     wide = torch.promote_types(image_BE.dtype, torch.float32)
     scale = torch.exp(-log_temperature.to(wide))
+    fused = has_kernels(image_BE)
+    if fused or len(image_BE) >= PAIRS_IN_CHUNKS:
+        from ..kernels.info_nce import info_nce
+
+        return info_nce(image_BE, text_BE, scale, fused=fused)
     logits_BB = scale * (image_BE.to(wide) @ text_BE.to(wide).T)
     labels_B = torch.arange(len(logits_BB), device=logits_BB.device)
     return (F.cross_entropy(logits_BB, labels_B) + F.cross_entropy(logits_BB.T, labels_B)) / 2
 
 
-def caption_loss(hidden_RD, head, targets_R):
-    """Mean over the rows of -log softmax(hidden head)[target] (Eq. 3); 0 for no rows.
+def caption_loss(hidden, head, targets):
+    """Mean of -log softmax(hidden head)[target] over targets that are not padding (Eq. 3); 0 for
+    none. Padding never reaches the head, and the logits exist in chunks only."""
+    from ..kernels import caption_loss as kernel
 
-    The logits exist in chunks only; where gradients are wanted they are made while a chunk is
-    there, so that nothing of size R x V is kept for the backward pass.
-    """
-    if not len(targets_R):
-        return hidden_RD.sum() * 0
-    return _CaptionLoss.apply(hidden_RD, head["weight"], targets_R)
-
-
-def masked_caption_loss(hidden, head, targets, pad=0):
-    """The same over all rows, those whose target is `pad` counting for nothing."""
-    logits = linear(hidden, head).flatten(0, -2)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    targets = targets.flatten()
-    total = F.cross_entropy(logits, targets, ignore_index=pad, reduction="sum")
-    return total / (targets != pad).sum().clamp(min=1)
-
-
-class _CaptionLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden_RD, weight_DV, targets_R):
-        wide = torch.promote_types(hidden_RD.dtype, torch.float32)
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        total = torch.zeros((), dtype=wide, device=hidden_RD.device)
-        dhidden_RD = torch.empty_like(hidden_RD) if wanted else None
-        dweight_DV = torch.zeros_like(weight_DV, dtype=wide) if wanted else None
-        # One buffer for all chunks: memory fresh from the system costs a page fault every 4 kB.
-        buffer_RV = hidden_RD.new_empty(min(len(targets_R), CAPTION_CHUNK), weight_DV.shape[1])
-        for start in range(0, len(targets_R), CAPTION_CHUNK):
-            rows = slice(start, start + CAPTION_CHUNK)
-            x_RD, target_R1 = hidden_RD[rows], targets_R[rows, None]
-            logits_RV = torch.mm(x_RD, weight_DV, out=buffer_RV[: len(x_RD)]).to(wide)
-            logits_RV.sub_(logits_RV.amax(1, keepdim=True))
-            total -= logits_RV.gather(1, target_R1).sum()
-            sum_R1 = logits_RV.exp_().sum(1, keepdim=True)
-            total += sum_R1.log().sum()
-            if wanted:
-                g_RV = logits_RV.div_(sum_R1)  # softmax, over the logits' own memory
-                g_RV.scatter_add_(1, target_R1, torch.full_like(target_R1, -1, dtype=wide))
-                g_RV = g_RV.to(weight_DV.dtype)
-                torch.mm(g_RV, weight_DV.T, out=dhidden_RD[rows])
-                if wide == weight_DV.dtype:
-                    dweight_DV.addmm_(x_RD.T, g_RV)
-                else:
-                    dweight_DV += x_RD.T @ g_RV
-        ctx.save_for_backward(dhidden_RD, dweight_DV)
-        ctx.rows = len(targets_R)
-        return total / ctx.rows
-
-    @staticmethod
-    def backward(ctx, dloss):
-        dhidden_RD, dweight_DV = ctx.saved_tensors
-        scale = dloss / ctx.rows
-        return (
-            dhidden_RD * scale.to(dhidden_RD.dtype),
-            (dweight_DV * scale).to(dhidden_RD.dtype),
-            None,
-        )
+    return kernel.caption_loss(
+        hidden, head["weight"], targets, pad_id=PAD, fused=has_kernels(hidden)
+    )
 
 
 def pick_device(name):

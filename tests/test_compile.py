@@ -1,0 +1,60 @@
+"""The compile gate: every shipped configuration compiles without a GPU, and to what it should."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+triton = pytest.importorskip("triton")
+report = pytest.importorskip("minicoca.kernels.compile_report")
+
+if not (report.TOOLS / "nvdisasm").is_file():
+    pytest.skip("this Triton comes without a disassembler", allow_module_level=True)
+
+ROW = {
+    "sm_90": dict(registers=128, stack=0, shared=100_000, tensor=8, HGMMA=8, HMMA=0, loads=9),
+    "gfx942": dict(registers=128, stack=0, shared=60_000, tensor=8),
+}
+
+
+def test_the_report_is_of_these_sources():
+    saved = report.saved()
+    assert saved["sources"] == report.digest(), "kernels have changed: make kernel-report"
+    for version in ("3.6", "3.7", "3.9"):
+        rows = next(rows for name, rows in saved["versions"].items() if name.startswith(version))
+        assert all(set(row) == set(report.TARGETS) for row in rows.values())
+        assert not report.complaints(rows, {})
+
+
+@pytest.mark.parametrize("targets", [["sm_80", "sm_90"], ["sm_100", "gfx942"]])
+def test_every_configuration_compiles_as_the_report_says(targets):
+    """In a fresh process: under the interpreter there is nothing to compile."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "minicoca.kernels.compile_report", "--dtypes", "bf16", "--targets",
+         *targets],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("arch", "change", "says"),
+    [
+        ("sm_90", dict(stack=8), "8 of spills"),
+        ("sm_90", {"2-byte loads": 3}, "3 2-byte loads"),
+        ("sm_90", dict(HMMA=4), "4 HMMA"),
+        ("sm_90", dict(shared=240_000), "shared memory is over 232448"),
+        ("gfx942", dict(shared=65_537), "shared memory is over 65536"),
+        ("gfx942", dict(tensor=0), "no tensor core"),
+        ("sm_90", dict(registers=142), "registers were 128"),
+    ],
+)
+def test_the_gate_refuses(arch, change, says):
+    assert not report.complaints({"a case, bf16": ROW}, {"a case, bf16": ROW})
+    worse = {"a case, bf16": ROW | {arch: ROW[arch] | change}}
+    found = report.complaints(worse, {"a case, bf16": ROW})
+    assert len(found) == 1 and says in found[0] and arch in found[0]
+    what = found[0].split(":")[0]
+    assert not report.complaints(worse, {"a case, bf16": ROW}, {what: (1e9, "because")})
