@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .checks import check_attention
-from .configs import attention_config, compute_options
+from .configs import attention_config, compute_options, is_exact
 from .softmax import (
     LN2,
     LOG2E,
@@ -281,14 +281,14 @@ def attention_forward(
     """(o [B, T, H, K], natural log-sum-exp of the scores [B, H, T])."""
     (B, S, H, K), T = k.shape, q.shape[1]
     o, lse = q.new_empty(B, T, H, K), empty_wide(q, B, H, T)
-    config = attention_config(T, S, K)
+    config = attention_config(T, S, K, exact=is_exact(q.dtype))
     tile = config.forward
     attention_fwd_kernel[(triton.cdiv(T, tile.block_t), B * H)](
         q, k, v, o, lse, key_lengths, *strides_of(q, k, v, o), T, S, H, scale,
         K=K, CAUSAL=causal, LENGTHS=key_lengths is not None, ONE_TILE=config.one_tile,
         ALIGNED=is_aligned(q, k, v, o), BLOCK_T=tile.block_t, BLOCK_S=tile.block_s,
         BLOCK_K=config.block_k, num_warps=tile.warps, num_stages=tile.stages,
-        **compute_options(q.dtype, q.device),
+        **compute_options(q.dtype, exact=True),
     )  # fmt: skip
     return o, lse
 
@@ -317,11 +317,11 @@ def attention_backward(
         do = do.contiguous()
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     shared = len(q) < B
-    config = attention_config(T, S, K, shared)
+    config = attention_config(T, S, K, shared, is_exact(q.dtype))
     tile = config.backward
     flags = dict(
         CAUSAL=causal, LENGTHS=key_lengths is not None, BLOCK_K=config.block_k, K=K,
-        ALIGNED=is_aligned(q, k, v, o, do, dq, dk, dv), **compute_options(q.dtype, q.device),
+        ALIGNED=is_aligned(q, k, v, o, do, dq, dk, dv), **compute_options(q.dtype, exact=True),
     )  # fmt: skip
     if config.short:
         attention_bwd_short_kernel[(B * H,)](

@@ -136,7 +136,7 @@ def _grid_options(x, H):
     return dict(
         BLOCK_N=BLOCK_N, BLOCK_M=min(BLOCK_M, max(16, triton.next_power_of_2(x.shape[2]))),
         BLOCK_H=max(16, triton.next_power_of_2(H)), num_warps=8, num_stages=2,
-        **compute_options(x.dtype, x.device),
+        **compute_options(x.dtype),
     )  # fmt: skip
 
 

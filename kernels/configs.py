@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import triton
+import triton.language as tl
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -36,12 +37,15 @@ class AttentionConfig:
     backward_dq: Tile | None
 
 
-def attention_config(T, S, K, shared=False):
+def attention_config(T, S, K, shared=False, exact=False):
     """The table: T queries, S keys, heads of K. Wide heads get smaller tiles or more warps.
 
     shared: queries of the whole batch, whose gradient only the general backward can sum.
+    exact: float32 on a GPU, without tensor cores: there to check with, in tiles that fit any card.
     """
     block_k = max(16, triton.next_power_of_2(K))
+    if exact:
+        return AttentionConfig(False, False, block_k, *[Tile(32, 32, 4, 1)] * 3)
     wide = block_k > 64
     one_tile = S <= 128
     if one_tile:
@@ -76,17 +80,20 @@ INFO_NCE = ProductTile(128, 128, 64, 8, 8, 3)
 CAPTION_BLOCK, CAPTION_WARPS = 4096, 8  # logits that a program holds
 
 
-def compute_options(dtype, device):
+def is_exact(dtype):
+    """Whether attention of this type takes the table's exact way; the interpreter takes all."""
+    return dtype in (torch.float32, torch.float64) and not INTERPRETED
+
+
+def compute_options(dtype, exact=False):
     """Meta-parameters that say how products are computed: WIDE, UPCAST, PRECISION.
 
     UPCAST: bfloat16 is computed in float32, since Triton's interpreter gets bfloat16 wrong.
     PRECISION of float32 products: three TF32 products (tf32x3) keep float32's accuracy on tensor
-    cores; AMD has no such thing.
+    cores, but hold three times as much, too much for attention (exact); AMD has no such thing.
     """
-    import triton.language as tl
-
     precision = "ieee"
-    if dtype == torch.float32 and not INTERPRETED and torch.version.hip is None:
+    if dtype == torch.float32 and not INTERPRETED and torch.version.hip is None and not exact:
         precision = "tf32x3"
     return {
         "WIDE": tl.float64 if dtype == torch.float64 else tl.float32,

@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 import triton
 
-from . import bench, configs
+from . import configs
 from .attention import attention
 from .attention_pool import attention_pool
+from .bench import suite
 
 ROOT = Path(__file__).resolve().parent.parent
 REPEATED = {  # name: (T, S, H, K, causal, shared queries, lengths): every kernel, every row
@@ -185,7 +186,7 @@ def training():
 
 def timings():
     """Every op against its baselines; see bench/."""
-    return bench.run(quick=True)
+    return suite.run(quick=True)
 
 
 def _device():
@@ -206,7 +207,7 @@ def _report(results):
             verdict = {True: "passed", False: "FAILED", None: "skipped"}[part.get("passed")]
             lines.append(f"- {name}: {verdict} ({part.get('seconds', 0)} s)")
     if "rows" in results.get("timings", {}):
-        lines += ["", bench.table(results["timings"])]
+        lines += ["", suite.table(results["timings"])]
     return "\n".join(lines) + "\n"
 
 

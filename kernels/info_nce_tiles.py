@@ -106,7 +106,7 @@ def _options(x, text, rx):
     return dict(
         E=x.shape[1], NORMALISE=rx is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
         BLOCK_E=block_e, GROUP=tile.group, num_warps=tile.warps, num_stages=tile.stages,
-        **compute_options(x.dtype, x.device),
+        **compute_options(x.dtype),
     )  # fmt: skip
 
 

@@ -1,27 +1,32 @@
-"""How fast a training step is on this CPU, alone or against open_clip's own.
+"""How fast a training step is, alone or against open_clip's own; and how fast the kernels are.
 
 The two sides are one function: the same weights (converted), images and tokens, and losses and
 gradients that are checked to agree before anything is timed. Steps are measured in turn, so that a
 change in the machine's pace meets both; memory is measured in a fresh process for each.
 """
 
+import itertools
 import json
 import math
 import multiprocessing
-import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from .config import preset
 from .engine.model import coca
+from .engine.ops import pick_device, pick_dtype, use
 from .engine.optim import adamw, clamp_temperature
 from .interop.open_clip import from_open_clip
-from .params import flatten, initialise, tree_map
+from .kernels.bench import measure
+from .params import flatten, initialise, specs, tree_map
+from .run import machine
 
 # Tokens of a caption, start and end included: mean 12, at most 24.
 ORDINARY = (5, 24, 7, 10, 12, 9, 17, 11, 6, 13, 10, 20, 8, 14, 11, 15)
@@ -42,18 +47,24 @@ def make_batch(config, case, batch, seed=0):
 
 
 class Ours:
-    """Our model and optimiser."""
+    """Our model and optimiser; in bfloat16 on a GPU that has it."""
 
-    def __init__(self, config, tree=None):
-        leaf = lambda array: torch.tensor(array).requires_grad_()  # noqa: E731
+    def __init__(self, config, tree=None, device="cpu", backend="auto"):
+        leaf = lambda array: torch.tensor(array, device=device).requires_grad_()  # noqa: E731
         self.config, self.params = config, tree_map(leaf, tree or initialise(config))
+        self.backend, self.dtype = backend, pick_dtype("auto", torch.device(device))
         self.optimiser = adamw(self.params, config)
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate
 
     def gradients(self, images_BII3, tokens_BT):
         """Forward and backward: (contrastive, caption) loss as weighed; gradients in place."""
-        outputs = coca(self.params, self.config, images_BII3, tokens_BT)
+        use(self.backend)
+        params = self.params
+        if self.dtype != torch.float32:
+            params = tree_map(lambda p: p.to(self.dtype), params)
+            params["log_temperature"] = self.params["log_temperature"]
+        outputs = coca(params, self.config, images_BII3.to(self.dtype), tokens_BT)
         outputs["loss"].backward()
         weights = {"contrastive": self.config.contrastive_weight}
         weights["caption"] = self.config.caption_weight
@@ -79,11 +90,12 @@ def import_open_clip():
 class OpenClip:
     """open_clip's model, loss and optimiser, as its own trainer puts them together."""
 
-    def __init__(self, config):
+    def __init__(self, config, device="cpu"):
         open_clip = import_open_clip()
         from open_clip.loss import CoCaLoss
 
-        self.model = open_clip.create_model("coca_ViT-B-32", precision="fp32").train()
+        self.device = device
+        self.model = open_clip.create_model("coca_ViT-B-32", precision="fp32").train().to(device)
         # open_clip leaves its head uninitialised.
         torch.nn.init.normal_(self.model.text_decoder.text_projection, std=512**-0.5)
         self.loss = CoCaLoss(
@@ -103,8 +115,9 @@ class OpenClip:
         )
 
     def gradients(self, images_BII3, tokens_BT):
-        outputs = self.model(images_BII3.permute(0, 3, 1, 2), tokens_BT)
-        losses = self.loss(**outputs)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            outputs = self.model(images_BII3.permute(0, 3, 1, 2), tokens_BT)
+            losses = self.loss(**outputs)
         sum(losses).backward()
         return [loss.item() for loss in losses]
 
@@ -144,7 +157,7 @@ def check_agreement(ours, theirs, batch):
     return loss, gradient
 
 
-def _peak_mb():
+def peak_mb():
     """Most memory this process has held. (On Linux ru_maxrss would count its parent's too.)"""
     try:
         with open("/proc/self/status") as file:
@@ -155,15 +168,15 @@ def _peak_mb():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _step_memory(side, case, batch):
+def _step_memory(side, case, batch, preset_name="open_clip_b32"):
     """Megabytes that weights, moments and two steps of one side add to a fresh process."""
-    config = preset("open_clip_b32")
+    config = preset(preset_name)
     if side is OpenClip:
         import_open_clip()  # its libraries are not part of its step
-    before, model = _peak_mb(), side(config)
+    before, model = peak_mb(), side(config)
     for _ in range(2):
         model.step(*make_batch(config, case, batch))
-    return _peak_mb() - before
+    return peak_mb() - before
 
 
 def _in_fresh_process(function, *arguments):
@@ -172,54 +185,107 @@ def _in_fresh_process(function, *arguments):
 
 
 def _milliseconds(model, batch):
+    wait = torch.cuda.synchronize if batch[0].is_cuda else lambda: None
+    wait()
     start = time.perf_counter()
     model.step(*batch)
+    wait()
     return 1e3 * (time.perf_counter() - start)
 
 
-def step(against=None, batch=16, repeats=5, json_path=None, cases=CASES, memory=True):
-    """Time a training step (forward, backward, AdamW) at open_clip's coca_ViT-B-32 shapes.
+def _gpu_memory(model, batch):
+    """Megabytes that a step of a model that is on a GPU needs beside what is there before it."""
+    model.step(*batch)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    model.step(*batch)
+    return (torch.cuda.max_memory_allocated() - before) / 1024**2
 
+
+def model_flops(config, batch):
+    """Multiplications and additions of a step's products at captions of full length: forward and
+    backward as torch counts them, and the head's, which stands in an operator of ours."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    leaf = lambda spec: torch.empty(spec.shape, device="meta", requires_grad=True)  # noqa: E731
+    side, T = config.image_size, config.text_length
+    images_BII3 = torch.empty(batch, side, side, 3, device="meta")
+    tokens_BT = torch.ones(batch, T, dtype=torch.int64, device="meta")
+    use("torch")
+    with FlopCounterMode(display=False) as counter:
+        coca(tree_map(leaf, specs(config)), config, images_BII3, tokens_BT)["loss"].backward()
+    use("auto")
+    head = 6 * batch * (T - 1) * config.text_width * config.vocabulary
+    return counter.get_total_flops() + head
+
+
+def step(
+    against=None, batch=16, repeats=5, json_path=None, cases=CASES, memory=True, device="auto",
+    preset_name="open_clip_b32",
+):  # fmt: skip
+    """Time a training step (forward, backward, AdamW), by default at coca_ViT-B-32's shapes.
+
+    On a GPU our Triton kernels ("ours") and torch's own operators ("torch") are timed in turn.
     against: None or "open_clip". Prints a table; returns what it writes to `json_path`.
     """
-    config = preset("open_clip_b32")
+    config, device = preset(preset_name), pick_device(device).type
+    if against and preset_name != "open_clip_b32":
+        raise ValueError(f"--against {against} is for the preset open_clip_b32, not {preset_name}")
+    rate = measure.roofline(device, pick_dtype("auto", torch.device(device)))["tflop_s"]
     report = {
+        "preset": preset_name,
         "batch": batch,
         "repeats": repeats,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
+        "machine": torch.cuda.get_device_name() if device == "cuda" else machine(),
+        "device": device,
+        "tflop": model_flops(config, batch) / 1e12,
+        "product_tflop_s": round(rate, 3),
     }
     sides = {"ours": Ours} | ({"theirs": OpenClip} if against else {})
     if against:
         report["open_clip"] = import_open_clip().__version__
     report |= {case: {} for case in cases}
-    for case in cases if memory else ():
-        for name, side in sides.items():
-            peak = _in_fresh_process(_step_memory, side, case, batch)
+    if memory and device == "cpu":
+        for case, (name, side) in itertools.product(cases, sides.items()):
+            peak = _in_fresh_process(_step_memory, side, case, batch, preset_name)
             report[case][f"{name}_peak_mb"] = round(peak)
+    weights = None
     if against:
-        theirs = OpenClip(config)
+        theirs = OpenClip(config, device)
         weights = from_open_clip(theirs.model.state_dict(), config)
-        models = {"ours": Ours(config, weights), "theirs": theirs}
-    else:
-        models = {"ours": Ours(config)}
+    models = {"ours": Ours(config, weights, device)}
+    if device == "cuda":
+        models["torch"] = Ours(config, weights, device, "torch")
+    if against:
+        models["theirs"] = theirs
+    data = {case: [x.to(device) for x in make_batch(config, case, batch)] for case in cases}
     for case in cases:  # before any step: each moves the two models apart by its rounding
-        if against:
-            loss, gradient = check_agreement(*models.values(), make_batch(config, case, batch))
+        if against and device == "cpu":
+            loss, gradient = check_agreement(models["ours"], theirs, data[case])
             report[case] |= {"loss_difference": loss, "gradient_difference": gradient}
     for case in cases:
-        data, row = make_batch(config, case, batch), report[case]
-        times = {name: [] for name in models}
+        row, times = report[case], {name: [] for name in models}
         for repeat in range(repeats + 1):  # the first warms up
             for name, model in models.items():
-                spent = _milliseconds(model, data)
+                spent = _milliseconds(model, data[case])
                 if repeat:
                     times[name].append(spent)
         row |= {f"{name}_ms": round(statistics.median(t), 1) for name, t in times.items()}
         row |= {f"{name}_all_ms": [round(t, 1) for t in times[name]] for name in models}
-        if against:
-            row["ratio"] = round(row["theirs_ms"] / row["ours_ms"], 3)
+        if device == "cuda" and memory:
+            for name, model in models.items():
+                row[f"{name}_peak_mb"] = round(_gpu_memory(model, data[case]))
+        row |= {
+            ratio: round(row[f"{name}_ms"] / row["ours_ms"], 3)
+            for name, ratio in (("theirs", "ratio"), ("torch", "torch_ratio"))
+            if name in models
+        }
+    if "full" in cases:  # no padding: the model's own arithmetic is what must be done
+        spent = report["full"]["ours_ms"] / 1e3
+        report["full"]["ours_flop_utilisation"] = round(report["tflop"] / spent / rate, 3)
+    use("auto")
     _print_table(report, cases)
     if json_path:
         with open(json_path, "w") as file:
@@ -229,18 +295,72 @@ def step(against=None, batch=16, repeats=5, json_path=None, cases=CASES, memory=
 
 
 def _print_table(report, cases):
-    head = ("captions", "ours ms", "theirs ms", "ratio", "ours MB", "theirs MB", "gradients differ")
-    keys = ("ours_ms", "theirs_ms", "ratio", "ours_peak_mb", "theirs_peak_mb")
-    print(("{:>11}" * 6 + "{:>18}").format(*head))
+    names = [name for name in ("ours", "torch", "theirs") if f"{name}_ms" in report[cases[0]]]
+    print(f"{'captions':>10}" + "".join(f"{n + ' ms':>12}{n + ' MB':>12}" for n in names))
+    for case in cases:
+        row, cells = report[case], []
+        for name in names:
+            cells += [f"{row[f'{name}_ms']:,.0f}", f"{row.get(f'{name}_peak_mb', '-'):,}"]
+        print(f"{case:>10}" + "".join(f"{cell:>12}" for cell in cells))
     for case in cases:
         row = report[case]
-        cells = [
-            f"{row[key]:.2f}" if key == "ratio" else f"{row[key]:,.0f}" if key in row else "-"
-            for key in keys
-        ]
-        differ = f"{row['gradient_difference']:.1e}" if "gradient_difference" in row else "-"
-        print(("{:>11}" * 6 + "{:>18}").format(case, *cells, differ))
+        for ratio, name in (("ratio", "open_clip"), ("torch_ratio", "our torch backend")):
+            if ratio in row:
+                print(f"{case}: {row[ratio]:.2f} times as fast as {name}")
+        if "gradient_difference" in row:
+            print(f"{case}: gradients differ by {row['gradient_difference']:.1e}, relative")
+    if "ours_flop_utilisation" in report.get("full", {}):
+        share = report["full"]["ours_flop_utilisation"]
+        rate = report["product_tflop_s"]
+        print(f"full: {share:.0%} of the {rate:.2f} TFLOP/s that a large product reaches here")
     print(
-        f"one step, batch {report['batch']}, median of {report['repeats']}, in turn, "
-        f"{report['threads']} threads, torch {report['torch']}"
+        f"one step of {report['preset']}, batch {report['batch']}, median of {report['repeats']}, "
+        f"in turn, {report['device']}, {report['threads']} threads, torch {report['torch']}"
     )
+
+
+def kernels(ops=None, quick=False, json_path=None, pictures=None, tests=True):
+    """Time every kernel against what people use today; returns what it writes to `json_path`.
+
+    The tests of an op come first: a red one is not timed. Without a GPU it says what can be said:
+    the tests in Triton's interpreter, the losses' CPU code timed, what the compiler makes of every
+    kernel, and memory by the model.
+    """
+    from .kernels import compile_report
+    from .kernels.bench import suite
+
+    ops = ops or ("attention", "attention_pool", "info_nce", "caption_loss")
+    verdicts = {op: _op_tests(op) if tests else "not run" for op in ops}
+    green = [op for op in ops if verdicts[op] != "red"]
+    report = suite.run(quick=quick, ops=green) | {"tests": verdicts}
+    for op, verdict in verdicts.items():
+        print(f"{op:15} tests: {verdict}")
+    print(f"\n{suite.table(report)}\n")
+    if report["size"] != "full":
+        print("There is no GPU here: kernels are not timed. What can be said without one:\n")
+        print(f"{compile_report.table()}\n\n{suite.memory_table()}\n")
+    if json_path:
+        with open(json_path, "w") as file:
+            json.dump(report, file, indent=2)
+            file.write("\n")
+    if pictures:
+        from .kernels.bench.pictures import draw
+
+        for path in draw(report, pictures):
+            print(f"picture: {path}")
+    if "red" in verdicts.values():
+        raise RuntimeError("an op whose tests fail is not timed; see above")
+    return report
+
+
+def _op_tests(op):
+    """green, red, or not here: the op's tests, in Triton's interpreter where there is no GPU."""
+    tests = Path(__file__).parent.parent / "tests" / "test_kernels.py"
+    if not tests.is_file():
+        return "not here: run from a checkout"
+    print(f"testing {op} ...", file=sys.stderr)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", str(tests), "-k", f"test_{op}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stdout[-2000:], file=sys.stderr)
+    return "red" if done.returncode else "green"

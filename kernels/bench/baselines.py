@@ -1,5 +1,6 @@
 """What people use today for the same function, each named as its library names it."""
 
+import importlib
 from contextlib import nullcontext
 
 import torch
@@ -50,3 +51,70 @@ def _projected(x, queries, query, key, value, H, K):
     q = queries.expand(len(x), -1, -1) @ query
     q, k, v = (y.unflatten(-1, (H, K)) for y in (q, xhat @ key, xhat @ value))
     return _sdpa(None)(q, k, v).flatten(2)
+
+
+def pairs(device):
+    """{label: loss(image, text, scale)}, of unit vectors."""
+    ways = {}
+    if device == "cuda":
+        ways |= _installed("inf-cl", "inf_cl", _inf_cl)
+        ways |= _installed("memeff", "memeff", _memeff)
+        ways["compiled eager"] = torch.compile(_pairs)
+    ways["eager"] = _pairs
+    return ways
+
+
+def _pairs(x, y, scale):
+    """As open_clip: both matrices of logits, in the inputs' type."""
+    labels = torch.arange(len(x), device=x.device)
+    rows, columns = scale.to(x.dtype) * x @ y.T, scale.to(x.dtype) * y @ x.T
+    return (F.cross_entropy(rows, labels) + F.cross_entropy(columns, labels)) / 2
+
+
+def _inf_cl(module):
+    def way(x, y, scale):
+        one, other = (module.cal_flash_loss(a, b, scale=scale) for a, b in ((x, y), (y, x)))
+        return (one.mean() + other.mean()) / 2
+
+    return way
+
+
+def _memeff(module):
+    # Its temperature is a number, without a gradient.
+    loss = module.MemoryEfficientCLIPLoss(1 / 14.3, normalized_inputs=True, stable=False)
+    return lambda x, y, scale: loss(x, y)
+
+
+def captions(device):
+    """{label: loss(hidden, weight, targets)}."""
+    ways = {}
+    if device == "cuda":
+        ways |= _installed("liger", "liger_kernel.transformers", _liger)
+        ways |= _installed("quack", "quack.linear_cross_entropy", _quack)
+        ways["compiled eager"] = torch.compile(_captions)
+    if hasattr(F, "linear_cross_entropy"):
+        ways["F.linear_cross_entropy"] = lambda x, w, t: F.linear_cross_entropy(x, w.T, t)
+    ways["eager"] = _captions
+    return ways
+
+
+def _captions(x, weight, targets):
+    return F.cross_entropy(x @ weight, targets)
+
+
+def _installed(label, module, make):
+    """{label: way}, or nothing where the package is not installed or does not load."""
+    try:
+        return {label: make(importlib.import_module(module))}
+    except Exception:
+        return {}
+
+
+def _liger(module):
+    loss = module.LigerFusedLinearCrossEntropyLoss()
+    return lambda x, weight, targets: loss(weight.T, x, targets)
+
+
+def _quack(module):
+    way = module.chunked_linear_cross_entropy
+    return lambda x, weight, targets: way(x, weight.T.contiguous(), targets)

@@ -13,6 +13,8 @@ import torch
 
 from ..attention import attention
 from ..attention_pool import attention_pool
+from ..caption_loss import caption_loss
+from ..info_nce import info_nce
 from . import baselines
 
 HEADS = {64: 12, 88: 16, 128: 8}  # of the base and 2b models; and the usual one of wide heads
@@ -31,13 +33,22 @@ class Case:
     make: Callable
     ways: dict[str, Callable]
     targets: dict[str, float] = field(default_factory=dict)
+    compared: int = 2  # batch at which the ways are compared first
 
 
-def cases(device, dtype, quick=False, shrink=False):
-    """Every case. quick: those that have a target. shrink: tiny, to try the whole on a CPU."""
-    for case in (*_attentions(quick, device, dtype, shrink), *_pools(quick, device, dtype, shrink)):
-        if not quick or case.targets:
-            yield case
+def cases(device, dtype, quick=False, size="full"):
+    """Every case. quick: those that have a target. size: "full"; "cpu", what a CPU can do in
+    minutes, without Triton; "rehearsal", all ops in Triton's interpreter, tiny."""
+    shrink = size == "rehearsal"
+    if size != "cpu":
+        yield from _chosen(_attentions(quick, device, dtype, shrink), quick)
+        yield from _chosen(_pools(quick, device, dtype, shrink), quick)
+    yield from _chosen(_pairs(device, dtype, size), quick)
+    yield from _chosen(_captions(device, dtype, size), quick)
+
+
+def _chosen(found, quick):
+    return (case for case in found if case.targets or not quick)
 
 
 def _attentions(quick, device, dtype, shrink):
@@ -132,3 +143,54 @@ def _shared(x, queries, query, key, value, H, K):
     q = (queries @ query).view(1, -1, H, K)
     k, v = ((xhat @ weight).unflatten(-1, (H, K)) for weight in (key, value))
     return attention(q, k, v).flatten(2)
+
+
+def _pairs(device, dtype, size):
+    """Image and text embeddings, unit vectors as the model has them; the temperature is learned."""
+    batches = {"full": [1 << n for n in range(10, 17)], "cpu": [1024, 4096], "rehearsal": [40]}
+    ways = {"ours": lambda x, y, s: info_nce(x, y, s, fused=size != "cpu")}
+    ways |= baselines.pairs(device)
+    for E in (512, 768, 1024) if size == "full" else (512,):
+        for B in batches[size]:
+
+            def make(batch, E=E):
+                x = torch.randn(2, batch, E, device=device).to(dtype)
+                x = torch.nn.functional.normalize(x, dim=-1).unbind()
+                leaves = [leaf.clone().requires_grad_() for leaf in x]
+                scale = torch.tensor(14.3, device=device, requires_grad=True)
+                return (*leaves, scale), torch.ones((), device=device)
+
+            target = size == "rehearsal" or (B, E) == (32_768, 768)
+            unit, bytes_ = 2 * B * B * E, torch.finfo(dtype).bits // 8 * B * E
+            yield Case(
+                "info_nce", f"{B:,} pairs, width {E}", B, (unit, 2 * unit),
+                (2 * bytes_, 4 * bytes_), make, ways,
+                {"compiled eager": 2.0, "inf-cl": 3.0} if target else {}, compared=200,
+            )  # fmt: skip
+
+
+def _captions(device, dtype, size):
+    """256 captions of 76 tokens, none of them padding; open_clip's vocabulary, and the paper's."""
+    R, D = {"full": (19_456, 768), "cpu": (2_432, 512), "rehearsal": (40, 32)}[size]
+    ways = {"ours": lambda x, w, t: caption_loss(x, w, t, fused=size != "cpu")}
+    ways |= baselines.captions(device)
+    for V in {"full": (49_408, 64_000), "cpu": (49_408,), "rehearsal": (300,)}[size]:
+        targets = torch.randint(1, V, (R,), device=device)
+
+        def make(batch, V=V):
+            x = torch.randn(batch, D, device=device, dtype=dtype).requires_grad_()
+            weight = (torch.randn(D, V, device=device) * D**-0.5).to(dtype).requires_grad_()
+            return (x, weight), torch.ones((), device=device)
+
+        unit, element = 2 * R * D * V, torch.finfo(dtype).bits // 8
+        yield Case(
+            "caption_loss", f"{R:,} tokens x {V:,} words", R, (unit, 2 * unit),
+            (element * (R + V) * D, element * 2 * (R + V) * D), make,
+            {label: _targeted(way, targets) for label, way in ways.items()},
+            {label: 1.0 for label in ways if label != "ours"} if V != 64_000 else {},
+            compared=64,
+        )  # fmt: skip
+
+
+def _targeted(way, targets):
+    return lambda x, weight: way(x, weight, targets[: len(x)])

@@ -1,0 +1,172 @@
+"""Every op against its baselines at CoCa's shapes: time, memory, and how near the machine's limits.
+
+A way that does not compute the function is not timed: each is first compared, at a small batch of
+the same shape, with plain float32 (outputs and every gradient).
+"""
+
+import platform
+import sys
+import time
+
+import torch
+import triton
+
+from ..configs import INTERPRETED
+from . import measure, registry
+
+WRONG = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative error
+
+
+def run(quick=False, ops=None, dtype=None, say=print):
+    """Time every case; returns {"device": ..., "roofline": ..., "rows": [...]}.
+
+    Without a GPU the losses' chunked torch code is timed. In Triton's interpreter
+    (TRITON_INTERPRET=1) the same code runs on tiny shapes: a rehearsal, which states no time.
+    """
+    device = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+    size = "full" if device == "cuda" else "rehearsal" if INTERPRETED else "cpu"
+    dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
+    report = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
+        "size": size,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cudnn": torch.backends.cudnn.version() if device == "cuda" else None,
+        "dtype": str(dtype).removeprefix("torch."),
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": [],
+    }
+    report["roofline"] = limits = measure.roofline(device, dtype)
+    for case in registry.cases(device, dtype, quick, size):
+        if ops and case.op not in ops:
+            continue
+        row = _row(case, device, dtype, limits, size == "rehearsal")
+        report["rows"].append(row)
+        say(line(row), file=sys.stderr)
+    return report
+
+
+def _row(case, device, dtype, limits, rehearsal):
+    row = {"op": case.op, "case": case.name, "batch": case.batch, "targets": case.targets}
+    row["ways"] = ways = {}
+    inputs, upstream = _made(case, dtype)  # rounded, as every way gets them
+    inputs = [x.detach().float().requires_grad_() for x in inputs]
+    exact = _results(next(reversed(case.ways.values())), (inputs, upstream.float()))
+    for label, way in case.ways.items():
+        try:
+            error = _error(_results(way, _made(case, dtype)), exact)
+            ways[label] = {"error": error}
+            if not error < WRONG[dtype]:
+                ways[label]["refused"] = f"wrong by {error:.1e}"
+            else:
+                timed = _timed(case, way, device, limits)
+                ways[label] |= {"rehearsed": len(timed)} if rehearsal else timed
+        except Exception as failure:  # a baseline that this machine or torch does not have
+            ways[label] = {"refused": str(failure).split("\n")[0][:80] or type(failure).__name__}
+    row["ratios"] = {
+        label: round(way["total_ms"] / ways["ours"]["total_ms"], 3)
+        for label, way in ways.items()
+        if label != "ours" and "total_ms" in way and "total_ms" in ways["ours"]
+    }
+    return row
+
+
+def _made(case, dtype):
+    """The same small batch for every way."""
+    torch.manual_seed(0)
+    inputs, upstream = case.make(min(case.batch, case.compared))
+    inputs = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    return inputs, upstream.to(dtype)
+
+
+def _results(way, made):
+    inputs, upstream = made
+    y = way(*inputs)
+    found = torch.autograd.grad(y, inputs, upstream.to(y.dtype), allow_unused=True)
+    return [y.detach(), *found]
+
+
+def _error(results, exact):
+    """The largest relative error among output and gradients."""
+    pairs = zip(results, exact, strict=True)
+    return max(
+        float((a.double() - b).norm() / b.double().norm()) for a, b in pairs if a is not None
+    )
+
+
+def _timed(case, way, device, limits):
+    """Medians and spread of forward and backward; memory; TFLOP/s, GB/s, part of the roofline."""
+    inputs, upstream = case.make(case.batch)
+
+    def both():
+        y = way(*inputs)
+        return torch.autograd.grad(y, inputs, upstream.to(y.dtype), allow_unused=True)
+
+    kept = way(*inputs)
+    upstream = upstream.to(kept.dtype)
+    times = {
+        "forward": measure.milliseconds(lambda: way(*inputs), device),
+        "backward": measure.milliseconds(
+            lambda: torch.autograd.grad(
+                kept, inputs, upstream, retain_graph=True, allow_unused=True
+            ),
+            device,
+        ),
+    }
+    total, least = sum(t[0] for t in times.values()), 0.0
+    found = {"total_ms": round(total, 4)}
+    for (name, (median, low, high)), flops, traffic in zip(
+        times.items(), case.flops, case.traffic, strict=True
+    ):
+        # No faster than the slower of computing and moving, at what this machine reaches.
+        least += max(flops / limits["tflop_s"] / 1e9, traffic / limits["gb_s"] / 1e6)
+        found |= {
+            f"{name}_ms": round(median, 4),
+            f"{name}_spread": [round(low, 4), round(high, 4)],
+            f"{name}_tflop_s": round(flops / median / 1e9, 1),
+            f"{name}_gb_s": round(traffic / median / 1e6, 1),
+        }
+    found["roofline"] = round(least / total, 3)
+    found["peak_mb"] = round(measure.memory(both) / 1e6, 1)
+    found["kept_mb"] = round(measure.kept(lambda: way(*inputs)) / 1e6, 1)
+    return found
+
+
+def line(row):
+    """A row in a line."""
+    parts = [f"{row['op']:15} {row['case']:28}"]
+    for label, way in row["ways"].items():
+        what = f"{way['total_ms']:.3f} ms" if "total_ms" in way else way.get("refused", "right")
+        parts.append(f"{label}: {what}")
+    return "  ".join(parts)
+
+
+def table(report):
+    """The report as a Markdown table."""
+    head = "| case | ours, ms (forward, backward) | roofline | peak MB | as fast as | target |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    for row in report["rows"]:
+        ours = row["ways"]["ours"]
+        if "total_ms" in ours:
+            cells = [
+                f"{ours['forward_ms']:.3f}, {ours['backward_ms']:.3f}",
+                f"{ours['roofline']:.0%}",
+                f"{ours['peak_mb']:.0f}",
+            ]
+        else:
+            cells = [ours.get("refused", "right (rehearsal)"), "-", "-"]
+        ratios = ", ".join(f"{label} {ratio}" for label, ratio in row["ratios"].items())
+        targets = ", ".join(f"{label} {least}" for label, least in row["targets"].items())
+        lines.append(f"| {row['case']} | {' | '.join(cells)} | {ratios} | {targets} |")
+    return "\n".join(lines)
+
+
+def memory_table(width=768):
+    """InfoNCE's memory by the model (pictures.memory_model), as a Markdown table."""
+    from .pictures import memory_model
+
+    lines = [f"| pairs (width {width}, bfloat16) | eager, GB | ours, GB |", "|---|---|---|"]
+    for n in range(10, 18):
+        eager, ours = (amount / 1e9 for amount in memory_model(1 << n, width))
+        lines.append(f"| {1 << n:,} | {eager:.2f} | {ours:.2f} |")
+    return "\n".join(lines)
