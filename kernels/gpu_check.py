@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -189,6 +190,20 @@ def timings():
     return suite.run(quick=True)
 
 
+def steps():
+    """A whole training step, these kernels against torch's operators, in bfloat16, in turn."""
+    large = _device() == "cuda"
+    model = ["--preset", "base", "--batch-size", "256"] if large else ["--preset", "tiny"]
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        code, text = run(
+            sys.executable, "-m", "minicoca", "bench", "step", *model, "--json", file.name,
+            "--repeats", "5" if large else "1", TRITON_INTERPRET="0",
+        )  # fmt: skip
+        if code:
+            return {"passed": False, "tail": text[-1000:]}
+        return {"passed": True, "report": json.load(open(file.name))}
+
+
 def _device():
     return "cuda" if torch.cuda.is_available() and not configs.INTERPRETED else "cpu"
 
@@ -206,12 +221,15 @@ def _report(results):
         if isinstance(part, dict) and name not in ("toolchain", "timings"):
             verdict = {True: "passed", False: "FAILED", None: "skipped"}[part.get("passed")]
             lines.append(f"- {name}: {verdict} ({part.get('seconds', 0)} s)")
+    if "report" in results.get("steps", {}):
+        lines += ["", "```json", json.dumps(results["steps"]["report"], indent=1), "```"]
     if "rows" in results.get("timings", {}):
         lines += ["", suite.table(results["timings"])]
     return "\n".join(lines) + "\n"
 
 
-PARTS = {f.__name__: f for f in (toolchain, integers, repeats, tests, sanitizer, training, timings)}
+CHECKS = (toolchain, integers, repeats, training, tests, sanitizer)
+PARTS = {part.__name__: part for part in (*CHECKS, timings, steps)}
 
 
 def main():
