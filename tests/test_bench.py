@@ -1,6 +1,7 @@
 """What makes a step fast changes nothing: every short cut against the plain way, and open_clip."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,3 +165,57 @@ def test_the_step_is_open_clips_step(tmp_path):
     for case in bench.CASES:
         assert report[case]["gradient_difference"] < bench.AGREE
         assert report[case]["ratio"] > 0 and report[case]["ours_ms"] > 0
+
+
+def test_a_step_of_any_preset_is_timed(tmp_path, capsys):
+    path = tmp_path / "step.json"
+    report = bench.step(batch=2, repeats=1, json_path=path, memory=False, preset_name="tiny")
+    assert json.loads(path.read_text()) == report
+    assert report["full"]["ours_ms"] > 0 and 0 < report["full"]["ours_flop_utilisation"] < 1.5
+    assert "of tiny, batch 2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="open_clip_b32"):
+        bench.step(against="open_clip", preset_name="tiny")
+
+
+def test_flops_are_those_of_the_products():
+    """Of one linear layer more: 6 for each of its weights and rows."""
+    config = small_config(pooler="none", embed_width=0)
+    more = replace(config, vocabulary=config.vocabulary + 10)
+    rows = 3 * (config.text_length - 1)
+    difference = bench.model_flops(more, 3) - bench.model_flops(config, 3)
+    assert difference == 6 * rows * config.text_width * 10
+
+
+def test_what_is_wrong_is_not_timed(monkeypatch, capsys):
+    """The rehearsal of every op's loss, with a baseline that computes something else."""
+    suite = pytest.importorskip("minicoca.kernels.bench.suite")
+    wrong = {"wrong": lambda x, y, s: 2 * suite.registry.baselines._pairs(x, y, s)}
+    right = suite.registry.baselines.pairs("cpu")
+    monkeypatch.setattr(suite.registry.baselines, "pairs", lambda device: wrong | right)
+    report = suite.run(ops=["info_nce"])
+    ways = report["rows"][0]["ways"]
+    assert "wrong by" in ways["wrong"]["refused"]
+    assert "refused" not in ways["ours"] and "refused" not in ways["eager"]
+    assert "40 pairs" in suite.table(report)
+
+
+def test_an_op_whose_tests_fail_is_not_timed(monkeypatch, capsys):
+    pytest.importorskip("triton")
+    verdict = {"info_nce": "red", "caption_loss": "green"}
+    monkeypatch.setattr(bench, "_op_tests", verdict.get)
+    with pytest.raises(RuntimeError, match="not timed"):
+        bench.kernels(ops=list(verdict))
+    out = capsys.readouterr().out
+    assert "tokens x" in out and "pairs, width" not in out
+    assert "There is no GPU here" in out or torch.cuda.is_available()
+
+
+def test_pictures_of_a_report(tmp_path):
+    pictures = pytest.importorskip("minicoca.kernels.bench.pictures")
+    timed = dict(total_ms=2.0, forward_tflop_s=0.1, forward_gb_s=2.0, peak_mb=5.0)
+    row = dict(op="info_nce", case="40 pairs", batch=40, ratios={"eager": 1.5})
+    row["ways"] = {"ours": timed, "eager": timed}
+    report = {"rows": [row], "device": "card", "roofline": {"tflop_s": 1.0, "gb_s": 10.0}}
+    names = {path.name for path in pictures.draw(report, tmp_path)}
+    assert names == {"roofline.png", "bars.png", "memory.png", "accuracy.png"}
+    assert all((tmp_path / name).stat().st_size > 5_000 for name in names)

@@ -79,6 +79,19 @@ def test_a_permuted_batch_gives_permuted_results():
     moved = [x[order] for x in (q, k, v, do)]
     b = run_attention(attention_module, *moved, False, None, 0.2)
     assert all(torch.equal(x[order], y) for x, y in zip(a, b, strict=True))
+    x, g = torch.randn(4, 33, 48, device=DEVICE), torch.randn(3, 48, device=DEVICE)
+    a, b = (pool_module.attention_pool(t, g) for t in (x, x[order]))
+    assert torch.equal(a[order], b)
+
+
+@pytest.mark.parametrize("S", [40, 300])
+def test_the_log_sum_exp_of_no_keys_is_minus_infinity(S):
+    q, k = (torch.randn(2, n, 2, 16, device=DEVICE) for n in (5, S))
+    lengths = torch.tensor([0, S], dtype=torch.int32, device=DEVICE)
+    o, lse = attention_module.attention_forward(q, k, k, lengths, False, 0.25)
+    assert (lse[0] == -torch.inf).all() and not o[0].any()
+    scores = 0.25 * torch.einsum("bthk,bshk->bhts", q, k)
+    torch.testing.assert_close(lse[1], scores.logsumexp(-1)[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
