@@ -1,7 +1,8 @@
 """What people use today for the same function, each named as its library names it."""
 
 import importlib
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import torch.nn.functional as F
@@ -118,3 +119,12 @@ def _liger(module):
 def _quack(module):
     way = module.chunked_linear_cross_entropy
     return lambda x, weight, targets: way(x, weight.T.contiguous(), targets)
+
+
+def versions():
+    """{package: version} of the baselines that are installed."""
+    found = {}
+    for package in ("inf-cl", "memeff", "liger-kernel", "quack-kernels"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

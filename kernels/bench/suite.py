@@ -31,6 +31,7 @@ def run(quick=False, ops=None, dtype=None, say=print):
         "size": size,
         "torch": torch.__version__,
         "triton": triton.__version__,
+        "baselines": registry.baselines.versions(),
         "cudnn": torch.backends.cudnn.version() if device == "cuda" else None,
         "dtype": str(dtype).removeprefix("torch."),
         "date": time.strftime("%Y-%m-%d"),

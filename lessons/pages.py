@@ -1,0 +1,72 @@
+"""A page is Markdown; its `python` blocks run in order, a `text` block after one is their print."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n", re.M | re.S)
+
+
+class Differs(Exception):
+    """A block printed something else than the page says."""
+
+
+def all_pages():
+    """The pages in order."""
+    return sorted(FOLDER.glob("[0-9][0-9]_*.md"))
+
+
+def find(number):
+    """The page of a number ("4" or "04"). Raises ValueError naming those there are."""
+    for path in all_pages():
+        if str(number).isdigit() and int(path.stem[:2]) == int(number):
+            return path
+    numbers = ", ".join(str(int(path.stem[:2])) for path in all_pages())
+    raise ValueError(f"no page {number!r}; there are {numbers}")
+
+
+def title(path):
+    """What a page is called."""
+    return path.read_text().split("\n", 1)[0].lstrip("# ").split("·")[-1].strip()
+
+
+def blocks(path):
+    """[(section, first line, code, what it must print or None)] of a page."""
+    text = path.read_text()
+    found = []
+    matches = list(BLOCK.finditer(text))
+    for match, after in zip(matches, [*matches[1:], None], strict=True):
+        if match[1] != "python":
+            continue
+        printed = None
+        if after and after[1] == "text" and not text[match.end() : after.start()].strip():
+            printed = after[2]
+        before = text[: match.start()]
+        headings = re.findall(r"^##+ (.*)$", before, re.M)
+        found.append((headings[-1] if headings else "", before.count("\n") + 1, match[2], printed))
+    return found
+
+
+def run(path, section=None, show=lambda text: None):
+    """Run a page in one namespace, up to the end of `section`. Raises Differs, or what a block
+    raises, with the page's own line numbers."""
+    namespace = {"__name__": "__lesson__"}
+    chosen = blocks(path)
+    if section:
+        wanted = [i for i, b in enumerate(chosen) if b[0].lower().startswith(section.lower())]
+        if not wanted:
+            titles = ", ".join(dict.fromkeys(b[0] for b in chosen))
+            raise Differs(f"no section {section!r} with code; there are {titles}")
+        chosen = chosen[: wanted[-1] + 1]
+    for _, line, code, printed in chosen:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile("\n" * line + code, str(path), "exec"), namespace)
+        show(out.getvalue().rstrip("\n"))
+        if printed is not None and out.getvalue() != printed:
+            raise Differs(
+                f"{path.name}, line {line}: printed\n{out.getvalue()}\nthe page says\n{printed}"
+            )
+    return namespace

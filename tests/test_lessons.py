@@ -1,0 +1,114 @@
+"""The lessons run as printed, and their exercises know right from wrong."""
+
+import re
+
+import numpy as np
+import pytest
+
+from lessons import __main__ as command
+from lessons import pages
+from lessons.checker import check, judge, load_answer
+from lessons.exercises import EXERCISES
+
+MISTAKES = [(name, words) for name, it in EXERCISES.items() for words in it.mistakes]
+
+
+@pytest.mark.parametrize("path", pages.all_pages(), ids=lambda path: path.stem)
+def test_a_page_prints_what_it_says(path):
+    pages.run(path)
+    text = path.read_text()
+    for part in ("*You need:", "**Before you read on:**", "## What breaks", "## Exercises"):
+        assert part in text, f"{path.name} has no {part}"
+    assert text.index("```python") < 1200, "no code on the first screen"
+    assert 120 <= text.count("\n") <= 300
+
+
+def test_pages_and_exercises_name_each_other():
+    for path in pages.all_pages():
+        number = int(path.stem[:2])
+        listed = set(re.findall(r"^\| (\d+[a-z]) \|", path.read_text(), re.M))
+        own = {name for name in EXERCISES if int(name[:-1]) == number}
+        assert listed == own and len(own) >= 2
+        for name in own:
+            row = re.search(rf"^\| {name} \|.*$", path.read_text(), re.M)[0]
+            it = EXERCISES[name]
+            assert it.dots in row and f"| {it.minutes} |" in row and it.task in row
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_a_stub_is_not_written_and_the_reference_is_right(name, tmp_path):
+    it = EXERCISES[name]
+    path = tmp_path / "answer.py"
+    path.write_text(it.stub())
+    assert check(it, path).words == "not written yet"
+    path.write_text(it.stub().replace("raise NotImplementedError", "pass"))
+    assert "returns nothing" in check(it, path).words
+    assert judge(it, load_answer(it)).right
+    assert len(it.hints) >= 2 and len(it.mistakes) >= 3
+
+
+@pytest.mark.parametrize(("name", "words"), MISTAKES)
+def test_a_mistake_is_called_by_its_name(name, words):
+    it = EXERCISES[name]
+    assert judge(it, it.mistakes[words]).words == words
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_what_is_wrong_in_another_way_is_shown(name):
+    it, answer = EXERCISES[name], load_answer(EXERCISES[name])
+
+    def twice(*arguments):
+        result = answer(*arguments)
+        first = result[0] if isinstance(result, tuple) else result
+        return (2 * first, *result[1:]) if isinstance(result, tuple) else 2 * first
+
+    words = judge(it, twice).words
+    assert "is 2 times what it should be" in words and "expected" in words
+
+    def too_long(*arguments):
+        result = answer(*arguments)
+        first = result[0] if isinstance(result, tuple) else result
+        longer = np.concatenate([first, first])
+        return (longer, *result[1:]) if isinstance(result, tuple) else longer
+
+    assert "has shape" in judge(it, too_long).words
+
+
+def test_a_learners_way_through(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "WORK", tmp_path)
+
+    def said(*arguments):
+        code = command.main(list(arguments))
+        out = capsys.readouterr()
+        return code, out.out + out.err
+
+    assert said("check", "2b") == (1, "not begun; python -m lessons start 2b\n")
+    assert "[-] 2b" in said("list")[1]
+    assert "2b.py" in said("start", "2b")[1]
+    assert "delete it" in said("start", "2b")[1]
+    assert said("check", "2b") == (1, "not written yet\n")
+    path = tmp_path / "2b.py"
+    path.write_text(path.read_text().replace("raise NotImplementedError", "return p * dp"))
+    assert "shared sum is missing" in said("check", "2b")[1] and "[ ] 2b" in said("list")[1]
+    path.write_text("import numpy as np\n\ndef softmax_backward(dp, cache):\n    return 1 / 0\n")
+    assert "ZeroDivisionError" in said("check", "2b")[1] and "line 4" in said("check", "2b")[1]
+    assert "def softmax_backward" in said("peek", "2b")[1]
+    one, two = said("hint", "2b")[1], said("hint", "2b")[1]
+    assert one.startswith("1. ") and two.startswith(one) and "2. " in two
+    path.write_text(
+        "def softmax_backward(dp, cache):\n    p = cache[0]\n"
+        "    return p * (dp - (p * dp).sum(-1, keepdims=True))\n"
+    )
+    assert said("check", "2b") == (0, "right\n") and "[x] 2b" in said("list")[1]
+    assert "no exercise '9z'" in said("check", "9z")[1] and said("run", "99")[0] == 1
+
+
+def test_a_page_that_prints_something_else_is_refused(tmp_path):
+    page = tmp_path / "01_x.md"
+    page.write_text("# 01 · x\n\n```python\nprint(1)\n```\n\n```text\n2\n```\n")
+    with pytest.raises(pages.Differs, match="line 3: printed\n1"):
+        pages.run(page)
+    page.write_text("# 01 · x\n\n```python\n1 / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as error:
+        pages.run(page)
+    assert error.traceback[-1].lineno + 1 == 4 and str(error.traceback[-1].path) == str(page)
