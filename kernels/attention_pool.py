@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .checks import LARGEST_GRID
 from .configs import compute_options
 from .softmax import load_tile, store_tile
 
@@ -247,6 +248,8 @@ def attention_pool(x, g, *, key_lengths=None):
         )
     if g.ndim != 2 or g.shape[1] != x.shape[2] or g.shape[0] > 128:
         raise ValueError(f"g is {tuple(g.shape)}; expected [H, {x.shape[2]}] with H at most 128")
+    if len(x) > LARGEST_GRID:
+        raise ValueError(f"x has {len(x)} samples; a GPU's grid holds {LARGEST_GRID}")
     if g.device != x.device:
         raise ValueError(f"g is on {g.device}, x on {x.device}")
     if key_lengths is not None and key_lengths.shape != x.shape[:1]:

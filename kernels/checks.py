@@ -3,6 +3,7 @@
 import torch
 
 LARGEST_HEAD = 128
+LARGEST_GRID = 65_535  # of a grid's second and third axes
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -23,6 +24,8 @@ def check_attention(q, k, v, causal, key_lengths):
         raise ValueError(f"{shapes}; expected [B or 1, T, H, K] and twice [B, S, H, K]")
     if K > LARGEST_HEAD:
         raise ValueError(f"head size {K} is over the limit of {LARGEST_HEAD}")
+    if B * H > LARGEST_GRID:
+        raise ValueError(f"B x H is {B * H}; a GPU's grid holds {LARGEST_GRID}")
     if causal and T != S:
         raise ValueError(f"causal needs as many keys as queries; got T={T}, S={S}")
     if key_lengths is not None:

@@ -1,8 +1,9 @@
 """Static tables: which way, which tile, how many warps. Nothing is tuned at run time: every rank
 of a job, and every run, does the same arithmetic.
 
-Shapes below 64 are not used for any product on Hopper: Triton before 3.8 can miscompile kernels
-with several products whose blocks have a side of 16 or 32 there.
+Attention in bfloat16 has no block with a side below 64: on Hopper Triton before 3.8 can miscompile
+kernels with several products of such blocks. (Pooling has sides of 16, heads of one query, and in
+one kernel two products: to be watched on a card.)
 """
 
 import os

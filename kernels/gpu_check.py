@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from . import configs
 from .attention import attention
 from .attention_pool import attention_pool
 from .bench import suite
+from .caption_loss import caption_loss
+from .info_nce import info_nce
 
 ROOT = Path(__file__).resolve().parent.parent
 REPEATED = {  # name: (T, S, H, K, causal, shared queries, lengths): every kernel, every row
@@ -41,13 +44,18 @@ REPEATED = {  # name: (T, S, H, K, causal, shared queries, lengths): every kerne
 }
 
 
-def run(*command, timeout=240, **environment):
-    """(exit code, the last lines of what it printed)."""
-    done = subprocess.run(
-        [str(c) for c in command], capture_output=True, text=True, timeout=timeout, cwd=ROOT,
-        env={**os.environ, **environment},
-    )  # fmt: skip
-    return done.returncode, (done.stdout + done.stderr)[-3000:]
+def run(*command, timeout=280, **environment):
+    """(exit code, what it printed, what it complained of); 124 if it took too long."""
+    try:
+        done = subprocess.run(
+            [str(c) for c in command], capture_output=True, text=True, timeout=timeout, cwd=ROOT,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return 124, "", f"longer than {timeout} s"
+    except OSError as error:
+        return 127, "", str(error)
+    return done.returncode, done.stdout, done.stderr[-3000:]
 
 
 def toolchain():
@@ -70,7 +78,7 @@ def toolchain():
         found["driver, clocks"] = run("nvidia-smi", query, "--format=csv,noheader")[1].strip()
         blackwell = bundled / "ptxas-blackwell"
         if blackwell.exists() and "TRITON_PTXAS_PATH" not in os.environ:
-            code, text = run(
+            code, _, text = run(
                 sys.executable, "-m", "minicoca.kernels.gpu_check", "--only", "integers", "--out",
                 "/tmp/newer_ptxas", TRITON_PTXAS_PATH=str(blackwell),
                 TRITON_CACHE_DIR="/tmp/newer_ptxas_cache",
@@ -81,14 +89,13 @@ def toolchain():
 
 def tests():
     """The kernels' tests on the card, a process for each type, so that they compile in parallel."""
-    parts = {}
-    for name in ("float32", "bfloat16 or float16", "not float"):
-        command = [sys.executable, "-m", "pytest", "tests/test_kernels.py", "-q", "-x", "-k", name]
-        parts[name] = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
-        )
-    tails = {name: process.communicate(timeout=300)[0][-400:] for name, process in parts.items()}
-    failed = [name for name, process in parts.items() if process.returncode]
+    files = ("tests/test_kernels.py", "tests/test_info_nce.py")
+    command = (sys.executable, "-m", "pytest", *files, "-q", "-x", "-k")
+    parts = ("float32", "bfloat16 or float16", "not float")
+    with ThreadPoolExecutor(len(parts)) as pool:
+        done = list(pool.map(lambda part: run(*command, part), parts))
+    tails = {part: out[-400:] + err[-200:] for part, (_, out, err) in zip(parts, done, strict=True)}
+    failed = [part for part, (code, _, _) in zip(parts, done, strict=True) if code]
     return {"passed": not failed, "failed": failed, "tails": tails}
 
 
@@ -128,12 +135,31 @@ def repeats(times=50):
             if not all(torch.equal(a, b) for a, b in zip(first, now, strict=True)):
                 bad.append(name)
                 break
-    x = torch.randn(4, 257, 128, device=device, dtype=_types()[-1], requires_grad=True)
-    g = torch.randn(8, 128, device=device, dtype=_types()[-1], requires_grad=True)
-    pools = [_forward_and_backward(attention_pool, (x, g), {}) for _ in range(times)]
-    if not all(torch.equal(a, b) for now in pools for a, b in zip(pools[0], now, strict=True)):
-        bad.append("attention_pool")
+    for name, (op, inputs) in _others(device, _types()[-1]).items():
+        found = [_forward_and_backward(op, inputs, {}) for _ in range(times)]
+        if not all(torch.equal(a, b) for now in found for a, b in zip(found[0], now, strict=True)):
+            bad.append(name)
     return {"passed": not bad, "differ": bad, "times": times}
+
+
+def _others(device, dtype):
+    """{name: (op, inputs)}: pooling and the two losses."""
+    draw = functools.partial(torch.randn, device=device, dtype=dtype, requires_grad=True)
+    pair = (draw(300, 72).detach() for _ in range(2))
+    x, y = (torch.nn.functional.normalize(t, dim=1).requires_grad_() for t in pair)
+    scale = torch.tensor(14.3, device=device, requires_grad=True)
+    targets = torch.arange(300, device=device) % 700
+    return {
+        "attention_pool": (attention_pool, (draw(4, 257, 128), draw(8, 128))),
+        "info_nce": (functools.partial(info_nce, workspace=1 << 16), (x, y, scale)),
+        "caption_loss": (
+            functools.partial(_caption_loss, targets=targets), (draw(300, 72), draw(72, 700)),
+        ),
+    }  # fmt: skip
+
+
+def _caption_loss(hidden, weight, targets):
+    return caption_loss(hidden, weight, targets, chunk=128)
 
 
 def _case(B, T, S, H, K, shared, lengths, dtype, device):
@@ -151,16 +177,18 @@ def _forward_and_backward(op, inputs, keywords, **more):
 
 
 def sanitizer():
-    """compute-sanitizer over every configuration, without torch's caching allocator."""
+    """compute-sanitizer over every kernel, without torch's caching allocator."""
     tool = shutil.which("compute-sanitizer")
     if not tool:
         return {"skipped": "compute-sanitizer is not installed"}
-    code, text = run(
+    code, out, err = run(
         tool, "--tool", "memcheck", "--error-exitcode", "7", sys.executable, "-c",
         "from minicoca.kernels import gpu_check as g; g.integers(); g.repeats(1)",
         PYTORCH_NO_CUDA_MEMORY_CACHING="1",
     )  # fmt: skip
-    return {"passed": code == 0, "tail": text[-600:]}
+    if "not supported" in out + err:
+        return {"skipped": "compute-sanitizer cannot look into this machine's card"}
+    return {"passed": code == 0, "tail": (out + err)[-600:]}
 
 
 def training():
@@ -177,17 +205,17 @@ def training():
     )
     losses = {}
     for backend in ("torch", "triton"):
-        exit_code, text = run(sys.executable, "-c", code, backend)
+        exit_code, text, err = run(sys.executable, "-c", code, backend)
         if exit_code:
-            return {"passed": False, "backend": backend, "tail": text[-600:]}
+            return {"passed": False, "backend": backend, "tail": err[-600:]}
         losses[backend] = json.loads(text[text.rindex("LOSSES") + 6 :].split("\n")[0])
     gap = max(abs(a / b - 1) for a, b in zip(*losses.values(), strict=True))
     return {"passed": gap < 0.02, "largest relative gap": gap, "losses": losses}
 
 
 def timings():
-    """Every op against its baselines; see bench/."""
-    return suite.run(quick=True)
+    """Every op against its baselines; see bench/. Kept row by row, however it ends."""
+    return suite.run(quick=True, keep=os.environ.get("MINICOCA_ROWS"))
 
 
 def steps():
@@ -195,7 +223,7 @@ def steps():
     large = _device() == "cuda"
     model = ["--preset", "base", "--batch-size", "256"] if large else ["--preset", "tiny"]
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        code, text = run(
+        code, _, text = run(
             sys.executable, "-m", "minicoca", "bench", "step", *model, "--json", file.name,
             "--repeats", "5" if large else "1", TRITON_INTERPRET="0",
         )  # fmt: skip
@@ -218,9 +246,9 @@ def _report(results):
     lines += [f"- {name}: {value}" for name, value in results.get("toolchain", {}).items()]
     lines.append("")
     for name, part in results.items():
-        if isinstance(part, dict) and name not in ("toolchain", "timings"):
-            verdict = {True: "passed", False: "FAILED", None: "skipped"}[part.get("passed")]
-            lines.append(f"- {name}: {verdict} ({part.get('seconds', 0)} s)")
+        if isinstance(part, dict) and name != "toolchain":
+            verdict = {True: "passed", False: "FAILED", None: "done"}[part.get("passed")]
+            lines.append(f"- {name}: {part.get('skipped', verdict)} ({part.get('seconds', 0)} s)")
     if "report" in results.get("steps", {}):
         lines += ["", "```json", json.dumps(results["steps"]["report"], indent=1), "```"]
     if "rows" in results.get("timings", {}):
@@ -238,13 +266,11 @@ def main():
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    results = {"command": " ".join(sys.argv)}
+    results = {"command": " ".join(["python -m minicoca.kernels.gpu_check", *sys.argv[1:]])}
     for name in arguments.only:
         begun = time.perf_counter()
-        try:
-            results[name] = PARTS[name]()
-        except Exception:
-            results[name] = {"passed": False, "traceback": traceback.format_exc()[-1500:]}
+        alone = len(arguments.only) == 1
+        results[name] = _here(name) if alone else _apart(name, arguments.out / name)
         results[name]["seconds"] = round(time.perf_counter() - begun, 1)
         print(name, json.dumps(results[name], indent=1), flush=True)
         (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
@@ -252,6 +278,27 @@ def main():
     failed = [n for n in arguments.only if results[n].get("passed") is False]
     print("failed:", ", ".join(failed) or "nothing")
     return 1 if failed else 0
+
+
+def _here(name):
+    try:
+        return PARTS[name]()
+    except Exception:
+        return {"passed": False, "traceback": traceback.format_exc()[-1500:]}
+
+
+def _apart(name, folder):
+    """A part in a process of its own: what it breaks on the card, or holds of it, ends with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder.resolve() / "rows.json"
+    code, _, err = run(
+        sys.executable, "-m", "minicoca.kernels.gpu_check", "--only", name, "--out",
+        folder.resolve(), timeout=400, MINICOCA_ROWS=str(rows),
+    )  # fmt: skip
+    if (folder / "results.json").is_file():
+        return json.loads((folder / "results.json").read_text())[name]
+    found = json.loads(rows.read_text()) if rows.is_file() else {}
+    return found | {"passed": False, "code": code, "tail": err[-1000:]}
 
 
 if __name__ == "__main__":

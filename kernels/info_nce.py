@@ -136,6 +136,7 @@ def info_nce_gradients(
         dimage[rows] += own[:, None] * text[mine]
         add_product(dtext, g.T, x)
         dtext[mine] += own[:, None] * x
+        del g  # before the next chunk's: one workspace at a time
     return dimage.mul_(scale), dtext.mul_(scale), dscale
 
 
@@ -229,7 +230,7 @@ def info_nce(image, text, scale, *, normalise=False, workspace=WORKSPACE, fused=
     """Mean over B pairs and both directions of -log softmax(scale x . y) at the pair; a scalar.
 
     image, text: [B, E], unit vectors, or any with `normalise`. scale: a tensor of no axes, what
-    multiplies the cosines (1 / temperature). workspace: bytes, beyond the gradients themselves.
+    multiplies the cosines (1 / temperature), not 0. workspace: bytes, beyond the gradients.
     fused: by Triton's kernels, else by torch; the loss is float32 at least.
     Raises ValueError naming the argument, its value and the limit.
     """

@@ -17,5 +17,11 @@ def add_product(total, a, b):
     """total += a b, in total's type."""
     if a.dtype == b.dtype == total.dtype:
         total.addmm_(a, b)
-    else:
-        total += product(a, b)
+        return
+    if a.is_cuda and a.dtype == b.dtype:
+        try:
+            torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+            return
+        except (RuntimeError, TypeError):
+            pass  # torch before 2.11 cannot add a float32 sum here
+    total += product(a, b)

@@ -300,7 +300,7 @@ def _print_table(report, cases):
     for case in cases:
         row, cells = report[case], []
         for name in names:
-            cells += [f"{row[f'{name}_ms']:,.0f}", f"{row.get(f'{name}_peak_mb', '-'):,}"]
+            cells += [f"{row[f'{name}_ms']:,.0f}", f"{row.get(f'{name}_peak_mb', 0):,}"]
         print(f"{case:>10}" + "".join(f"{cell:>12}" for cell in cells))
     for case in cases:
         row = report[case]

@@ -83,7 +83,7 @@ class Config:
         ("auto", "float32", "bfloat16"),
     )
     compile: bool = _option(False, "compile the training step with torch.compile")
-    steps: int = _option(3300, "optimiser steps")
+    steps: int = _option(3100, "optimiser steps")
     batch_size: int = _option(64, "pairs per step")
     accumulate: int = _option(1, "micro-batches per step: less memory, the same gradient")
     learning_rate: float = _option(3e-3, "peak learning rate")
@@ -98,7 +98,7 @@ class Config:
     ema: float = _option(0.0, "decay of the averaged weights that are evaluated; 0: none", high=1)
     freeze_image: bool = _option(False, "keep the image encoder as it is (LiT: with --init)")
     seed: int = _option(0, "seed of weights, data and order", low=0, high=2**40)
-    evaluate_every: int = _option(600, "steps between quick looks at validation data", low=0)
+    evaluate_every: int = _option(1000, "steps between quick looks at validation data", low=0)
     checkpoint_every: int = _option(600, "steps between checkpoints that --resume can use")
 
     def __post_init__(self):

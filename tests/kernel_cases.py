@@ -306,7 +306,7 @@ def check_learned_pairs(module, dtype, fused=True):
 def exact_captions(x, weight, targets):
     """The reference, in float64: (loss, dx, dweight)."""
     x, weight = (t.double().cpu().numpy() for t in (x, weight))
-    loss, cache = losses.caption_loss((x @ weight)[None], targets.cpu().numpy()[None])
+    loss, cache = losses.caption_loss((x @ weight)[None], targets.long().cpu().numpy()[None])
     (dlogits,) = losses.caption_loss_backward(1.0, cache)
     found = (np.reshape(loss, 1), dlogits @ weight.T, x.T @ dlogits)
     return [torch.tensor(np.ascontiguousarray(a), device=DEVICE) for a in found]
@@ -316,14 +316,16 @@ def plain_captions(x, weight, targets):
     """Eager torch: all logits, in the inputs' own type."""
     leaves = [t.detach().clone().requires_grad_() for t in (x, weight)]
     logits = (leaves[0] @ leaves[1]).to(torch.promote_types(x.dtype, torch.float32))
-    total = torch.nn.functional.cross_entropy(logits, targets, ignore_index=0, reduction="sum")
+    total = torch.nn.functional.cross_entropy(
+        logits, targets.long(), ignore_index=0, reduction="sum"
+    )
     loss = total / (targets != 0).sum().clamp(min=1)
     return [loss.detach().reshape(1), *torch.autograd.grad(loss, leaves)]
 
 
 def check_captions(
     module, seed, R, D, V, dtype=torch.float32, pads=0.3, chunk=None, fused=True, size=1.0,
-    transposed=False,
+    transposed=False, strided=False,
 ):  # fmt: skip
     """One case, as check_pairs; padding gets no gradient at all."""
     rng = np.random.default_rng(seed)
@@ -334,6 +336,8 @@ def check_captions(
     targets[torch.tensor(rng.random(R) < pads, device=DEVICE)] = 0
     if pads < 1:
         targets[-1] = V - 1
+    if strided:  # every second of a longer row, as int32
+        targets = torch.stack([targets, torch.full_like(targets, V)], 1).to(torch.int32)[:, 0]
 
     def ours():
         leaves = [t.detach().requires_grad_() for t in (x, weight)]
@@ -362,5 +366,6 @@ CAPTIONS = {
     "over a block": dict(R=7, D=12, V=4099),
     "many chunks": dict(R=50, D=24, V=301, chunk=8),
     "large logits": dict(R=20, D=16, V=77, size=30.0),
+    "strided targets": dict(R=20, D=16, V=77, pads=0, strided=True),
     "transposed head": dict(R=20, D=16, V=77, transposed=True),
 }

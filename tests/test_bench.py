@@ -212,7 +212,7 @@ def test_an_op_whose_tests_fail_is_not_timed(monkeypatch, capsys):
 
 def test_pictures_of_a_report(tmp_path):
     pictures = pytest.importorskip("minicoca.kernels.bench.pictures")
-    timed = dict(total_ms=2.0, forward_tflop_s=0.1, forward_gb_s=2.0, peak_mb=5.0)
+    timed = dict(total_ms=2.0, tflop_s=0.1, gb_s=2.0, peak_mb=5.0)
     row = dict(op="info_nce", case="40 pairs", batch=40, ratios={"eager": 1.5})
     row["ways"] = {"ours": timed, "eager": timed}
     report = {"rows": [row], "device": "card", "roofline": {"tflop_s": 1.0, "gb_s": 10.0}}

@@ -121,7 +121,7 @@ BUGS = [
     # --- the captioning loss --------------------------------------------------------------------
     ("caption_loss.py", "real = (targets != pad)", "real = (targets >= 0)",
      captions_case("many chunks")),
-    ("caption_loss.py", "share = 1 / max(1, len(t_R))", "share = 1 / len(targets)",
+    ("caption_loss.py", "total, 1 / max(1, len(t_R)))", "total, 1 / len(targets))",
      captions_case("many chunks")),
     ("caption_loss.py", "zeros_like(hidden).index_copy(0, real, dx_RD)",
      "zeros_like(hidden).index_copy(0, real.flip(0), dx_RD)", captions_case("many chunks")),

@@ -16,7 +16,7 @@ def attention(device):
 
         ways["sdpa cudnn"] = _sdpa(SDPBackend.CUDNN_ATTENTION)
         ways["sdpa flash"] = _sdpa(SDPBackend.FLASH_ATTENTION)
-        ways["compiled math"] = torch.compile(_math)
+        ways["compiled math"] = torch.compile(_math, dynamic=False)
     ways["eager math"] = _math
     return ways
 
@@ -60,7 +60,7 @@ def pairs(device):
     if device == "cuda":
         ways |= _installed("inf-cl", "inf_cl", _inf_cl)
         ways |= _installed("memeff", "memeff", _memeff)
-        ways["compiled eager"] = torch.compile(_pairs)
+        ways["compiled eager"] = torch.compile(_pairs, dynamic=False)
     ways["eager"] = _pairs
     return ways
 
@@ -92,7 +92,7 @@ def captions(device):
     if device == "cuda":
         ways |= _installed("liger", "liger_kernel.transformers", _liger)
         ways |= _installed("quack", "quack.linear_cross_entropy", _quack)
-        ways["compiled eager"] = torch.compile(_captions)
+        ways["compiled eager"] = torch.compile(_captions, dynamic=False)
     if hasattr(F, "linear_cross_entropy"):
         ways["F.linear_cross_entropy"] = lambda x, w, t: F.linear_cross_entropy(x, w.T, t)
     ways["eager"] = _captions

@@ -38,14 +38,16 @@ def _roofline(report, rows):
     for colour, op in zip(COLOURS, dict.fromkeys(row["op"] for row in rows), strict=False):
         points = [_point(row) for row in rows if row["op"] == op]
         axes.plot(*zip(*points, strict=True), "o", color=colour, label=op)
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte moved", ylabel="TFLOP/s, forward")
+    axes.set(
+        xscale="log", yscale="log", xlabel="FLOP per byte moved", ylabel="TFLOP/s, both directions"
+    )
     axes.legend(frameon=False)
     return figure
 
 
 def _point(row):
     ours = row["ways"]["ours"]
-    return 1e3 * ours["forward_tflop_s"] / max(ours["forward_gb_s"], 1e-9), ours["forward_tflop_s"]
+    return 1e3 * ours["tflop_s"] / max(ours["gb_s"], 1e-9), ours["tflop_s"]
 
 
 def _bars(report, rows):
@@ -67,10 +69,11 @@ def _bars(report, rows):
 
 def memory_model(pairs, width=768, element=2):
     """(eager, ours) bytes beyond the embeddings: both matrices of logits and their gradients in the
-    inputs' type and in float32; gradients, and a workspace that does not grow."""
+    inputs' type and in float32; a workspace that does not grow, gradients in float32 and as given
+    back, and the product of a chunk."""
     eager = pairs * pairs * (2 * element + 3 * 4)
     rows = min(pairs, max(1, WORKSPACE // (pairs * element)))
-    return eager, rows * pairs * element + 2 * pairs * width * 4
+    return eager, rows * (pairs * element + width * 4) + 2 * pairs * width * (4 + element)
 
 
 def _memory(rows):

@@ -4,11 +4,15 @@ A way that does not compute the function is not timed: each is first compared, a
 the same shape, with plain float32 (outputs and every gradient).
 """
 
+import json
 import platform
 import sys
 import time
+from pathlib import Path
 
 import torch
+import torch._dynamo
+import torch._functorch.config
 import triton
 
 from ..configs import INTERPRETED
@@ -17,8 +21,10 @@ from . import measure, registry
 WRONG = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative error
 
 
-def run(quick=False, ops=None, dtype=None, say=print):
+def run(quick=False, ops=None, dtype=None, say=print, keep=None):
     """Time every case; returns {"device": ..., "roofline": ..., "rows": [...]}.
+
+    The file `keep` holds what there is of it after every case.
 
     Without a GPU the losses' chunked torch code is timed. In Triton's interpreter
     (TRITON_INTERPRET=1) the same code runs on tiny shapes: a rehearsal, which states no time.
@@ -37,12 +43,17 @@ def run(quick=False, ops=None, dtype=None, say=print):
         "date": time.strftime("%Y-%m-%d"),
         "rows": [],
     }
+    # A compiled way's backward is run many times over; it may not use up what the forward kept.
+    torch._functorch.config.donated_buffer = False
     report["roofline"] = limits = measure.roofline(device, dtype)
     for case in registry.cases(device, dtype, quick, size):
         if ops and case.op not in ops:
             continue
+        torch._dynamo.reset()  # each case is compiled for its own sizes
         row = _row(case, device, dtype, limits, size == "rehearsal")
         report["rows"].append(row)
+        if keep:
+            Path(keep).write_text(json.dumps(report, indent=1))
         say(line(row), file=sys.stderr)
     return report
 
@@ -55,15 +66,19 @@ def _row(case, device, dtype, limits, rehearsal):
     exact = _results(next(reversed(case.ways.values())), (inputs, upstream.float()))
     for label, way in case.ways.items():
         try:
-            error = _error(_results(way, _made(case, dtype)), exact)
-            ways[label] = {"error": error}
-            if not error < WRONG[dtype]:
-                ways[label]["refused"] = f"wrong by {error:.1e}"
+            found = _results(way, _made(case, dtype))
+            ways[label] = {"error": _error(found, exact)}
+            if any(part is None for part in found):
+                ways[label]["without"] = "one of the gradients"
+            if not ways[label]["error"] < WRONG[dtype]:
+                ways[label]["refused"] = f"wrong by {ways[label]['error']:.1e}"
             else:
                 timed = _timed(case, way, device, limits)
                 ways[label] |= {"rehearsed": len(timed)} if rehearsal else timed
         except Exception as failure:  # a baseline that this machine or torch does not have
             ways[label] = {"refused": str(failure).split("\n")[0][:80] or type(failure).__name__}
+        if device == "cuda":
+            torch.cuda.empty_cache()
     row["ratios"] = {
         label: round(way["total_ms"] / ways["ours"]["total_ms"], 3)
         for label, way in ways.items()
@@ -90,9 +105,8 @@ def _results(way, made):
 def _error(results, exact):
     """The largest relative error among output and gradients."""
     pairs = zip(results, exact, strict=True)
-    return max(
-        float((a.double() - b).norm() / b.double().norm()) for a, b in pairs if a is not None
-    )
+    gaps = [(a.double() - b).norm() / b.double().norm() for a, b in pairs if a is not None]
+    return float(torch.stack(gaps).max())  # NaN if one is
 
 
 def _timed(case, way, device, limits):
@@ -114,19 +128,19 @@ def _timed(case, way, device, limits):
             device,
         ),
     }
-    total, least = sum(t[0] for t in times.values()), 0.0
+    total = sum(t[0] for t in times.values())
     found = {"total_ms": round(total, 4)}
-    for (name, (median, low, high)), flops, traffic in zip(
-        times.items(), case.flops, case.traffic, strict=True
-    ):
-        # No faster than the slower of computing and moving, at what this machine reaches.
-        least += max(flops / limits["tflop_s"] / 1e9, traffic / limits["gb_s"] / 1e6)
+    for name, (median, low, high) in times.items():
         found |= {
             f"{name}_ms": round(median, 4),
             f"{name}_spread": [round(low, 4), round(high, 4)],
-            f"{name}_tflop_s": round(flops / median / 1e9, 1),
-            f"{name}_gb_s": round(traffic / median / 1e6, 1),
         }
+    # Of both directions: a loss may do the backward's work in its forward. No faster than the
+    # slower of computing and moving, at what this machine reaches.
+    both_ways = zip(case.flops, case.traffic, strict=True)
+    least = sum(max(f / limits["tflop_s"] / 1e9, t / limits["gb_s"] / 1e6) for f, t in both_ways)
+    found["tflop_s"] = round(sum(case.flops) / total / 1e9, 3)
+    found["gb_s"] = round(sum(case.traffic) / total / 1e6, 3)
     found["roofline"] = round(least / total, 3)
     found["peak_mb"] = round(measure.memory(both) / 1e6, 1)
     found["kept_mb"] = round(measure.kept(lambda: way(*inputs)) / 1e6, 1)

@@ -37,19 +37,24 @@ def multi_head_attention(
     With a packing, x is [R, D], and so is memory if it is x. One set of queries [1, T, D] serves
     any number of samples and is projected once.
     """
-    itself = memory_BSM is x_BTD
-    q_BTD = linear(x_BTD, params["query"])
-    k_BSD = linear(memory_BSM, params["key"])
-    v_BSD = linear(memory_BSM, params["value"])
-    if packing:
-        q_BTD = packing.pad(q_BTD)
-        if itself:
-            k_BSD, v_BSD = packing.pad(k_BSD), packing.pad(v_BSD)
+    if memory_BSM is x_BTD:
+        joint = _joint_linear(x_BTD, params, "query", "key", "value")
+        q_BTD, k_BSD, v_BSD = (packing.pad(joint) if packing else joint).chunk(3, -1)
+    else:
+        q_BTD = linear(x_BTD, params["query"])
+        q_BTD = packing.pad(q_BTD) if packing else q_BTD
+        k_BSD, v_BSD = _joint_linear(memory_BSM, params, "key", "value").chunk(2, -1)
     split = [y.unflatten(-1, (heads, -1)) for y in (q_BTD, k_BSD, v_BSD)]
     o_BTD = attention(*split, causal=causal, mask=mask).flatten(-2)
     if packing:
         o_BTD = packing.take(o_BTD)
     return linear(o_BTD, params["output"])
+
+
+def _joint_linear(x, params, *names):
+    """Several linear maps of the same rows as one product: fewer, larger ones."""
+    joint = {kind: torch.cat([params[n][kind] for n in names], -1) for kind in ("weight", "bias")}
+    return linear(x, joint)
 
 
 def _absorbed_attention(x_RD, memory_BSM, params, heads, rows_B):

@@ -171,6 +171,8 @@ def pick_device(name):
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        if device.index:
+            torch.cuda.set_device(device)  # where Triton launches
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used here ({reason}); try auto") from None
