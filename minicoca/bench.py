@@ -296,12 +296,11 @@ def step(
 
 def _print_table(report, cases):
     names = [name for name in ("ours", "torch", "theirs") if f"{name}_ms" in report[cases[0]]]
-    print(f"{'captions':>10}" + "".join(f"{n + ' ms':>12}{n + ' MB':>12}" for n in names))
+    columns = [f"{name}_{unit}" for name in names for unit in ("ms", "peak_mb")]
+    columns = [column for column in columns if column in report[cases[0]]]
+    print(f"{'captions':>10}" + "".join(f"{column:>16}" for column in columns))
     for case in cases:
-        row, cells = report[case], []
-        for name in names:
-            cells += [f"{row[f'{name}_ms']:,.0f}", f"{row.get(f'{name}_peak_mb', 0):,}"]
-        print(f"{case:>10}" + "".join(f"{cell:>12}" for cell in cells))
+        print(f"{case:>10}" + "".join(f"{report[case][column]:>16,.0f}" for column in columns))
     for case in cases:
         row = report[case]
         for ratio, name in (("ratio", "open_clip"), ("torch_ratio", "our torch backend")):
