@@ -2,12 +2,15 @@
 
 import argparse
 import inspect
+import os
 import sys
 from pathlib import Path
 
-from . import pages
-from .checker import check, load_answer
-from .exercises import EXERCISES
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on any CPU; Triton reads it on import
+
+from . import pages  # noqa: E402
+from .checker import check  # noqa: E402
+from .exercises import EXERCISES  # noqa: E402
 
 WORK = Path(__file__).parent / "work"
 
@@ -90,8 +93,9 @@ def do_hint(arguments):
 
 def do_peek(arguments):
     """The answer: the project's own code."""
-    answer = load_answer(exercise(arguments.name))
-    print(f"# {answer.__module__}\n\n{inspect.getsource(inspect.unwrap(answer))}")
+    answer = exercise(arguments.name).load_answer()
+    function = inspect.unwrap(getattr(answer, "fn", answer))  # a kernel's, or a decorated one's
+    print(f"# {function.__module__}\n\n{inspect.getsource(function)}")
 
 
 def do_notebook(arguments):

@@ -1,13 +1,12 @@
 """Is an answer right, and if not: which known mistake is it, or where does it differ?"""
 
-import importlib
+import copy
 import importlib.util
 import traceback
 from dataclasses import dataclass
 
 import numpy as np
 
-CLOSE = 1e-6  # relative to the largest number of an output
 DRAWS = 3  # fresh inputs for each check
 
 
@@ -17,12 +16,6 @@ class Verdict:
 
     right: bool
     words: str
-
-
-def load_answer(exercise):
-    """The project's own function."""
-    module, _, name = exercise.answer.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def load_learners(exercise, path):
@@ -36,25 +29,25 @@ def load_learners(exercise, path):
 def check(exercise, path):
     """The Verdict on a learner's file."""
     try:
-        return judge(exercise, load_learners(exercise, path))
+        function = load_learners(exercise, path)
+        return judge(exercise, lambda arguments: exercise.run(function, arguments))
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{where.filename}, line {where.lineno}"
         return Verdict(False, f"{type(error).__name__}: {error}\n({place})")
 
 
-def judge(exercise, function):
-    """The Verdict on a function."""
-    answer = load_answer(exercise)
+def judge(exercise, run):
+    """The Verdict on what gives run(arguments) -> outputs."""
     for seed in np.random.SeedSequence().generate_state(DRAWS):
         arguments = exercise.inputs(np.random.default_rng(seed))
-        expected = named(exercise, answer(*arguments))
+        expected = named(exercise, exercise.right(copy.deepcopy(arguments)))
         try:
-            got = function(*arguments)
+            got = run(copy.deepcopy(arguments))
         except NotImplementedError:
             return Verdict(False, "not written yet")
         if got is None or got is Ellipsis:
-            return Verdict(False, "not written yet: it returns nothing")
+            return Verdict(False, "not written yet: it gives nothing")
         words = _wrong_form(exercise, got, expected) or _mistake(
             exercise, arguments, named(exercise, got), expected
         )
@@ -77,7 +70,7 @@ def named(exercise, result):
 def _wrong_form(exercise, got, expected):
     count = len(got) if isinstance(got, tuple) else 1
     found = named(exercise, got)
-    if count < len(exercise.outputs) or found.keys() != expected.keys():
+    if found.keys() != expected.keys() or count < len(exercise.outputs):
         return f"returned {', '.join(found) or 'nothing'}; expected {', '.join(expected)}"
     for name, array in found.items():
         if array.shape != expected[name].shape:
@@ -85,31 +78,39 @@ def _wrong_form(exercise, got, expected):
     return None
 
 
-def same(got, expected):
-    """Whether two arrays are equal but for rounding."""
-    scale = max(float(np.abs(expected).max(initial=0)), 1e-300)
-    return np.isfinite(got).all() and float(np.abs(got - expected).max(initial=0)) <= CLOSE * scale
+def same(got, expected, close):
+    """Whether two arrays are equal but for rounding; infinities must stand in the same places."""
+    finite = np.isfinite(expected)
+    if not np.array_equal(got[~finite], expected[~finite]) or not np.isfinite(got[finite]).all():
+        return False
+    a, b = got[finite].astype(float), expected[finite].astype(float)
+    scale = max(float(np.abs(b).max(initial=0)), 1e-300)
+    return float(np.abs(a - b).max(initial=0)) <= close * scale
 
 
 def _mistake(exercise, arguments, got, expected):
-    wrong = [name for name in expected if not same(got[name], expected[name])]
+    close = exercise.close
+    wrong = [name for name in expected if not same(got[name], expected[name], close)]
     if not wrong:
         return None
     for sentence, function in exercise.mistakes.items():
-        other = named(exercise, function(*arguments))
-        if all(other[n].shape == got[n].shape and same(got[n], other[n]) for n in expected):
+        other = named(exercise, function(*copy.deepcopy(arguments)))
+        if all(other[n].shape == got[n].shape and same(got[n], other[n], close) for n in expected):
             return sentence
-    return _evidence(wrong, got, expected)
+    return _evidence(exercise, wrong, got, expected)
 
 
-def _evidence(wrong, got, expected):
+def _evidence(exercise, wrong, got, expected):
     lines = [f"{name} is right" for name in expected if name not in wrong]
     for name in wrong:
-        a, b = got[name], expected[name]
-        worst = np.unravel_index(np.argmax(np.abs(a - b)), b.shape)
+        a, b = got[name].astype(float), expected[name].astype(float)
+        with np.errstate(invalid="ignore"):
+            gap = np.where(a == b, 0, np.abs(a - b))
+        worst = np.unravel_index(np.argmax(np.nan_to_num(gap, nan=np.inf)), b.shape)
         place = f"[{', '.join(map(str, worst))}]" if worst else ""
         lines.append(f"{name}{place} is {a[worst]:.6g}; expected {b[worst]:.6g}")
-        factor = float((a * b).sum() / max((b * b).sum(), 1e-300))
-        if same(a, factor * b) and factor:
+        both = np.isfinite(a) & np.isfinite(b)
+        factor = float((a * b)[both].sum() / max((b * b)[both].sum(), 1e-300))
+        if factor and same(a, factor * b, exercise.close):
             lines.append(f"all of {name} is {factor:.6g} times what it should be")
     return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""What an exercise is: what it asks, what it is given, its hints, and the mistakes it knows."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+IMPORTS = "import numpy as np  # noqa: F401"
+KERNEL_IMPORTS = "import triton\nimport triton.language as tl"
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise.
+
+    answer: "module:function", the project's own, which gives the right results and is what `peek`
+    shows. inputs(rng): fresh arguments. mistakes: {what is wrong: a function of the same arguments
+    that gives the outputs of that mistake}. Where the answer is a kernel, or a piece of one:
+    launch(function, *arguments) -> outputs runs it (launch.py); `file` is the stub after its
+    imports; expected(*arguments) gives what is right, where the learner's is simpler than ours.
+    """
+
+    name: str
+    level: int  # 1 to 3
+    minutes: int
+    task: str
+    answer: str
+    outputs: tuple[str, ...]
+    inputs: Callable
+    body: str  # the stub's first lines: what is given, unpacked
+    hints: tuple[str, ...]
+    mistakes: dict[str, Callable]
+    launch: Callable | None = None
+    expected: Callable | None = None
+    file: str = ""  # the stub whole, where it is more than a function
+    imports: str = IMPORTS
+    close: float = 1e-6  # relative to the largest number of an output
+
+    @property
+    def function(self):
+        """What the learner's function is called: the answer's name, or the last one in `file`."""
+        if self.file:
+            return self.file.rsplit("\ndef ", 1)[1].split("(")[0]
+        return self.answer.split(":")[1]
+
+    @property
+    def dots(self):
+        return "●" * self.level + "○" * (3 - self.level)
+
+    def load_answer(self):
+        """The project's own function."""
+        module, _, name = self.answer.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def run(self, function, arguments):
+        """What a function, or a kernel, gives for the arguments."""
+        return self.launch(function, *arguments) if self.launch else function(*arguments)
+
+    def right(self, arguments):
+        """What is expected."""
+        if self.expected:
+            return self.expected(*arguments)
+        return self.run(self.load_answer(), arguments)
+
+    def stub(self):
+        """A file to fill in."""
+        head = f'"""Exercise {self.name}: {self.task}"""\n\n{self.imports}\n\n\n'
+        if self.file:
+            return head + self.file
+        signature = inspect.signature(inspect.unwrap(self.load_answer()))
+        lines = "".join(f"    {line}\n" for line in self.body.split("\n") if line)
+        return head + f"def {self.function}{signature}:\n{lines}    raise NotImplementedError\n"
+
+
+def distinct(rng, count, low=3, high=9):
+    """Sizes of which no two are equal."""
+    return rng.permutation(np.arange(low, high + count))[:count]
