@@ -166,7 +166,7 @@ def table(report):
             cells = [
                 f"{ours['forward_ms']:.3f}, {ours['backward_ms']:.3f}",
                 f"{ours['roofline']:.0%}",
-                f"{ours['peak_mb']:.0f}",
+                f"{ours['peak_mb']:.0f}" if ours["peak_mb"] else "-",
             ]
         else:
             cells = [ours.get("refused", "right (rehearsal)"), "-", "-"]
