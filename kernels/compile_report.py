@@ -7,7 +7,6 @@ A report is kept for each version of Triton that it was run with.
 """
 
 import argparse
-import ast
 import fnmatch
 import hashlib
 import json
@@ -15,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tokenize
 from pathlib import Path
 
 import triton
@@ -37,6 +37,7 @@ TARGETS = {
     "sm_100": (GPUTarget("cuda", 100, 32), 232_448),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 65_536),
 }
+STATEMENT_ENDS = (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 # (T, S, K, causal, lengths, shared queries): CoCa's shapes, one for each row of the static table
@@ -69,17 +70,20 @@ ALLOWED = {
 
 
 def digest():
-    """A fingerprint of the kernels' code, without comments and docstrings: a report of other code
-    is stale."""
+    """A fingerprint of the kernels' tokens, without comments and docstrings: a report of other code
+    is stale. (Not of the syntax tree, which each Python writes in its own way.)"""
     parts = []
     for name in SOURCES:
-        tree = ast.parse((FOLDER / name).read_text())
-        for node in ast.walk(tree):
-            first = node.body[0] if isinstance(node, (ast.Module, ast.FunctionDef)) else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                first.value.value = ""
-        parts.append(ast.unparse(tree))
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+        before = tokenize.NEWLINE
+        with open(FOLDER / name) as file:
+            for token in tokenize.generate_tokens(file.readline):
+                if token.type in (tokenize.COMMENT, tokenize.NL):
+                    continue
+                docstring = before in STATEMENT_ENDS and token.type == tokenize.STRING
+                mark = {tokenize.INDENT: ">", tokenize.DEDENT: "<"}.get(token.type, token.string)
+                parts.append("" if docstring else mark)
+                before = token.type
+    return hashlib.sha256("".join("".join(parts).split()).encode()).hexdigest()[:16]
 
 
 def cases(dtype="bf16"):
