@@ -107,7 +107,7 @@ def do_notebook(arguments):
     path = page(arguments.page)
     out = WORK / f"{path.stem}.ipynb"
     WORK.mkdir(exist_ok=True)
-    jupytext.write(jupytext.read(path), out)
+    jupytext.write(jupytext.reads(pages.for_notebook(path), fmt="md"), out)
     print(out)
 
 

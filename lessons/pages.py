@@ -70,3 +70,25 @@ def run(path, section=None, show=lambda text: None):
                 f"{path.name}, line {line}: printed\n{out.getvalue()}\nthe page says\n{printed}"
             )
     return namespace
+
+
+def outside_code(text, change):
+    """The text with `change` made to what stands outside its fenced blocks."""
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.M | re.S)
+    return "".join(change(part) if i % 2 == 0 else part for i, part in enumerate(parts))
+
+
+def links(path):
+    """Everything that a page points to."""
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+    return re.findall(r"\]\(([^)#\s]+)", prose)
+
+
+def for_notebook(path):
+    """A page as Jupyter wants it: links from lessons/work, maths in dollars, kernels interpreted."""
+    first = 'import os\n\nos.environ["TRITON_INTERPRET"] = "1"  # kernels run on any CPU'
+    text = outside_code(
+        path.read_text(), lambda prose: re.sub(r"\]\((?!https?:|#)", "](../", prose)
+    )
+    text = re.sub(r"^```math\n(.*?)^```\n", r"$$\n\1$$\n", text, flags=re.M | re.S)
+    return f"```python\n{first}\n```\n\n{text}"
