@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minicoca.params import flatten
+
 DRAWS = 3  # fresh inputs for each check
 
 
@@ -57,13 +59,12 @@ def judge(exercise, run):
 
 
 def named(exercise, result):
-    """{output's name: array}; a dict gives one for each key; a cache is left out."""
+    """{output's name: array}; a tree gives one for each leaf; a cache is left out."""
     parts = result if isinstance(result, tuple) else (result,)
     found = {}
     for name, part in zip(exercise.outputs, parts, strict=False):
-        inner = part if isinstance(part, dict) else {"": part}
-        for key in sorted(inner):
-            found[f"{name}[{key!r}]" if key else name] = np.asarray(inner[key])
+        for key, leaf in flatten(part).items():
+            found[f"{name}[{key!r}]" if key else name] = np.asarray(leaf)
     return found
 
 
@@ -79,9 +80,11 @@ def _wrong_form(exercise, got, expected):
 
 
 def same(got, expected, close):
-    """Whether two arrays are equal but for rounding; infinities must stand in the same places."""
+    """Whether two arrays are equal but for rounding; infinities must stand in the same places, and
+    so must NaN (a mistake may make some; what is right has none)."""
     finite = np.isfinite(expected)
-    if not np.array_equal(got[~finite], expected[~finite]) or not np.isfinite(got[finite]).all():
+    alike = np.array_equal(got[~finite], expected[~finite], equal_nan=True)
+    if not alike or not np.isfinite(got[finite]).all():
         return False
     a, b = got[finite].astype(float), expected[finite].astype(float)
     scale = max(float(np.abs(b).max(initial=0)), 1e-300)

@@ -85,7 +85,7 @@ def links(path):
 
 
 def for_notebook(path):
-    """A page as Jupyter wants it: links from lessons/work, maths in dollars, kernels interpreted."""
+    """A page for Jupyter: links from lessons/work, maths in dollars, kernels interpreted."""
     first = 'import os\n\nos.environ["TRITON_INTERPRET"] = "1"  # kernels run on any CPU'
     text = outside_code(
         path.read_text(), lambda prose: re.sub(r"\]\((?!https?:|#)", "](../", prose)

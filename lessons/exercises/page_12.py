@@ -4,8 +4,10 @@ import numpy as np
 import triton
 import triton.language as tl
 
+from minicoca.reference.attention import attention, causal_mask
+
 from ..exercise import KERNEL_IMPORTS, Exercise, distinct
-from ..launch import empty, launch_piece, tensor
+from ..launch import empty, launch, launch_piece, stored, tensor
 
 LOG2E = np.log2(np.e)
 
@@ -80,6 +82,108 @@ def online_softmax(scores, peak, total):
     raise NotImplementedError
 '''
 
+BLOCK, K = 16, 16
+
+
+def _forward_inputs(rng):
+    """More keys than queries; neither a multiple of the tile."""
+    H, T, S = 2, int(rng.integers(17, 31)), int(rng.integers(33, 47))
+    q, k, v = (rng.standard_normal((H, n, K)).astype(np.float32) for n in (T, S, S))
+    return 3 * q, k, v, float(rng.uniform(0.15, 0.25))
+
+
+def _causal_too(attend):
+    """What attend(q, k, v, scale, causal) gives for all keys, and causal over the first T."""
+
+    def both(q, k, v, scale):
+        own = (x[:, : q.shape[1]] for x in (k, v))
+        return *attend(q, k, v, scale, False), *attend(q, *own, scale, True)
+
+    return both
+
+
+def _forward_launch(kernel, q, k, v, scale):
+    def attend(q, k, v, scale, causal):
+        (H, T, _), S = q.shape, k.shape[1]
+        o, lse = empty(H, T, K), empty(H, T)
+        grid, sizes = (triton.cdiv(T, BLOCK), H), {"BLOCK_T": BLOCK, "BLOCK_S": BLOCK, "K": K}
+        launch(kernel, grid, *map(tensor, (q, k, v)), o, lse, T, S, scale, CAUSAL=causal, **sizes)
+        return o, lse
+
+    return stored(*_causal_too(attend)(q, k, v, scale))
+
+
+def _attend(q, k, v, scale, causal, factors=("acc", "total"), seen=lambda t, s: s <= t, pad=False,
+            divide=True, base=np.e, unit=1.0):  # fmt: skip
+    """Attention over tiles of keys, with whatever a mistake changes."""
+    (H, T, _), S = q.shape, k.shape[1]
+    more = ((0, 0), (0, -S % BLOCK), (0, 0))
+    k, v = np.pad(k, more).astype(float), np.pad(v, more).astype(float)
+    peak, total, acc = np.full((H, T, 1), -np.inf), np.zeros((H, T, 1)), np.zeros((H, T, K))
+    for first in range(0, S, BLOCK):
+        s, t = first + np.arange(BLOCK), np.arange(T)[:, None]
+        real = (s[None, :] < S) | (pad and not causal)
+        real = real & (seen(t, s[None, :]) | (not causal))
+        scores = np.where(real, q @ k[:, s].transpose(0, 2, 1) * scale, -np.inf)
+        new = np.maximum(peak, scores.max(-1, keepdims=True))
+        shift = np.where(np.isfinite(new), new, 0)
+        factor, weights = base ** (peak - shift), base ** (scores - shift)
+        total = total * (factor if "total" in factors else 1) + weights.sum(-1, keepdims=True)
+        acc = acc * (factor if "acc" in factors else 1) + weights @ v[:, s]
+        peak = new
+    none = total == 0
+    lse = np.where(none, -np.inf, peak * np.log(base) + np.log(total + none))[..., 0] * unit
+    return (acc / np.where(none, 1, total) if divide else acc), lse
+
+
+def _reference(q, k, v, scale, causal):
+    """The same, from minicoca/reference: its scale is 1 / sqrt(K), so q makes up for ours."""
+    own = [x.astype(float).transpose(1, 0, 2)[None] for x in (q * (scale * K**0.5), k, v)]
+    o, cache = attention(*own, mask=causal_mask(q.shape[1]) if causal else None)
+    scores = cache[0] @ cache[1].transpose(0, 1, 3, 2) * K**-0.5
+    if causal:
+        scores = np.where(causal_mask(q.shape[1]), scores, -np.inf)
+    peak = scores.max(-1)
+    return o[0].transpose(1, 0, 2), (peak + np.log(np.exp(scores - peak[..., None]).sum(-1)))[0]
+
+
+def _wrong_forward(**change):
+    return _causal_too(lambda *arguments: _attend(*arguments, **change))
+
+
+def _first_head(q, k, v, scale, causal):
+    o, lse = _attend(q, k, v, scale, causal)
+    return np.stack([o[0]] * len(o)), np.stack([lse[0]] * len(o))
+
+
+FORWARD_FILE = '''@triton.jit
+def attention_forward_kernel(
+    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, T, S, scale,
+    CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, K: tl.constexpr,
+):
+    """o = softmax(q k' scale) v and the natural log-sum-exp of each row of q k' scale.
+
+    q and o [H, T, K], k and v [H, S, K], lse [H, T], contiguous float32: head h of q begins
+    h * T * K numbers after q_ptr, and its rows are K apart. CAUSAL: query t sees keys 0 to t.
+    Program (i, h) has the BLOCK_T queries from i * BLOCK_T on, of head h, and goes through the keys
+    BLOCK_S at a time. T and S need not be multiples of the tiles. No T x S matrix is stored.
+    """
+    raise NotImplementedError
+'''
+
+PIECES = """
+
+from minicoca.kernels.softmax import (  # noqa: F401
+    LN2,
+    LOG2E,
+    load_tile,
+    log_sum_exp,
+    online_softmax,
+    safe_inverse,
+    score_mask,
+    store_tile,
+)"""
+
 EXERCISES = (
     Exercise(
         "12a", 2, 20, "one step of online softmax", "minicoca.kernels.softmax:online_softmax",
@@ -95,5 +199,37 @@ EXERCISES = (
             "The new peak must be the larger of the old one and this tile's.": _online_own_peak,
         },
         launch=_online_launch, file=ONLINE_FILE, imports=KERNEL_IMPORTS,
+    ),
+    Exercise(
+        "12b", 3, 60, "a whole attention forward",
+        "minicoca.kernels.attention:attention_fwd_kernel",
+        ("o", "lse", "o causal", "lse causal"), _forward_inputs, "",
+        (
+            "Before the loop: i = tl.program_id(0), h = tl.program_id(1); t, c; the tile of q; "
+            "peak = -inf, total = 0 and acc [BLOCK_T, K] = 0. After it: o = acc / total.",
+            "In the loop: load k; scores = tl.dot(q, tl.trans(k)) * (scale * LOG2E); -inf where "
+            "score_mask is False; online_softmax; acc = acc * factor[:, None] + tl.dot(p, v).",
+            "lse of a row is log_sum_exp(peak, total); store both with a mask, since the last tile "
+            "has more rows than there are queries.",
+        ),
+        {
+            "The scores are not multiplied by scale.":
+                lambda q, k, v, scale: _wrong_forward()(q, k, v, 1.0),
+            "exp2 wants scores in base 2: multiply them by log2 e.": _wrong_forward(base=2.0),
+            "acc was not multiplied by the factor when the peak rose.":
+                _wrong_forward(factors=("total",)),
+            "total was not multiplied by the factor when the peak rose.":
+                _wrong_forward(factors=("acc",)),
+            "Keys from S on have scores of 0, not of -inf: mask them.": _wrong_forward(pad=True),
+            "acc was not divided by total at the end.": _wrong_forward(divide=False),
+            "CAUSAL was not used.": _wrong_forward(seen=lambda t, s: s >= 0),
+            "A query may see itself: the causal comparison must allow s == t.":
+                _wrong_forward(seen=lambda t, s: s < t),
+            "lse is in base 2: multiply it by ln 2.": _wrong_forward(unit=LOG2E),
+            "Every head is computed as head 0: move the pointers by the head.":
+                _causal_too(_first_head),
+        },
+        launch=_forward_launch, expected=_causal_too(_reference), file=FORWARD_FILE,
+        imports=KERNEL_IMPORTS + PIECES, close=1e-5,
     ),
 )  # fmt: skip
