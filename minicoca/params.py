@@ -37,7 +37,7 @@ def specs(config):
 
     Matrices keep the variance of unit-variance inputs (std 1/sqrt(in)); those that write to the
     residual stream are smaller by sqrt(2 x layers) so that depth does not raise its variance.
-    Pooler queries have std 1: drawn small they are all alike, and so is what they pool.
+    Pooler queries have std 1; they are normed, so another scale would change little.
     """
     c = config
     D, M, clip = c.text_width, c.memory_width, c.stem == "clip"
