@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,9 +51,9 @@ class Exercise:
         return "●" * self.level + "○" * (3 - self.level)
 
     def load_answer(self):
-        """The project's own function."""
+        """The project's own function, or method ("module:Class.method")."""
         module, _, name = self.answer.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return operator.attrgetter(name)(importlib.import_module(module))
 
     def run(self, function, arguments):
         """What a function, or a kernel, gives for the arguments."""

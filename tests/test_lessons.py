@@ -35,6 +35,18 @@ def test_what_a_page_points_to_is_there(path):
     assert drawn and drawn <= set(targets), f"{path.name} does not show {drawn}"
 
 
+def test_minutes_are_told_alike():
+    """A page's own, those of its exercises, and those of the README."""
+    listed = (pages.FOLDER / "README.md").read_text()
+    for path in PAGES:
+        head = re.sub(r"\s+", " ", path.read_text()[:600])
+        read, do = re.search(r"Time: (\d+) min to read, (\d+) to do", head).groups()
+        row = re.search(rf"^\| \[{path.stem[:2]} · .*{path.name}.*$", listed, re.M)[0]
+        assert f"| {read}, {do} |" in row and f"· {pages.title(path)}]" in row, path.name
+        own = [it.minutes for name, it in EXERCISES.items() if int(name[:-1]) == int(path.stem[:2])]
+        assert sum(own) == int(do), f"{path.name}: exercises take {sum(own)} minutes"
+
+
 @pytest.mark.parametrize("name", figures.DRAWN)
 def test_a_figure_is_as_it_would_be_drawn_again(name):
     committed = (figures.FOLDER / name).read_text()

@@ -1,0 +1,137 @@
+"""Exercises of page 07."""
+
+import numpy as np
+
+from ..exercise import Exercise, distinct
+
+
+def _mask_inputs(rng):
+    tokens = int(rng.integers(5, 9))
+    return rng.permutation(np.arange(1, tokens + 1))[:3], tokens  # at most one row is full
+
+
+def _mask(change):
+    """text_mask with the row of CLS, or more, put wrong: change(mask, key, lengths)."""
+
+    def wrong(lengths, tokens, legacy=False):
+        mask = np.tile(np.tri(tokens + 1, dtype=bool), (len(lengths), 1, 1))
+        key, lengths = np.arange(tokens + 1), lengths[:, None]
+        mask[:, -1] = (key < lengths) | (key == tokens)
+        return change(mask, key, lengths)
+
+    return wrong
+
+
+def _with_cls_row(row):
+    def change(mask, key, lengths):
+        mask[:, -1] = row(key, lengths)
+        return mask
+
+    return _mask(change)
+
+
+def _seen_by_all(mask, key, lengths):
+    mask[:, :, -1] = True
+    return mask
+
+
+def _embedding_inputs(rng):
+    B, T, D, V, most = distinct(rng, 5)
+    T, most = sorted((T, most))
+    ids = rng.integers(0, V, (B, T))
+    ids[1, 0] = ids[0, 0]  # a token that is used twice, at least
+    return rng.standard_normal((B, T + 1, D)), ((ids, (V, D)), (most, D))
+
+
+def _embedding(change):
+    """text_embedding_backward with some of its gradients put wrong."""
+
+    def wrong(dx, cache):
+        (ids, (V, D)), (most, _) = cache
+        return _gradients(dx, ids, V, most, D) | change(dx, ids, (V, D), most)
+
+    return wrong
+
+
+def _gradients(dx, ids, V, most, D):
+    token, position = np.zeros((V, D)), np.zeros((most, D))
+    np.add.at(token, ids, dx[:, :-1])
+    position[: ids.shape[1]] = dx[:, :-1].sum(0)
+    return {"token": token, "position": position, "cls": dx[:, -1].sum(0)}
+
+
+def _last_write(dx, ids, shape, most):
+    token = np.zeros(shape)
+    token[ids] += dx[:, :-1]
+    return {"token": token}
+
+
+def _cls_first(dx, ids, shape, most):
+    moved = np.concatenate([dx[:, 1:], dx[:, :1]], 1)
+    return _gradients(moved, ids, shape[0], most, shape[1])
+
+
+def _mean_position(dx, ids, shape, most):
+    position = np.zeros((most, shape[1]))
+    position[: ids.shape[1]] = dx[:, :-1].mean(0)
+    return {"position": position}
+
+
+def _cls_has_a_position(dx, ids, shape, most):
+    position = np.zeros((most, shape[1]))
+    position[: dx.shape[1]] = dx.sum(0)
+    return {"position": position}
+
+
+EXERCISES = (
+    Exercise(
+        "7a", 2, 20, "who may see whom: tokens, pads and CLS",
+        "minicoca.reference.attention:text_mask", ("mask_BSS",), _mask_inputs,
+        "# legacy is always False here: leave it aside\n"
+        "S = tokens + 1  # the tokens and CLS, which stands last",
+        (
+            "Begin with the causal mask of S rows, once for each caption; only the last row of "
+            "each, which is what CLS sees, differs from it.",
+            "CLS sees key s where s < length, and where s == tokens: itself. np.arange(S) compared "
+            "with lengths_B[:, None] gives all captions' rows at once.",
+        ),
+        {
+            "CLS's row is shifted by one: it sees a pad, and not itself.":
+                _with_cls_row(lambda key, lengths: key <= lengths),
+            "CLS does not see itself; it may look at the valid tokens and at itself.":
+                _with_cls_row(lambda key, lengths: key < lengths),
+            "CLS sees the pads; the causal mask alone does not hide them from it.":
+                _with_cls_row(lambda key, lengths: key >= 0),
+            "The tokens see CLS; it stands last, so only CLS itself may see it.":
+                _mask(_seen_by_all),
+            "The triangle is upside down: tokens see what comes after them.":
+                _mask(lambda mask, key, lengths: mask.transpose(0, 2, 1)),
+            "The pads' rows are emptied too; only the row of CLS differs from the triangle.":
+                _mask(lambda mask, key, lengths: mask & (
+                    (key < lengths) | (key == len(key) - 1))[:, :, None]),
+        },
+    ),
+    Exercise(
+        "7b", 2, 15, "the gradient of token table, positions and CLS",
+        "minicoca.reference.text:text_embedding_backward", ("dparams",), _embedding_inputs,
+        "(ids_BT, token_shape), position_shape = cache\n"
+        "dx_BTD = dx_BSD[:, :-1]  # the tokens; dx_BSD[:, -1] is CLS",
+        (
+            "Whatever was used many times gathers a gradient from each of its uses. A position is "
+            "used once by each caption, CLS too; a row of the token table wherever its id stands.",
+            "np.add.at(dtoken, ids_BT, dx_BTD) on zeros of token_shape; sums over the batch for "
+            "the other two; dposition has position_shape, and is 0 beyond T.",
+        ),
+        {
+            "A token that stands in many places keeps one place's gradient only: use np.add.at.":
+                _embedding(_last_write),
+            "The first place was taken for CLS; it stands last.": _embedding(_cls_first),
+            "dposition is the mean over the batch; it should be the sum.":
+                _embedding(_mean_position),
+            "CLS was given a position; it has none, so its gradient belongs to cls alone.":
+                _embedding(_cls_has_a_position),
+            "cls has the gradient of one caption only; it should be the sum over the batch.":
+                _embedding(lambda dx, ids, shape, most: {"cls": dx[0, -1]}),
+        },
+    ),
+)  # fmt: skip

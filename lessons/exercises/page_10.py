@@ -1,0 +1,179 @@
+"""Exercises of page 10."""
+
+import numpy as np
+
+from minicoca.config import preset
+from minicoca.params import initialise, tree_map
+from minicoca.reference.losses import caption_loss, contrastive_loss
+from minicoca.reference.ops import l2_normalise, linear
+from minicoca.reference.pooling import pool
+from minicoca.reference.text import multimodal_decoder, unimodal_decoder
+from minicoca.reference.vision import image_encoder
+
+from ..exercise import Exercise, distinct
+
+PIECES = """import numpy as np  # noqa: F401
+
+from minicoca.reference.losses import caption_loss, contrastive_loss
+from minicoca.reference.ops import l2_normalise, linear
+from minicoca.reference.pooling import pool
+from minicoca.reference.text import multimodal_decoder, unimodal_decoder
+from minicoca.reference.vision import image_encoder"""
+
+
+def _adamw_inputs(rng):
+    D, F = distinct(rng, 2)
+    params = {
+        "weight": rng.standard_normal((D, F)),
+        "bias": rng.standard_normal(F),
+        "log_temperature": np.array(rng.uniform(-3, -1)),
+    }
+    gradients, mean = (tree_map(lambda p: rng.standard_normal(p.shape), params) for _ in range(2))
+    square = tree_map(lambda p: rng.random(p.shape) + 0.1, params)
+    state = {"mean": mean, "square": square, "step": int(rng.integers(1, 6))}
+    b1, b2 = rng.uniform(0.5, 0.9), rng.uniform(0.9, 0.95)
+    config = preset("tiny", beta1=b1, beta2=b2, epsilon=0.01, weight_decay=0.3)
+    return params, gradients, state, rng.uniform(0.05, 0.1), config
+
+
+def _adamw(move, coupled=False, lag=0, keep=False):
+    """adamw with another move(p, mhat, shat, rate, decay, config), or other moments."""
+
+    def wrong(params, gradients, state, rate, config):
+        step, b1, b2 = state["step"] + 1 - lag, config.beta1, config.beta2
+        if coupled:  # the decay goes through the gradient
+            gradients = tree_map(lambda g, p: g + _decay(p, config) * p, gradients, params)
+        mean = tree_map(lambda m, g: b1 * m + (1 - b1) * g, state["mean"], gradients)
+        square = tree_map(lambda s, g: b2 * s + (1 - b2) * g * g, state["square"], gradients)
+        used = (state["mean"], state["square"]) if keep else (mean, square)
+
+        def moved(p, m, s):
+            mhat, shat = m / (1 - b1**step), s / (1 - b2**step)
+            return move(p, mhat, shat, rate, 0 if coupled else _decay(p, config), config)
+
+        new = tree_map(moved, params, *used)
+        return new, {"mean": mean, "square": square, "step": state["step"] + 1}
+
+    return wrong
+
+
+def _decay(p, config):
+    return config.weight_decay if p.ndim >= 2 else 0.0
+
+
+def _right(p, m, s, rate, decay, c):
+    return p - rate * (m / (np.sqrt(s) + c.epsilon) + decay * p)
+
+
+def _uncorrected(params, gradients, state, rate, config):
+    late = _adamw(_right)(params, gradients, state | {"step": 10**6}, rate, config)
+    return late[0], late[1] | {"step": state["step"] + 1}
+
+
+def _coca_inputs(rng):
+    B, T, V = distinct(rng, 3, 4)
+    sizes = dict(image_size=8, patch_size=4, image_width=8, image_layers=1, image_hidden=12)
+    sizes |= dict(text_width=8, text_hidden=12, image_heads=2, text_heads=2, pooler_heads=2)
+    sizes |= dict(pooler="cascade", caption_queries=3, text_length=12, vocabulary=int(V) + 4)
+    weights = dict(contrastive_weight=rng.uniform(0.5, 1), caption_weight=rng.uniform(2, 3))
+    config = preset("tiny", **sizes, **weights)
+    params = initialise(config, int(rng.integers(1000)), float)
+    params["log_temperature"] = np.array(rng.uniform(-2, -1))
+    tokens = rng.integers(4, V + 4, (B, T))
+    tokens[:, 0], tokens[0, -2:], tokens[1, -1] = 1, (2, 0), 2  # one row is full, one is not
+    return params, config, rng.standard_normal((B, 8, 8, 3)), tokens
+
+
+def _same(x):
+    return x
+
+
+def _coca(unit=l2_normalise, targets=lambda t: t[:, 1:], temperature=_same, read=_same,
+          reads_memory=True, weights=None):  # fmt: skip
+    """coca with one of its steps put wrong."""
+
+    def wrong(params, config, images, tokens):
+        patches, _ = image_encoder(images, params["image"], config)
+        contrast, memory, _ = pool(patches, params["pooler"], config)
+        x, cls, _ = unimodal_decoder(read(tokens), params["text"], config)
+        image, text = unit(contrast)[0], unit(cls)[0]
+        contrastive, _ = contrastive_loss(image, text, temperature(params["log_temperature"]))
+        memory = memory if reads_memory else patches
+        length = tokens.shape[1] - 1
+        n, _ = multimodal_decoder(x[:, :length], memory, params["decoder"], config)
+        logits, _ = linear(n, params["decoder"]["head"])
+        caption, _ = caption_loss(logits, targets(tokens))
+        a, b = weights or (config.contrastive_weight, config.caption_weight)
+        outputs = {"loss": a * contrastive + b * caption, "contrastive": contrastive}
+        return outputs | {"caption": caption, "image": image, "text": text, "logits": logits}
+
+    return wrong
+
+
+EXERCISES = (
+    Exercise(
+        "10a", 2, 20, "one step of AdamW", "minicoca.reference.optim:adamw",
+        ("params", "state"), _adamw_inputs,
+        'step = state["step"] + 1\n'
+        "b1, b2 = config.beta1, config.beta2  # also: config.epsilon, config.weight_decay\n"
+        '# return the new params, {"mean": ..., "square": ..., "step": step}',
+        (
+            'Lines (1) and (2) are a tree_map each, of state["mean"] or state["square"] and '
+            "gradients. Lines (3) and (4) are one tree_map of params and the two new means.",
+            "Write move(p, m, s): correct m and s by 1 - b1**step and 1 - b2**step; the decay is "
+            "config.weight_decay if p.ndim >= 2 else 0; return (4).",
+        ),
+        {
+            "The means are not corrected for their start from 0: divide by 1 - beta**step.":
+                _uncorrected,
+            "The correction uses the number of the step before; this step counts.":
+                _adamw(_right, lag=1),
+            "Vectors and numbers decay too; only matrices should (p.ndim >= 2).":
+                _adamw(lambda p, m, s, rate, decay, c: _right(p, m, s, rate, c.weight_decay, c)),
+            "Nothing decays: decay times p belongs beside the divided mean, for matrices.":
+                _adamw(lambda p, m, s, rate, decay, c: _right(p, m, s, rate, 0, c)),
+            "The decay was added to the gradient; it belongs outside of the division.":
+                _adamw(_right, coupled=True),
+            "The decay is not multiplied by the rate.":
+                _adamw(lambda p, m, s, rate, decay, c: _right(p, m, s, rate, decay / rate, c)),
+            "The root is missing: divide by the root of the mean square.":
+                _adamw(lambda p, m, s, rate, decay, c: _right(p, m, s * s, rate, decay, c)),
+            "The step was made with the old means; update them first.":
+                _adamw(_right, keep=True),
+        },
+        imports="import numpy as np\n\nfrom minicoca.params import tree_map",
+    ),
+    Exercise(
+        "10b", 3, 40, "CoCa's forward, from its pieces", "minicoca.reference.model:coca",
+        ("outputs",), _coca_inputs,
+        "# the pieces; each returns its results and, last, a cache:\n"
+        '# image_encoder(images, params["image"], config)\n'
+        '# pool(tokens, params["pooler"], config)\n'
+        '# unimodal_decoder(ids, params["text"], config)\n'
+        '# multimodal_decoder(x, memory, params["decoder"], config)\n'
+        '# linear(n, params["decoder"]["head"])\n'
+        "# return a dict: loss, contrastive, caption, image, text, logits",
+        (
+            "pool gives (contrast [B, D], memory, cache), unimodal_decoder (token outputs, CLS, "
+            "cache). The contrast and CLS become image and text by l2_normalise.",
+            "The multimodal decoder reads x_BTD[:, :-1] and the memory; the head's logits are "
+            "compared with tokens_BT[:, 1:]. The unimodal half reads all tokens.",
+            "loss = config.contrastive_weight * contrastive + config.caption_weight * caption; "
+            'contrastive_loss takes params["log_temperature"] as it is.',
+        ),
+        {
+            "The labels are not shifted: the output at t should be compared with token t + 1.":
+                _coca(targets=lambda t: t[:, :-1]),
+            "image and text do not have length 1: l2_normalise them.":
+                _coca(unit=lambda x: (x, None)),
+            "The temperature was made of its logarithm too early; the loss does that itself.":
+                _coca(temperature=np.exp),
+            "The unimodal half lost the last token; only the multimodal half leaves it out.":
+                _coca(read=lambda t: t[:, :-1]),
+            "The decoder reads the encoder's tokens; it should read the pooled memory.":
+                _coca(reads_memory=False),
+            "The losses are added without the weights of the config.": _coca(weights=(1, 1)),
+        },
+        imports=PIECES,
+    ),
+)  # fmt: skip

@@ -1,0 +1,182 @@
+"""Exercises of page 15: torch, in float64."""
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minicoca.kernels.info_nce import info_nce_gradients, info_nce_statistics, pull_of
+
+from ..exercise import Exercise, distinct
+
+ROWS = 4  # of logits at a time, in 15b
+TORCH = "import torch  # noqa: F401"
+
+LOSS_BODY = '''
+"""The mean loss of pairs, from float32 vectors of B: the LSE of each row and of each column,
+without its own pair, and the pair's own logit. Right also where they are 45 or 120 apart.
+"""'''
+
+GRADIENTS_FILE = '''ROWS = 4  # images at a time: no array may be as large as B x B
+
+
+def info_nce_gradients(image, text, scale, row, column, pull):
+    """(dimage [B, E], dtext [B, E], dscale) of the sum of all row and column losses; torch.
+
+    image, text: [B, E]; scale: a tensor of no axes; s = scale image text'. row, column: [B], each
+    LSE with its own pair in it. pull: [B], what the loss gains by s_ii. dscale: only what comes
+    through logits of two that are no pair; whoever calls adds the rest. No factor 1 / 2B here.
+    """
+    raise NotImplementedError
+'''
+
+
+class Watch(TorchDispatchMode):
+    """Within the block, keeps the size of the largest tensor that torch makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for part in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(part, torch.Tensor):
+                self.largest = max(self.largest, part.numel())
+        return result
+
+
+def _vectors(rng):
+    """(row, column, diagonal) of an ordinary, a learned and a hopeless batch."""
+    batches = []
+    for gap, size in zip((0, -45, 120), distinct(rng, 3), strict=True):
+        row, column = (torch.tensor(20 + 3 * rng.standard_normal(size)) for _ in range(2))
+        diagonal = torch.tensor(20 - gap + 3 * rng.standard_normal(size))
+        batches.append(tuple(v.float() for v in (row, column, diagonal)))
+    return (batches,)
+
+
+def _each(function, batches):
+    found = [function(*batch) for batch in batches]
+    return None if found[0] is None else tuple(found)
+
+
+def _loss(of):
+    """A wrong loss; `of` is put in softplus's place, or takes all three."""
+
+    def wrong(batches):
+        return tuple(
+            (of(row, diagonal) + of(column, diagonal)).mean() / 2
+            for row, column, diagonal in batches
+        )
+
+    return wrong
+
+
+def _right(row, diagonal):
+    return F.softplus(row - diagonal)
+
+
+def _pairs(rng):
+    B, E = int(rng.integers(17, 24)), int(rng.integers(3, 7))
+    image, text = (F.normalize(torch.tensor(rng.standard_normal((B, E))), dim=1) for _ in range(2))
+    scale = torch.tensor(float(rng.uniform(3, 8)), dtype=torch.float64)
+    row, column, diagonal = info_nce_statistics(image, text, scale)
+    pull = pull_of(row, column, diagonal)
+    return (
+        image, text, scale, torch.logaddexp(row, diagonal), torch.logaddexp(column, diagonal), pull
+    )  # fmt: skip
+
+
+def _watched(function, *arguments):
+    with Watch() as watch:
+        found = function(*arguments)
+    if found is None or found is Ellipsis:
+        return None
+    return *found, float(watch.largest >= len(arguments[0]) ** 2)
+
+
+def _expected(*arguments):
+    return *info_nce_gradients(*arguments), 0.0
+
+
+def _gradients(pairs=False, columns=True, pulled=True, turned=True, scaled=True, last=False,
+               halved=True, whole=0.0):  # fmt: skip
+    """A wrong answer: the right formula with a part of it changed."""
+
+    def wrong(image, text, scale, row, column, pull):
+        s = scale * image @ text.T
+        g = torch.exp(s - row[:, None]) + columns * torch.exp(s - column)
+        if not pairs:
+            g.diagonal().zero_()
+        own = pulled * pull[:, None]
+        rows = slice((len(image) - 1) // ROWS * ROWS if last else 0, None)
+        dimage, dtext = g @ text + own * text, (g[rows].T if turned else g) @ image[rows]
+        dtext[rows] += own[rows] * image[rows]
+        factor = scale if scaled else 1
+        return factor * dimage, factor * dtext, (g * s).sum() / (scale if halved else 1), whole
+
+    return wrong
+
+
+EXERCISES = (
+    Exercise(
+        "15a", 2, 20, "the loss from its three vectors", "minicoca.kernels.info_nce:loss_of",
+        ("loss of an ordinary batch", "loss of a learned batch", "loss of a hopeless batch"),
+        _vectors, LOSS_BODY,
+        (
+            "With r the LSE of the others and d the pair's own: log(exp(r) + exp(d)) - d depends "
+            "on r - d alone.",
+            "It is log(1 + exp(r - d)), softplus. Written so it overflows above 88 and is 0 below "
+            "-17 in float32: max(x, 0) + log1p(exp(-|x|)), or torch's own.",
+            "Rows and columns, the mean over the pairs, and half of the two directions' sum.",
+        ),
+        {
+            "log(1 + exp(x)) overflows above 88 and is 0 below -17: use softplus.":
+                _loss(lambda r, d: torch.log(1 + torch.exp(r - d))),
+            "log1p(exp(x)) keeps small losses but overflows above 88: take max(x, 0) out first.":
+                _loss(lambda r, d: torch.log1p(torch.exp(r - d))),
+            "LSE minus diagonal cancels where pairs are learned: use softplus(LSE - diagonal).":
+                _loss(lambda r, d: torch.logaddexp(r, d) - d),
+            "The LSEs leave the pair out, so the loss is not their difference from it: softplus.":
+                _loss(lambda r, d: r - d),
+            "The mean over both directions is missing: half of their sum.":
+                _loss(lambda r, d: 2 * _right(r, d)),
+            "The sum over pairs was taken; it should be the mean.":
+                lambda batches: tuple(
+                    len(b[0]) * loss
+                    for b, loss in zip(batches, _loss(_right)(batches), strict=True)),
+            "That is the loss of the rows alone: the columns' belongs to it.":
+                lambda batches: tuple(_right(r, d).mean() for r, _, d in batches),
+        },
+        launch=_each, imports=f"{TORCH}\nimport torch.nn.functional as F  # noqa: F401", close=1e-5,
+    ),
+    Exercise(
+        "15b", 3, 40, "the gradients, a few rows of logits at a time",
+        "minicoca.kernels.info_nce:info_nce_gradients",
+        ("dimage", "dtext", "dscale", "arrays of B x B"), _pairs, "",
+        (
+            "For each slice of ROWS images: their logits [ROWS, B], from them G, and from G all "
+            "that these images have to say.",
+            "G is exp(s - row) + exp(s - column), and 0 where image and text are a pair: in the "
+            "slice from `first` on, G.diagonal(first) is that place.",
+            "dimage[rows] = scale (G text + pull image's own text); dtext += G' image[rows], and "
+            "dtext[rows] += pull image[rows]; dscale += (G s).sum() / scale.",
+        ),
+        {
+            "The pairs are still in G: its diagonal must be 0, pull stands for it.":
+                _gradients(pairs=True),
+            "G holds the rows' probabilities only: add exp(s - column).":
+                _gradients(columns=False),
+            "pull is left out: through its own logit image i is drawn to text i.":
+                _gradients(pulled=False),
+            "dtext needs G transposed: a text meets the images of its column.":
+                _gradients(turned=False),
+            "scale is missing in dimage and dtext: s is scale times the product.":
+                _gradients(scaled=False),
+            "dtext holds the last slice's share only: add the slices up.": _gradients(last=True),
+            "dscale is not divided by scale: s holds the scale, its derivative does not.":
+                _gradients(halved=False),
+            "All is right but an array of B x B was made: take ROWS images at a time.":
+                _gradients(whole=1.0),
+        },
+        launch=_watched, expected=_expected, file=GRADIENTS_FILE, imports=TORCH,
+    ),
+)  # fmt: skip
