@@ -1,5 +1,6 @@
 """The lessons run as printed, and their exercises know right from wrong."""
 
+import os
 import re
 from pathlib import Path
 
@@ -29,8 +30,11 @@ def test_a_page_prints_what_it_says(path):
 def test_what_a_page_points_to_is_there(path):
     targets = pages.links(path)
     for target in targets:
-        there = target.startswith("https://") or (path.parent / target).exists()
-        assert there, f"{path.name} points to {target}"
+        if target.startswith("https://"):
+            continue
+        place = Path(os.path.normpath(path.resolve().parent / target))
+        assert place.exists(), f"{path.name} points to {target}"
+        assert place.resolve() == place, f"{target} goes by a link, which GitHub does not follow"
     drawn = {f"figures/{name}" for name in figures.DRAWN if name[:2] == path.stem[:2]}
     assert drawn and drawn <= set(targets), f"{path.name} does not show {drawn}"
 
