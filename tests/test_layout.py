@@ -1,11 +1,14 @@
 """The house keeps its shape: who may import whom, how long files may be, what README promises."""
 
 import ast
+import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from lessons import pages
 
 ROOT = Path(__file__).parent.parent
 OURS = {
@@ -107,9 +110,11 @@ def test_public_functions_of_the_reference_say_what_they_do():
 
 def test_links_in_markdown_resolve():
     for page in files("*.md"):
-        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name}: {target} is not there"
+        for target in pages.links(page):
+            if not target.startswith("https://"):
+                place = Path(os.path.normpath(page.resolve().parent / target))
+                assert place.exists(), f"{page.name}: {target} is not there"
+                assert place.resolve() == place, f"{target}: GitHub follows no symbolic link"
 
 
 def test_the_readme_names_every_part():
