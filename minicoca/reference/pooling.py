@@ -1,8 +1,9 @@
 """Attentional pooling: learned queries ask, image tokens answer (paper section 3.2, Table 8f).
 
-The paper says "one multi-head attention layer with n learnable queries" and nothing of norms; ours
-are on the queries, on the keys and on the output, as in open_clip. Letters of this file: Q queries,
-S image tokens, M their width, D the text decoder's width, which a pooler's output has.
+In the paper a pooler is one layer of multi-head attention whose queries are learned; its text names
+no norms. Ours are on the queries, on the keys and on the output, as in open_clip.
+Letters of this file: Q queries, S image tokens, M their width, D the text decoder's width, which a
+pooler's output has.
 """
 
 import numpy as np

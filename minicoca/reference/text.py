@@ -2,7 +2,7 @@
 
 All layers are causal. CLS is a learned vector appended after the tokens (its position is its own,
 so the text embedding cannot depend on the length of the padding) and dropped before the multimodal
-layers. The paper names no position embedding and no norms: positions are learned, CLS is normed
+layers. The paper's text names no position embedding and no norms: positions are learned, CLS normed
 on its own at the end, and the tokens go on un-normed, as one residual stream through both halves.
 Letters of this file: T tokens, S the T tokens and CLS, M width of the image tokens (memory).
 """
