@@ -158,14 +158,14 @@ def check_agreement(ours, theirs, batch):
 
 
 def peak_mb():
-    """Most memory this process has held. (On Linux ru_maxrss would count its parent's too.)"""
+    """Most memory this process has held, in megabytes. (On Linux ru_maxrss would count its parent's too.)"""
     try:
         with open("/proc/self/status") as file:
             line = next(line for line in file if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
+        return int(line.split()[1]) * 1024 / 1e6
     except OSError:
-        unit = 1024**2 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def _step_memory(side, case, batch, preset_name="open_clip_b32"):
@@ -199,7 +199,7 @@ def _gpu_memory(model, batch):
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     model.step(*batch)
-    return (torch.cuda.max_memory_allocated() - before) / 1024**2
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def model_flops(config, batch):

@@ -24,7 +24,8 @@ ABSOLUTE = {
 
 
 class Poisoned:
-    """Within the block `torch.empty` and its kin give NaN between guard bands of NaN.
+    """Within the block `torch.empty_like` and `new_empty`, by which kernels allocate, give NaN
+    between guard bands of NaN.
 
     `intact()` then says whether the bands are as they were: whether every stray write is absent.
     """

@@ -32,7 +32,7 @@ for leaf in leaves:
     leaf.requires_grad_()
 before = peak_mb()
 (ours if how == "ours" else eager)(*leaves).backward()
-given_back = sum(leaf.grad.nbytes for leaf in leaves) / 1024**2
+given_back = sum(leaf.grad.nbytes for leaf in leaves) / 1e6
 print("PEAK", peak_mb() - before - given_back)
 """
 
