@@ -48,7 +48,8 @@ def _mark(name):
     path = WORK / f"{name}.py"
     if not path.exists():
         return "-"
-    return "x" if check(EXERCISES[name], path).right else " "
+    passed = WORK / f".{name}.right"
+    return "x" if passed.exists() and passed.read_text() == path.read_text() else " "
 
 
 def do_start(arguments):
@@ -69,6 +70,7 @@ def do_run(arguments):
         pages.run(path, section=arguments.section, show=print)
     except pages.Differs as difference:
         raise Mistake(str(difference)) from None
+    print("all as printed on the page")
 
 
 def do_check(arguments):
@@ -78,6 +80,8 @@ def do_check(arguments):
         raise Mistake(f"not begun; python -m lessons start {arguments.name}")
     verdict = check(it, path)
     print(verdict.words)
+    if verdict.right:
+        (WORK / f".{arguments.name}.right").write_text(path.read_text())
     return 0 if verdict.right else 1
 
 
@@ -85,10 +89,12 @@ def do_hint(arguments):
     """A nudge; asked again, a stronger one."""
     it, count = exercise(arguments.name), WORK / f".{arguments.name}.hints"
     WORK.mkdir(exist_ok=True)
-    shown = min(int(count.read_text()) + 1 if count.exists() else 1, len(it.hints))
-    count.write_text(str(shown))
-    for number, hint in enumerate(it.hints[:shown], 1):
-        print(f"{number}. {hint}")
+    asked = int(count.read_text()) + 1 if count.exists() else 1
+    count.write_text(str(asked))
+    for number, hint in enumerate(it.hints[:asked], 1):
+        print(f"hint {number} of {len(it.hints)}: {hint}")
+    if asked > len(it.hints):
+        print("no more; `peek` shows the answer")
 
 
 def do_peek(arguments):

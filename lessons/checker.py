@@ -4,10 +4,13 @@ import copy
 import importlib.util
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from minicoca.params import flatten
+
+from .exercise import Told
 
 DRAWS = 3  # fresh inputs for each check
 
@@ -25,6 +28,8 @@ def load_learners(exercise, path):
     spec = importlib.util.spec_from_file_location(f"lesson_work_{exercise.name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, exercise.function):
+        raise AttributeError(f"the file has no function {exercise.function}")
     return getattr(module, exercise.function)
 
 
@@ -34,9 +39,23 @@ def check(exercise, path):
         function = load_learners(exercise, path)
         return judge(exercise, lambda arguments: exercise.run(function, arguments))
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{where.filename}, line {where.lineno}"
-        return Verdict(False, f"{type(error).__name__}: {error}\n({place})")
+        return Verdict(False, _raised(error, path))
+
+
+def _raised(error, path):
+    """What went wrong, and the deepest line of the learner's own file that led there."""
+    words = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f"{type(error).__name__}: {error.msg}\n({error.filename}, line {error.lineno})"
+    while error is not None:  # inside a kernel's function: its caller stands in the outer error
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f.lineno for f in frames if Path(f.filename).resolve() == Path(path).resolve()]
+        if own:
+            return f"{words}\n({path}, line {own[-1]})"
+        error = error.__context__
+    return (
+        f"{words}\n(outside of your lines: look at what your function takes, and what it returns)"
+    )
 
 
 def judge(exercise, run):
@@ -48,6 +67,8 @@ def judge(exercise, run):
             got = run(copy.deepcopy(arguments))
         except NotImplementedError:
             return Verdict(False, "not written yet")
+        except Told as told:
+            return Verdict(False, str(told))
         if got is None or got is Ellipsis:
             return Verdict(False, "not written yet: it gives nothing")
         words = _wrong_form(exercise, got, expected) or _mistake(
@@ -69,14 +90,38 @@ def named(exercise, result):
 
 
 def _wrong_form(exercise, got, expected):
+    """How many values, of which kind, with which keys and shapes; None where that is right."""
+    outputs, alone = exercise.outputs, len(exercise.outputs) == 1
     count = len(got) if isinstance(got, tuple) else 1
-    found = named(exercise, got)
-    if found.keys() != expected.keys() or count < len(exercise.outputs):
-        return f"returned {', '.join(found) or 'nothing'}; expected {', '.join(expected)}"
-    for name, array in found.items():
+    if count < len(outputs):
+        were = "was" if count == 1 else "were"
+        names = ", ".join(outputs)
+        return f"{len(outputs)} values are wanted ({names}); {count} {were} returned"
+    for name, part in zip(outputs, got if isinstance(got, tuple) else (got,), strict=False):
+        keys = [key[len(name) + 2 : -2] for key in expected if key.startswith(f"{name}['")]
+        what = "return one dict" if alone else f"{name} should be a dict"
+        if keys and not isinstance(part, dict):
+            return f"{what} with the keys {', '.join(keys)}"
+        if keys and sorted(flatten(part)) != keys:
+            given = ", ".join(flatten(part)) or "none"
+            return f"{what} with the keys {', '.join(keys)}; it has {given}"
+        for leaf in flatten(part).values() if keys else [part]:
+            if not _numbers(leaf):
+                return f"{name} should be {'numbers' if keys else 'an array or a number'}; " + (
+                    f"a {type(leaf).__name__} was returned"
+                )
+    for name, array in named(exercise, got).items():
         if array.shape != expected[name].shape:
             return f"{name} has shape {array.shape}; expected {expected[name].shape}"
     return None
+
+
+def _numbers(value):
+    """Whether it can stand for an array of real numbers."""
+    try:
+        return np.asarray(value).dtype.kind in "biuf"
+    except (TypeError, ValueError, RuntimeError):  # a ragged list; a tensor with a gradient
+        return False
 
 
 def same(got, expected, close):
@@ -104,7 +149,8 @@ def _mistake(exercise, arguments, got, expected):
 
 
 def _evidence(exercise, wrong, got, expected):
-    lines = [f"{name} is right" for name in expected if name not in wrong]
+    right = [name for name in expected if name not in wrong]
+    lines = [f"right: {', '.join(right)}"] if right else []
     for name in wrong:
         a, b = got[name].astype(float), expected[name].astype(float)
         with np.errstate(invalid="ignore"):
@@ -114,6 +160,12 @@ def _evidence(exercise, wrong, got, expected):
         lines.append(f"{name}{place} is {a[worst]:.6g}; expected {b[worst]:.6g}")
         both = np.isfinite(a) & np.isfinite(b)
         factor = float((a * b)[both].sum() / max((b * b)[both].sum(), 1e-300))
-        if factor and same(a, factor * b, exercise.close):
+        if (a.size > 1 or _plain(factor)) and factor and same(a, factor * b, exercise.close):
             lines.append(f"all of {name} is {factor:.6g} times what it should be")
     return "\n".join(lines)
+
+
+def _plain(factor):
+    """-1, 2, 1/2 and the like: for a single number, any other factor says nothing."""
+    larger = max(abs(factor), 1 / max(abs(factor), 1e-300))
+    return larger < 100 and abs(larger - round(larger)) < 1e-6 * larger

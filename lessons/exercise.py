@@ -12,6 +12,10 @@ IMPORTS = "import numpy as np  # noqa: F401"
 KERNEL_IMPORTS = "import triton\nimport triton.language as tl"
 
 
+class Told(Exception):
+    """What is wrong with an answer, in words for whoever wrote it."""
+
+
 @dataclass(frozen=True)
 class Exercise:
     """One exercise.
@@ -73,6 +77,27 @@ class Exercise:
         signature = inspect.signature(inspect.unwrap(self.load_answer()))
         lines = "".join(f"    {line}\n" for line in self.body.split("\n") if line)
         return head + f"def {self.function}{signature}:\n{lines}    raise NotImplementedError\n"
+
+
+def values(found, *names):
+    """What was returned, as a tuple; Told where it is not as many values as there are names."""
+    if found is None or found is Ellipsis:
+        raise NotImplementedError
+    found = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+    if len(found) != len(names):
+        were = "1 was" if len(found) == 1 else f"{len(found)} were"
+        raise Told(f"{len(names)} values are wanted ({', '.join(names)}); {were} returned")
+    return found
+
+
+def locals_of(error, name):
+    """The variables of the function `name` that an error passed through; {} if of none."""
+    trace, found = error.__traceback__, {}
+    while trace:
+        if trace.tb_frame.f_code.co_name == name:
+            found = trace.tb_frame.f_locals
+        trace = trace.tb_next
+    return found
 
 
 def distinct(rng, count, low=3, high=9):

@@ -162,7 +162,7 @@ def page_06_wiring(*columns):
         for x, name, width in {"shared": wide, "none": both[1:]}.get(mode, both):
             box(axes, x, 2.1, name, width, ORANGE)
         box(axes, 3, 0.6, "image tokens", 5.6)
-        for x, name in ((1.4, "memory"), (4.6, "vector")):
+        for x, name in ((1.4, "memory"), (4.6, "contrast")):
             axes.text(x, 3.7, name, ha="center", va="center", fontsize=9)
         for start, end in arrows:
             arrow(axes, start, end, BLUE)

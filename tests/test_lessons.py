@@ -125,14 +125,66 @@ def test_a_learners_way_through(tmp_path, monkeypatch, capsys):
     path.write_text("import numpy as np\n\ndef softmax_backward(dp, cache):\n    return 1 / 0\n")
     assert "ZeroDivisionError" in said("check", "2b")[1] and "line 4" in said("check", "2b")[1]
     assert "def softmax_backward" in said("peek", "2b")[1]
-    one, two = said("hint", "2b")[1], said("hint", "2b")[1]
-    assert one.startswith("1. ") and two.startswith(one) and "2. " in two
+    one, two, three = (said("hint", "2b")[1] for _ in range(3))
+    assert one.startswith("hint 1 of 2: ") and two.startswith(one) and "hint 2 of 2: " in two
+    assert three == two + "no more; `peek` shows the answer\n"
     path.write_text(
         "def softmax_backward(dp, cache):\n    p = cache[0]\n"
         "    return p * (dp - (p * dp).sum(-1, keepdims=True))\n"
     )
     assert said("check", "2b") == (0, "right\n") and "[x] 2b" in said("list")[1]
     assert "no exercise '9z'" in said("check", "9z")[1] and said("run", "99")[0] == 1
+
+
+FORMS = {
+    "7b": {
+        "(1, 2, 3)": "return one dict with the keys cls, position, token",
+        "{'token': 1}": "return one dict with the keys cls, position, token; it has token",
+        "{'token': 1, 'position': 'a', 'cls': 1}": "dparams should be numbers; a str was",
+    },
+    "9b": {
+        "image_BE": "3 values are wanted (dimage_BE, dtext_BE, dlog_temperature); 1 was returned",
+        "(image_BE, scale)": "dlog_temperature); 2 were returned",
+        "(image_BE, None, 1)": "dtext_BE should be an array or a number; a NoneType was returned",
+        "(image_BE, [[1], [1, 2]], 1)": "a list was returned",
+        "np.eye(2) @ np.eye(3)": "9b.py, line 9)",  # raised inside NumPy or not, the learner's line
+        "np.linalg.inv(np.eye(2)[:1])": "9b.py, line 9)",
+        "(": "SyntaxError: '(' was never closed\n",
+    },
+    "18a": {"1": "2 values are wanted (the scaled gradients, the norm before); 1 was returned"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "returned", "words"), [(n, r, w) for n, them in FORMS.items() for r, w in them.items()]
+)
+def test_what_is_no_answer_at_all_is_said_in_words(name, returned, words, tmp_path):
+    path = tmp_path / f"{name}.py"
+    it = EXERCISES[name]
+    path.write_text(it.stub().replace("raise NotImplementedError", f"return {returned}"))
+    assert words in check(it, path).words
+    path.write_text("x = 1\n")
+    assert f"the file has no function {it.function}" in check(it, path).words
+    path.write_text(f"def {it.function}():\n    pass\n")
+    assert "outside of your lines: look at what your function takes" in check(it, path).words
+
+
+CHANGES = {  # of a right answer: what is told of them
+    "15b": ("dimage, dtext, dscale\n", "dimage, dtext\n", "dtext, dscale); 2 were returned"),
+    "16b": ("g - 1, g), mask=v < V)", "g - 1, g))", "You wrote past V: the store needs mask=v < V"),
+    "18c": ("encode(weights[name], x[p])[1]", "(x[p], l2_normalise(x[p] @ weights[name])[1])",
+            "All is right, but the caches"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_only_the_launch_can_see_is_told(name, tmp_path):
+    text = (Path(__file__).parent / "lesson_answers" / f"{name}.py").read_text()
+    old, new, words = CHANGES[name]
+    assert text.count(old) == 1
+    path = tmp_path / f"{name}.py"
+    path.write_text(text.replace(old, new))
+    assert words in check(EXERCISES[name], path).words
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -36,7 +36,8 @@ EXERCISES = (
     Exercise(
         "2a", 1, 10, "the gradient of a linear layer", "minicoca.reference.ops:linear_backward",
         ("dx", "dparams"), _linear_inputs,
-        "x, params = cache\nweight_DF = params[\"weight\"]",
+        'x, params = cache  # x: [..., D], dy: [..., F]\nweight_DF = params["weight"]\n'
+        '# returns dx, {"weight": dweight_DF, "bias": dbias_F}; there is always a bias here',
         (
             "Shapes nearly decide it: dx is like x, dweight like weight. Batch and tokens are only "
             "rows: reshape x to [R, D] and dy to [R, F].",
@@ -56,7 +57,8 @@ EXERCISES = (
     ),
     Exercise(
         "2b", 2, 15, "the gradient of softmax", "minicoca.reference.ops:softmax_backward",
-        ("dx",), _softmax_inputs, "(p,) = cache",
+        ("dx",), _softmax_inputs,
+        "(p,) = cache  # p and dp: [B, T]; a row is the last axis\n# returns dx",
         (
             "Every output depends on every input: dp_i/dx_j = p_i (1[i = j] - p_j).",
             "Sum over i: dx_j = p_j (dp_j - sum_i p_i dp_i). The sum is one number per row.",
@@ -70,6 +72,14 @@ EXERCISES = (
                 lambda dp, c: c[0] * (dp - (c[0] * dp).sum(0, keepdims=True)),
             "The mean of dp was taken off, not its mean weighted by p.":
                 lambda dp, c: c[0] * (dp - dp.mean(-1, keepdims=True)),
+            "The sum leaves out p: it is the sum of p dp over the row, not of dp.":
+                lambda dp, c: c[0] * (dp - dp.sum(-1, keepdims=True)),
+            "The outer factor p is missing: dx_j = p_j (dp_j - sum).":
+                lambda dp, c: dp - (c[0] * dp).sum(-1, keepdims=True),
+            "The sum runs over the whole array; each row has its own (axis -1, keepdims=True).":
+                lambda dp, c: c[0] * (dp - (c[0] * dp).sum()),
+            "The shared sum is added; it must be taken off.":
+                lambda dp, c: c[0] * (dp + (c[0] * dp).sum(-1, keepdims=True)),
         },
     ),
 )  # fmt: skip

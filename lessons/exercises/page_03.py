@@ -4,7 +4,7 @@ import numpy as np
 
 from minicoca.reference.ops import _gelu_exact, _gelu_tanh, layer_norm
 
-from ..exercise import Exercise, distinct
+from ..exercise import Exercise, Told, distinct
 
 A = np.sqrt(2 / np.pi)
 
@@ -16,14 +16,14 @@ def _norm_inputs(rng):
     return rng.standard_normal((B, T, D)), layer_norm(x, params)[1]
 
 
-def _norm(dy, cache, mean=1, spread=1, **change):
+def _norm(dy, cache, mean=1, spread=1, last=1, **change):
     """layer_norm_backward with a route left out, or with something changed."""
     xhat, rstd, scale = cache
     dxhat = dy * change.get("scale", scale)
     axis = change.get("axis", -1)
     through_mean = dxhat.mean(axis, keepdims=True)
     through_spread = xhat * (dxhat * xhat).mean(axis, keepdims=True)
-    dx = change.get("rstd", rstd) * (dxhat - mean * through_mean - spread * through_spread)
+    dx = change.get("rstd", rstd) * (dxhat - mean * through_mean - spread * through_spread) * last
     summed = (dy * xhat).sum((0, 1)) * change.get("part", 1)
     dparams = {"scale": summed, "bias": dy.sum((0, 1)) * change.get("part", 1)}
     return dx, dparams | change.get("dparams", {})
@@ -39,8 +39,16 @@ def _gelu(x, cube=0.044715, **change):
     t = np.tanh(A * x * (1 + cube * x * x))
     half = 0.5 * (1 + t)
     bell = 1 - t if change.get("plain") else 1 - t * t
-    inner = A * (1 + change.get("three", 3) * cube * x * x)
-    return x * half, (half + change.get("second", 1) * 0.5 * x * bell * inner,)
+    inner = change.get("inner", A * (1 + change.get("three", 3) * cube * x * x))
+    second = change.get("second", 1) * 0.5 * x * bell * inner
+    return x * half, (change.get("first", 1) * half + second,)
+
+
+def _slope_in_a_tuple(function, x):
+    found = function(x)
+    if isinstance(found, tuple) and len(found) == 2 and not isinstance(found[1], tuple):
+        raise Told("The slope must be in a tuple, the cache: return y, (slope,).")
+    return found
 
 
 def _gelu_sigmoid(x):
@@ -52,7 +60,7 @@ EXERCISES = (
     Exercise(
         "3a", 2, 25, "the gradient of layer norm", "minicoca.reference.ops:layer_norm_backward",
         ("dx", "dparams"), _norm_inputs,
-        "xhat, rstd, scale_D = cache  # x itself was not kept: nothing here needs it\n"
+        "xhat, rstd, scale_D = cache  # xhat is [B, T, D] like dy, rstd [B, T, 1]\n"
         '# returns dx, {"scale": dscale_D, "bias": dbias_D}',
         (
             "scale and bias meet every row, so their gradients are sums over all axes but the "
@@ -72,6 +80,10 @@ EXERCISES = (
                 lambda dy, c: _norm(dy, c, rstd=1),
             "dx leaves out scale: the gradient of xhat is dy times scale.":
                 lambda dy, c: _norm(dy, c, scale=1),
+            "Sums over the row were taken off; they should be means.":
+                lambda dy, c: _norm(dy, c, mean=dy.shape[-1], spread=dy.shape[-1]),
+            "scale is multiplied at the end; dxhat = dy scale comes first, before the means.":
+                lambda dy, c: _norm(dy, c, scale=1, last=c[2]),
             "The means run over the batch; layer norm's run over a row, the last axis.":
                 lambda dy, c: _norm(dy, c, axis=0),
             "dscale leaves out xhat: scale is multiplied by xhat, so its gradient is dy xhat.":
@@ -83,17 +95,22 @@ EXERCISES = (
     Exercise(
         "3b", 1, 15, "GELU and its slope", "minicoca.reference.ops:_gelu_tanh",
         ("y", "slope"), _gelu_inputs,
-        "# returns y, (slope,): the cache is a tuple of one array",
+        "# returns y, (slope,): the second is a tuple of one array, dy/dx",
         (
             "t = tanh(inner) with inner = sqrt(2 / pi) (x + 0.044715 x^3); y = 0.5 x (1 + t).",
             "Product rule: slope = 0.5 (1 + t) + 0.5 x dt/dx.",
-            "dt/dx = (1 - t^2) times the derivative of inner, sqrt(2 / pi) (1 + 3 0.044715 x^2).",
+            "dt/dx = (1 - t^2) times the derivative of inner, sqrt(2 / pi) (1 + 3 * 0.044715 x^2).",
         ),
         {
             "That is the exact GELU, with erf; this one takes tanh in its place.": _gelu_exact,
             "That is x sigmoid(1.702 x), another approximation; this one is by tanh.":
                 _gelu_sigmoid,
             "The slope lacks its second term: t depends on x too.": lambda x: _gelu(x, second=0),
+            "The slope lacks its first term h: by the product rule it is h + x dh/dx.":
+                lambda x: _gelu(x, first=0),
+            "A half is missing in the slope's second term: dh/dx = (dt/dx) / 2.":
+                lambda x: _gelu(x, second=2),
+            "du/dx is missing: dt/dx = (1 - t^2) du/dx.": lambda x: _gelu(x, inner=1),
             "The derivative of x^3 is 3 x^2: a factor 3 is missing in the slope.":
                 lambda x: _gelu(x, three=1),
             "The derivative of tanh is 1 - t^2, not 1 - t.": lambda x: _gelu(x, plain=True),
@@ -104,5 +121,6 @@ EXERCISES = (
             "The slope was multiplied by x: return dy/dx itself.":
                 lambda x: (_gelu_tanh(x)[0], (x * _gelu_tanh(x)[1][0],)),
         },
+        launch=_slope_in_a_tuple,
     ),
 )  # fmt: skip

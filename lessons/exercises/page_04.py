@@ -1,11 +1,13 @@
 """Exercises of page 04."""
 
+import traceback
+
 import numpy as np
 
 from minicoca.reference.attention import attention
 from minicoca.reference.ops import softmax
 
-from ..exercise import Exercise, distinct
+from ..exercise import Exercise, Told, distinct
 
 IMPORTS = "import numpy as np\n\nfrom minicoca.reference.ops import {}"
 
@@ -31,7 +33,7 @@ def _split(x):
 def _forward(q, k, v, mask, power=-0.5, fill=-np.inf, heads=None, over=-1, **change):
     """attention, with something changed."""
     q_BHTK, k_BHSK, v_BHSK = (heads(x) if heads else _split(x) for x in (q, k, v))
-    s = q_BHTK @ _swap(k_BHSK) * q.shape[-1] ** power
+    s = q_BHTK @ _swap(k_BHSK) * q.shape[-1] ** power * change.get("also", 1)
     if change.get("before", True):
         s = np.where(mask[:, None], s, fill)
     p = softmax(s)[0] if over == -1 else _swap(softmax(_swap(s))[0])
@@ -39,6 +41,33 @@ def _forward(q, k, v, mask, power=-0.5, fill=-np.inf, heads=None, over=-1, **cha
         p = p * mask[:, None]
     o = p @ v_BHSK
     return o.reshape(q.shape) if change.get("pasted") else _split(o)
+
+
+def _told_of_the_pair(function, *arguments):
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        if "inhomogeneous" in str(error):
+            raise Told("softmax returns (p, cache): take the first of the two.") from None
+        raise
+
+
+def _told_of_the_order(function, do, cache):
+    try:
+        found = function(do, cache)
+    except ValueError as error:
+        if "matmul" in str(error) or "remapped" in str(error):
+            line = traceback.extract_tb(error.__traceback__)[-1].lineno
+            raise Told(
+                f"Line {line}: the shapes of a product do not fit. First do to [B, H, T, K]; then "
+                "dv = p' do, dp = do v', dq = ds k, dk = ds' q."
+            ) from None
+        raise
+    if isinstance(found, tuple) and len(found) == 3:
+        first, length = np.shape(found[0]), do.shape[1]
+        if first[1:2] != (length,) and any(np.shape(x) == do.shape for x in found[1:]):
+            raise Told("The order of the results is dq, dk, dv.")
+    return found
 
 
 def _swap(x):
@@ -56,7 +85,7 @@ def _backward(do, cache, total=None, heads=None, factor_k=1, **change):
     do = heads(do) if heads else _split(do)
     dp = do @ _swap(v)
     total = total(p, dp) if total else (p * dp).sum(-1, keepdims=True)
-    ds = p * (dp - total) * change.get("scale", scale)
+    ds = (dp if change.get("no_softmax") else p * (dp - total)) * change.get("scale", scale)
     weights = ds if change.get("scores_for_values") else p
     found = {"q": ds @ k, "k": _swap(ds) @ q * factor_k, "v": _swap(weights) @ do}
     return tuple(_split(found[name]) for name in change.get("order", "qkv"))
@@ -67,6 +96,7 @@ EXERCISES = (
         "4a", 2, 20, "attention with a mask", "minicoca.reference.attention:attention",
         ("o_BTHK",), _arrays,
         "# the mask is given here: [B, T, S], True where a query may look, the same for all heads\n"
+        "# softmax(s) -> (p, cache), over the last axis\n"
         "# return o_BTHK alone, or (o_BTHK, cache); the cache is not compared",
         (
             "Bring the heads in front of the tokens, q to [B, H, T, K]; then (1) is one matrix "
@@ -80,6 +110,8 @@ EXERCISES = (
                 lambda q, k, v, m: _forward(q, k, v, m, power=0),
             "The scores are divided by K; by its square root is right.":
                 lambda q, k, v, m: _forward(q, k, v, m, power=-1),
+            "The scores are divided by sqrt(D), all heads' width; each head's is K.":
+                lambda q, k, v, m: _forward(q, k, v, m, power=-0.5, also=q.shape[2] ** -0.5),
             "The mask is not used: every query sees every key.":
                 lambda q, k, v, m: _forward(q, k, v, m, before=False),
             "The mask is turned around: True is where a query may look.":
@@ -95,12 +127,15 @@ EXERCISES = (
             "The heads were split by a reshape to [B, H, T, K]; that mixes tokens. Transpose.":
                 lambda q, k, v, m: _forward(q, k, v, m, heads=_by_reshape),
         },
-        imports=IMPORTS.format("softmax  # softmax(x) -> (p, cache)"),
+        imports=IMPORTS.format("softmax"),
+        launch=_told_of_the_pair,
     ),
     Exercise(
         "4b", 3, 30, "the gradient of attention", "minicoca.reference.attention:attention_backward",
         ("dq_BTHK", "dk_BSHK", "dv_BSHK"), _backward_inputs,
-        "q_BHTK, k_BHSK, v_BHSK, p_BHTS, softmax_cache, scale = cache",
+        "q_BHTK, k_BHSK, v_BHSK, p_BHTS, softmax_cache, scale = cache\n"
+        "# softmax_backward(dp_BHTS, softmax_cache) -> the gradient of softmax's input\n"
+        "# returns dq_BTHK, dk_BSHK, dv_BSHK",
         (
             "Bring the heads of do in front of its tokens, as the cache has them; undo (4), (3), "
             "(1) in this order; transpose the three results back.",
@@ -114,6 +149,8 @@ EXERCISES = (
                 lambda do, c: _backward(do, c, factor_k=1 / c[5]),
             "scale is applied twice to the gradient of k.":
                 lambda do, c: _backward(do, c, factor_k=c[5]),
+            "The softmax was not undone: ds = softmax_backward(dp, softmax_cache), then the scale.":
+                lambda do, c: _backward(do, c, no_softmax=True),
             "Softmax's shared sum is missing: ds = p (dp - sum of p dp over the row).":
                 lambda do, c: _backward(do, c, total=lambda p, dp: 0),
             "Softmax's sum runs over the queries; it should run over the keys, the last axis.":
@@ -126,5 +163,6 @@ EXERCISES = (
                 lambda do, c: _backward(do, c, heads=_by_reshape),
         },
         imports=IMPORTS.format("softmax_backward"),
+        launch=_told_of_the_order,
     ),
 )  # fmt: skip

@@ -1,10 +1,12 @@
 """Exercises of page 05."""
 
+import numpy as np
+
 from minicoca.reference.attention import multi_head_attention_backward, self_attention_layer
 from minicoca.reference.ops import layer_norm_backward, linear_backward
 from minicoca.reference.vision import patch_embedding, unpatchify
 
-from ..exercise import Exercise, distinct
+from ..exercise import Exercise, Told, distinct, locals_of
 
 
 def random_norm(rng, D):
@@ -37,7 +39,18 @@ def _layer(dy, cache, query=1, memory=1, straight=1, **change):
     dx, dnorm = layer_norm_backward(dn, norm_cache)
     if change.get("norm_of_query"):
         dnorm = layer_norm_backward(dq, norm_cache)[1]
+    if change.get("memory_outside"):
+        dx, dnorm = layer_norm_backward(dq, norm_cache)
+        dx = dx + dmemory
     return straight * dy + (dn if change.get("no_norm") else dx), dnorm, dparams
+
+
+def _told_of_writing(function, dy, cache):
+    before = dy.copy()
+    found = function(dy, cache)
+    if not np.array_equal(dy, before):
+        raise Told("dy was written over (by += perhaps): it is the caller's; make a new array.")
+    return found
 
 
 def _patch_inputs(rng):
@@ -66,12 +79,24 @@ def _patch(dx, cache, take=slice(1, None), change=lambda dparams, dx: {}, **othe
     return images, dparams | change(given, dx)
 
 
+def _told_of_the_class(function, dx, cache):
+    try:
+        return function(dx, cache)
+    except ValueError as error:
+        given = locals_of(error, "linear_backward")
+        if given and given["dy"].shape[1] == given["x"].shape[1] + 1:
+            raise Told("The linear map never saw the class token: drop token 0 first.") from None
+        raise
+
+
 EXERCISES = (
     Exercise(
-        "5a", 2, 20, "the gradient of a residual attention layer",
+        "5a", 2, 15, "the gradient of a residual attention layer",
         "minicoca.reference.attention:self_attention_layer_backward",
         ("dx_BTD", "dnorm", "dparams"), _layer_inputs,
         "norm_cache, attention_cache = cache\n"
+        "# multi_head_attention_backward(da, cache) -> dx, dmemory, dparams\n"
+        "# layer_norm_backward(dn, cache) -> dx, dparams\n"
         "# returns dx_BTD, dnorm (scale and bias), dparams (query, key, value, output)",
         (
             "Undo the sum first: dy goes to x directly, and to the attention's result as it is.",
@@ -90,26 +115,33 @@ EXERCISES = (
                 lambda dy, c: _layer(dy, c, straight=0, through_norm=1),
             "The norm's backward is missing: the attention read norm(x), not x.":
                 lambda dy, c: _layer(dy, c, no_norm=True),
+            "The gradient as memory was added outside the norm; the memory was the normed tokens.":
+                lambda dy, c: _layer(dy, c, memory_outside=True),
             "dnorm counts one route only: give layer_norm_backward the sum of both.":
                 lambda dy, c: _layer(dy, c, norm_of_query=True),
         },
         imports="import numpy as np  # noqa: F401\n\n"
         "from minicoca.reference.attention import multi_head_attention_backward\n"
         "from minicoca.reference.ops import layer_norm_backward",
+        launch=_told_of_writing,
     ),
     Exercise(
-        "5b", 2, 20, "the gradient of the patch embedding",
+        "5b", 2, 15, "the gradient of the patch embedding",
         "minicoca.reference.vision:patch_embedding_backward",
         ("dimages_BII3", "dparams"), _patch_inputs,
         "linear_cache, norm_cache, patch_size, has_class = cache  # here: always norm and class\n"
-        '# returns dimages, {"norm_pre", "position", "class", "patch"}',
+        "# layer_norm_backward(dx, cache) -> de, dparams\n"
+        "# linear_backward(dg, cache) -> dpatches, dparams\n"
+        "# unpatchify(patches, patch_size) -> images\n"
+        '# returns dimages, {"norm_pre": ..., "position": ..., "class": ..., "patch": ...}\n'
+        "# position: [N + 1, D], the class token's included; class: [D]; the other two: dparams",
         (
             "Backwards: norm_pre, then the position, then the class token in front, then the "
             "linear map, then unpatchify.",
             "position and class are the same for every image of the batch: their gradients are "
             "sums over it. The class token is token 0.",
-            "linear_backward(dx_BSD[:, 1:], linear_cache) gives the patches' gradient and the "
-            "map's; unpatchify(..., patch_size) makes it an image.",
+            "With de_BSD for what layer_norm_backward gave: linear_backward(de_BSD[:, 1:], "
+            "linear_cache) gives dpatches and the map's; unpatchify makes dpatches an image.",
         ),
         {
             "The norm must be undone first: everything below it needs the gradient of its input.":
@@ -122,13 +154,19 @@ EXERCISES = (
                 lambda dx, c: _patch(dx, c, change=lambda dy, dx: {"class": dx.sum((0, 1))}),
             "dclass takes the first image only; it should be the sum over the batch.":
                 lambda dx, c: _patch(dx, c, change=lambda dy, dx: {"class": dx[0, 0]}),
-            "The last token was dropped; the class token stands first.":
+            "dclass is the last token's; the class token stands first.":
+                lambda dx, c: _patch(dx, c, change=lambda dy, dx: {"class": dx[:, -1].sum(0)}),
+            "The last token was dropped for the linear map; the class token stands first.":
                 lambda dx, c: _patch(dx, c, take=slice(None, -1)),
+            "The class token was taken for the last token; it stands first.":
+                lambda dx, c: _patch(dx, c, take=slice(None, -1),
+                                     change=lambda dy, dx: {"class": dx[:, -1].sum(0)}),
             "The patches were reshaped to an image; unpatchify puts each in its place.":
                 lambda dx, c: _patch(dx, c, pasted=True),
         },
         imports="import numpy as np  # noqa: F401\n\n"
         "from minicoca.reference.ops import layer_norm_backward, linear_backward\n"
         "from minicoca.reference.vision import unpatchify",
+        launch=_told_of_the_class,
     ),
 )  # fmt: skip

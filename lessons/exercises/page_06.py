@@ -6,7 +6,7 @@ from minicoca.reference.attention import multi_head_attention, multi_head_attent
 from minicoca.reference.ops import layer_norm, layer_norm_backward
 from minicoca.reference.pooling import attentional_pooler
 
-from ..exercise import Exercise, distinct
+from ..exercise import Exercise, Told, distinct, locals_of
 from .page_05 import random_attention, random_norm
 
 IMPORTS = """import numpy as np  # noqa: F401
@@ -49,12 +49,39 @@ def _backward_inputs(rng):
     return rng.standard_normal(y.shape), cache
 
 
-def _backward(dy, cache, over_batch=lambda dq: dq.sum(0), skip=""):
-    """attentional_pooler_backward, without a norm's or with another sum over the batch."""
+def _told_of_showing(function, tokens, params, heads):
+    try:
+        return function(tokens, params, heads)
+    except ValueError as error:
+        q = locals_of(error, "multi_head_attention").get("x_BTD")
+        if np.shape(q) and len(q) != len(tokens):
+            raise Told(
+                "The queries have no batch axis: show them to each image (np.broadcast_to)."
+            ) from None
+        raise
+
+
+def _told_of_the_sum(function, dy, cache):
+    try:
+        return function(dy, cache)
+    except ValueError as error:
+        given = locals_of(error, "layer_norm_backward")
+        if given.get("cache") is not cache[0]:  # norm_query's
+            raise
+        if given["dy"].ndim == 3:
+            raise Told("Sum dq over the batch before norm_query: its cache is of [Q, D].") from None
+        if given["dy"].shape == (len(dy), dy.shape[2]):
+            raise Told("dq was summed over the queries; the batch is axis 0.") from None
+        raise
+
+
+def _backward(dy, cache, over_batch=lambda dq: dq.sum(0), skip="", residual=False):
+    """attentional_pooler_backward, without a norm's, with another sum or with a residual."""
     query_cache, key_cache, attention_cache, output_cache = cache
     dpooled, dnorm_output = layer_norm_backward(dy, output_cache)
     dpooled = dy if skip == "norm_output" else dpooled
     dq, dk, dattention = multi_head_attention_backward(dpooled, attention_cache)
+    dq = dq + dpooled if residual else dq
     dtokens, dnorm_key = layer_norm_backward(dk, key_cache)
     dqueries, dnorm_query = layer_norm_backward(over_batch(dq), query_cache)
     return dk if skip == "norm_key" else dtokens, {
@@ -68,9 +95,11 @@ def _backward(dy, cache, over_batch=lambda dq: dq.sum(0), skip=""):
 
 EXERCISES = (
     Exercise(
-        "6a", 2, 20, "pool image tokens with learned queries",
+        "6a", 2, 15, "pool image tokens with learned queries",
         "minicoca.reference.pooling:attentional_pooler", ("y_BQD",), _inputs,
         "# params: queries [Q, D], norm_query, norm_key, attention, norm_output\n"
+        "# layer_norm(x, params) -> (y, cache)\n"
+        "# multi_head_attention(x_BTD, memory_BSM, params, heads) -> (y_BTD, cache)\n"
         "# return y_BQD alone, or (y_BQD, cache); the cache is not compared",
         (
             "Four steps: norm the queries, norm the tokens, attend, norm the result.",
@@ -94,13 +123,17 @@ EXERCISES = (
                 lambda x, p, h: _pooler(x, _exchanged(p), h),
         },
         imports=IMPORTS.format("multi_head_attention", "layer_norm"),
+        launch=_told_of_showing,
     ),
     Exercise(
-        "6b", 2, 20, "the gradient of the pooler",
+        "6b", 2, 15, "the gradient of the pooler",
         "minicoca.reference.pooling:attentional_pooler_backward",
         ("dtokens_BSM", "dparams"), _backward_inputs,
         "query_cache, key_cache, attention_cache, output_cache = cache\n"
-        '# returns dtokens_BSM, {"queries", "norm_query", "norm_key", "norm_output", "attention"}',
+        "# layer_norm_backward(dy, cache) -> dx, dparams\n"
+        "# multi_head_attention_backward(da, cache) -> dx, dmemory, dparams\n"
+        '# returns dtokens_BSM, {"queries": [Q, D], and the dparams of "norm_query", "norm_key",\n'
+        '# "norm_output", "attention"}',
         (
             "Undo the four steps from the last to the first: norm_output, the attention, then "
             "norm_key and norm_query.",
@@ -118,9 +151,12 @@ EXERCISES = (
                 lambda dy, c: _backward(dy, c, skip="norm_query"),
             "The tokens' gradient skips norm_key: the attention read the normed tokens.":
                 lambda dy, c: _backward(dy, c, skip="norm_key"),
+            "da was added to dq as if there were a residual path; a pooler has none.":
+                lambda dy, c: _backward(dy, c, residual=True),
             "norm_output was not undone before the attention.":
                 lambda dy, c: _backward(dy, c, skip="norm_output"),
         },
         imports=IMPORTS.format("multi_head_attention_backward", "layer_norm_backward"),
+        launch=_told_of_the_sum,
     ),
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from minicoca.config import PAD
+
 from ..exercise import Exercise, distinct
 
 
@@ -10,11 +12,19 @@ def _mask_inputs(rng):
     return rng.permutation(np.arange(1, tokens + 1))[:3], tokens  # at most one row is full
 
 
-def _mask(change):
+def _causal(S):
+    return np.tri(S, dtype=bool)
+
+
+def _same(mask, key, lengths):
+    return mask
+
+
+def _mask(change=_same, triangle=_causal):
     """text_mask with the row of CLS, or more, put wrong: change(mask, key, lengths)."""
 
     def wrong(lengths, tokens, legacy=False):
-        mask = np.tile(np.tri(tokens + 1, dtype=bool), (len(lengths), 1, 1))
+        mask = np.tile(triangle(tokens + 1), (len(lengths), 1, 1))
         key, lengths = np.arange(tokens + 1), lengths[:, None]
         mask[:, -1] = (key < lengths) | (key == tokens)
         return change(mask, key, lengths)
@@ -30,6 +40,15 @@ def _with_cls_row(row):
     return _mask(change)
 
 
+def _also_hidden(seen):
+    """A mask in which every row, not that of CLS alone, sees only what seen(key, lengths) says."""
+    return _mask(lambda mask, key, lengths: mask & seen(key, lengths)[:, None])
+
+
+def _pads_see_themselves(mask, key, lengths):
+    return mask & ((key < lengths)[:, None] | np.eye(len(key), dtype=bool))
+
+
 def _seen_by_all(mask, key, lengths):
     mask[:, :, -1] = True
     return mask
@@ -39,6 +58,7 @@ def _embedding_inputs(rng):
     B, T, D, V, most = distinct(rng, 5)
     T, most = sorted((T, most))
     ids = rng.integers(0, V, (B, T))
+    ids[0, -1] = PAD
     ids[1, 0] = ids[0, 0]  # a token that is used twice, at least
     return rng.standard_normal((B, T + 1, D)), ((ids, (V, D)), (most, D))
 
@@ -83,12 +103,24 @@ def _cls_has_a_position(dx, ids, shape, most):
     return {"position": position}
 
 
+def _no_pad_in_the_table(dx, ids, shape, most):
+    token = _gradients(dx, ids, shape[0], most, shape[1])["token"]
+    token[PAD] = 0
+    return {"token": token}
+
+
+def _no_pad_anywhere(dx, ids, shape, most):
+    kept = np.concatenate([dx[:, :-1] * (ids != PAD)[..., None], dx[:, -1:]], 1)
+    return _gradients(kept, ids, shape[0], most, shape[1])
+
+
 EXERCISES = (
     Exercise(
         "7a", 2, 20, "who may see whom: tokens, pads and CLS",
         "minicoca.reference.attention:text_mask", ("mask_BSS",), _mask_inputs,
         "# legacy is always False here: leave it aside\n"
-        "S = tokens + 1  # the tokens and CLS, which stands last",
+        "S = tokens + 1  # the tokens and CLS, which stands last\n"
+        "# -> bool [B, S, S], True where row may see column",
         (
             "Begin with the causal mask of S rows, once for each caption; only the last row of "
             "each, which is what CLS sees, differs from it.",
@@ -104,8 +136,18 @@ EXERCISES = (
                 _with_cls_row(lambda key, lengths: key >= 0),
             "The tokens see CLS; it stands last, so only CLS itself may see it.":
                 _mask(_seen_by_all),
-            "The triangle is upside down: tokens see what comes after them.":
+            "The triangle looks forwards: a token should see itself and what came before.":
+                _mask(triangle=lambda S: _causal(S).T),
+            "The mask is transposed: a row is who looks, a column who is looked at.":
                 _mask(lambda mask, key, lengths: mask.transpose(0, 2, 1)),
+            "A token does not see itself; it may: what it must not see is the next one.":
+                _mask(triangle=lambda S: np.tri(S, k=-1, dtype=bool)),
+            "Pads are hidden from the pads' own rows too. Only CLS's row differs from the causal "
+            "mask.": _also_hidden(lambda key, lengths: (key < lengths) | (key == len(key) - 1)),
+            "Pads are hidden from every row, and CLS from itself. Only CLS's row differs from the "
+            "causal mask.": _also_hidden(lambda key, lengths: key < lengths),
+            "Pads see no pad but themselves; their rows are left causal, only CLS's differs.":
+                _mask(_pads_see_themselves),
             "The pads' rows are emptied too; only the row of CLS differs from the triangle.":
                 _mask(lambda mask, key, lengths: mask & (
                     (key < lengths) | (key == len(key) - 1))[:, :, None]),
@@ -132,6 +174,10 @@ EXERCISES = (
                 _embedding(_cls_has_a_position),
             "cls has the gradient of one caption only; it should be the sum over the batch.":
                 _embedding(lambda dx, ids, shape, most: {"cls": dx[0, -1]}),
+            "Row 0 of the token table (the pad) was left out; it gathers like any other row.":
+                _embedding(_no_pad_in_the_table),
+            "The dx of pads was left out of token and position; here every dx counts.":
+                _embedding(_no_pad_anywhere),
         },
     ),
 )  # fmt: skip

@@ -15,6 +15,8 @@ def _loss_inputs(rng):
     lengths = rng.permutation(np.arange(1, T))[: min(B, T - 1)]
     for row, length in zip(targets, lengths, strict=False):
         row[length:] = PAD
+    if (targets != PAD).sum() % B == 0:  # no mistake is then a plain multiple of what is right
+        return _loss_inputs(rng)
     return rng.standard_normal((B, T, V)) * 2, targets
 
 
@@ -67,8 +69,10 @@ def _wrong(change):
 
 EXERCISES = (
     Exercise(
-        "8a", 1, 15, "the captioning loss", "minicoca.reference.losses:caption_loss",
-        ("loss",), _loss_inputs, "valid_BT = targets_BT != PAD  # return the loss alone",
+        "8a", 1, 10, "the captioning loss", "minicoca.reference.losses:caption_loss",
+        ("loss",), _loss_inputs,
+        "valid_BT = targets_BT != PAD\n"
+        "# log_softmax(x) returns (log_p, cache); return the loss alone",
         (
             "log_softmax over the words gives log p of every word; np.take_along_axis with "
             "targets_BT[..., None] on axis 2 picks that of the target.",
@@ -86,12 +90,16 @@ EXERCISES = (
             "The target's logit was taken; it should be its log probability, after log_softmax.":
                 _logits_alone,
             "The probability was averaged, without its logarithm.": _without_log,
+            "The targets were shifted already: compare logits_BTV and targets_BT as they are.":
+                lambda x, t: caption_loss(x[:, :-1], t[:, 1:])[0],
+            "The sign is turned: the loss is minus the mean of log p.":
+                lambda x, t: -caption_loss(x, t)[0],
         },
         imports="import numpy as np\n\nfrom minicoca.config import PAD\n"
         "from minicoca.reference.ops import log_softmax",
     ),
     Exercise(
-        "8b", 2, 20, "the gradient of the captioning loss",
+        "8b", 2, 15, "the gradient of the captioning loss",
         "minicoca.reference.losses:caption_loss_backward", ("dlogits_BTV",), _backward_inputs,
         "(log_p_BTV,), targets_BT, valid_BT, count = cache",
         (
@@ -107,6 +115,8 @@ EXERCISES = (
                 _wrong(lambda p, o, valid, n: (p - o * valid) / n),
             "The count is missing: the loss is a mean, so each target has 1 / count of it.":
                 _wrong(lambda p, o, valid, n: (p - o) * valid),
+            "Pads are still in the count: divide by `count`, the number of valid targets.":
+                _wrong(lambda p, o, valid, n: (p - o) * valid / valid.size),
             "The sign is turned: it should be p minus one-hot.":
                 _wrong(lambda p, o, valid, n: (o - p) * valid / n),
             "p is missing: every other logit of the row lowers the target's probability.":

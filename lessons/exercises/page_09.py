@@ -9,7 +9,7 @@ from ..exercise import Exercise, distinct
 
 
 def _loss_inputs(rng):
-    B, E = distinct(rng, 2)
+    B, E = distinct(rng, 2, 4)
     image = l2_normalise(rng.standard_normal((B, E)))[0]
     text = l2_normalise(image + 0.5 * rng.standard_normal((B, E)))[0]
     return image, text, np.array(rng.uniform(-2, -0.5))
@@ -32,6 +32,11 @@ def _divided(cosines, log_t):
 def _one_softmax(image, text, log_t):
     logits = image @ text.T / np.exp(log_t)
     return -np.diagonal(log_softmax(logits.reshape(1, -1))[0].reshape(logits.shape)).mean()
+
+
+def _every_pair(image, text, log_t):
+    logits = image @ text.T / np.exp(log_t)
+    return -(log_softmax(logits)[0].mean() + log_softmax(logits.T)[0].mean()) / 2
 
 
 def _cosines_only(image, text, log_t):
@@ -69,7 +74,9 @@ def _without_dloss(dloss, cache):
 EXERCISES = (
     Exercise(
         "9a", 2, 20, "the contrastive loss", "minicoca.reference.losses:contrastive_loss",
-        ("loss",), _loss_inputs, "# return the loss alone",
+        ("loss",), _loss_inputs,
+        "# the vectors have length 1 already\n"
+        "# log_softmax(x) returns (log_p, cache); return the loss alone",
         (
             "The logits are image_BE @ text_BE.T divided by the temperature, which is exp of "
             "log_temperature. A row is a choice among texts; the right one is on the diagonal.",
@@ -92,6 +99,8 @@ EXERCISES = (
                 _with_logits(_divided, reduce=np.sum),
             "One softmax runs over the whole matrix; each row, and each column, needs its own.":
                 _one_softmax,
+            "Every pair was counted; only those on the diagonal are right answers.":
+                _every_pair,
             "Nothing pushes wrong pairs apart: softmax is missing.": _cosines_only,
         },
         imports="import numpy as np\n\nfrom minicoca.reference.ops import log_softmax",
@@ -116,16 +125,20 @@ EXERCISES = (
                 _wrong(lambda p, r, eye: p + r.T - eye),
             "Each direction counts whole; the loss is their mean, so each counts half.":
                 _wrong(lambda p, r, eye: 2 * _both(p, r, eye)),
+            "log p stands where P should: take exp of log_p_BB and log_r_BB.":
+                _wrong(lambda p, r, eye: _both(np.log(p), np.log(r), eye)),
             "dtext uses dlogits as it stands; it needs the transpose.":
                 _wrong(text=lambda ds, c: c[2] * ds @ c[0]),
             "dimage and dtext lack the scale that the cosines were multiplied by.":
                 _wrong(image=lambda ds, c: ds @ c[1], text=lambda ds, c: ds.T @ c[0]),
             "dlog_temperature has the wrong sign: a larger temperature makes the logits smaller.":
                 _wrong(temperature=lambda ds, c: (ds * c[3]).sum()),
-            "That is the gradient by the scale; by log_temperature it is -scale times that.":
+            "dlog_temperature is the gradient by the scale: by its logarithm, -scale times that.":
                 _wrong(temperature=lambda ds, c: (ds * c[3]).sum() / c[2]),
-            "That is the gradient by the temperature, not by its logarithm: multiply by it.":
+            "dlog_temperature is that by the temperature, not by its logarithm: multiply by it.":
                 _wrong(temperature=lambda ds, c: -(ds * c[3]).sum() * c[2]),
+            "dlog_temperature lacks the scale: use the logits, not the cosines.":
+                _wrong(temperature=lambda ds, c: -(ds * c[3]).sum() / c[2]),
             "dloss is missing: the loss may be weighed by what comes after it.": _without_dloss,
         },
     ),

@@ -36,25 +36,40 @@ def _adamw_inputs(rng):
     return params, gradients, state, rng.uniform(0.05, 0.1), config
 
 
-def _adamw(move, coupled=False, lag=0, keep=False):
-    """adamw with another move(p, mhat, shat, rate, decay, config), or other moments."""
+def _adamw(move, coupled=False, lag=0, keep=False, power=2, stored=None):
+    """adamw with another move(p, mhat, shat, rate, decay, config), or other moments, or with
+    stored(state, b1, b2) instead of what the state should hold."""
 
     def wrong(params, gradients, state, rate, config):
         step, b1, b2 = state["step"] + 1 - lag, config.beta1, config.beta2
         if coupled:  # the decay goes through the gradient
             gradients = tree_map(lambda g, p: g + _decay(p, config) * p, gradients, params)
         mean = tree_map(lambda m, g: b1 * m + (1 - b1) * g, state["mean"], gradients)
-        square = tree_map(lambda s, g: b2 * s + (1 - b2) * g * g, state["square"], gradients)
+        square = tree_map(lambda s, g: b2 * s + (1 - b2) * g**power, state["square"], gradients)
         used = (state["mean"], state["square"]) if keep else (mean, square)
 
         def moved(p, m, s):
             mhat, shat = m / (1 - b1**step), s / (1 - b2**step)
             return move(p, mhat, shat, rate, 0 if coupled else _decay(p, config), config)
 
-        new = tree_map(moved, params, *used)
-        return new, {"mean": mean, "square": square, "step": state["step"] + 1}
+        with np.errstate(invalid="ignore"):  # where the "squares" are negative
+            new = tree_map(moved, params, *used)
+        after = {"mean": mean, "square": square, "step": state["step"] + 1}
+        return new, stored(after, b1, b2) if stored else after
 
     return wrong
+
+
+def _old_step(state, b1, b2):
+    return state | {"step": state["step"] - 1}
+
+
+def _stored_corrected(state, b1, b2):
+    mean, square = (
+        tree_map(lambda x, b=b: x / (1 - b ** state["step"]), state[name])
+        for name, b in (("mean", b1), ("square", b2))
+    )
+    return state | {"mean": mean, "square": square}
 
 
 def _decay(p, config):
@@ -63,6 +78,10 @@ def _decay(p, config):
 
 def _right(p, m, s, rate, decay, c):
     return p - rate * (m / (np.sqrt(s) + c.epsilon) + decay * p)
+
+
+def _epsilon_inside(p, m, s, rate, decay, c):
+    return p - rate * (m / np.sqrt(s + c.epsilon) + decay * p)
 
 
 def _uncorrected(params, gradients, state, rate, config):
@@ -75,7 +94,7 @@ def _coca_inputs(rng):
     sizes = dict(image_size=8, patch_size=4, image_width=8, image_layers=1, image_hidden=12)
     sizes |= dict(text_width=8, text_hidden=12, image_heads=2, text_heads=2, pooler_heads=2)
     sizes |= dict(pooler="cascade", caption_queries=3, text_length=12, vocabulary=int(V) + 4)
-    weights = dict(contrastive_weight=rng.uniform(0.5, 1), caption_weight=rng.uniform(2, 3))
+    weights = dict(contrastive_weight=rng.uniform(0.5, 0.9), caption_weight=rng.uniform(2.1, 3))
     config = preset("tiny", **sizes, **weights)
     params = initialise(config, int(rng.integers(1000)), float)
     params["log_temperature"] = np.array(rng.uniform(-2, -1))
@@ -88,22 +107,27 @@ def _same(x):
     return x
 
 
-def _coca(unit=l2_normalise, targets=lambda t: t[:, 1:], temperature=_same, read=_same,
-          reads_memory=True, weights=None):  # fmt: skip
+def _ours(config):
+    return config.contrastive_weight, config.caption_weight
+
+
+def _coca(unit=("image", "text"), targets=lambda t: t[:, 1:], temperature=_same, read=_same,
+          reads_memory=True, weights=_ours, asked=slice(None, -1)):  # fmt: skip
     """coca with one of its steps put wrong."""
 
     def wrong(params, config, images, tokens):
         patches, _ = image_encoder(images, params["image"], config)
         contrast, memory, _ = pool(patches, params["pooler"], config)
         x, cls, _ = unimodal_decoder(read(tokens), params["text"], config)
-        image, text = unit(contrast)[0], unit(cls)[0]
+        image = l2_normalise(contrast)[0] if "image" in unit else contrast
+        text = l2_normalise(cls)[0] if "text" in unit else cls
         contrastive, _ = contrastive_loss(image, text, temperature(params["log_temperature"]))
         memory = memory if reads_memory else patches
-        length = tokens.shape[1] - 1
-        n, _ = multimodal_decoder(x[:, :length], memory, params["decoder"], config)
+        x = x[:, asked] if x.shape[1] == tokens.shape[1] else x
+        n, _ = multimodal_decoder(x, memory, params["decoder"], config)
         logits, _ = linear(n, params["decoder"]["head"])
         caption, _ = caption_loss(logits, targets(tokens))
-        a, b = weights or (config.contrastive_weight, config.caption_weight)
+        a, b = weights(config)
         outputs = {"loss": a * contrastive + b * caption, "contrastive": contrastive}
         return outputs | {"caption": caption, "image": image, "text": text, "logits": logits}
 
@@ -112,7 +136,7 @@ def _coca(unit=l2_normalise, targets=lambda t: t[:, 1:], temperature=_same, read
 
 EXERCISES = (
     Exercise(
-        "10a", 2, 20, "one step of AdamW", "minicoca.reference.optim:adamw",
+        "10a", 2, 15, "one step of AdamW", "minicoca.reference.optim:adamw",
         ("params", "state"), _adamw_inputs,
         'step = state["step"] + 1\n'
         "b1, b2 = config.beta1, config.beta2  # also: config.epsilon, config.weight_decay\n"
@@ -126,8 +150,16 @@ EXERCISES = (
         {
             "The means are not corrected for their start from 0: divide by 1 - beta**step.":
                 _uncorrected,
-            "The correction uses the number of the step before; this step counts.":
+            "The correction uses the number of the step before; n is that of this step, from 1.":
                 _adamw(_right, lag=1),
+            "The state keeps the old step; store the number of this step, from 1.":
+                _adamw(_right, stored=_old_step),
+            "The corrected means were stored; store m and s uncorrected.":
+                _adamw(_right, stored=_stored_corrected),
+            "s is the mean of g; it should be that of g squared.": _adamw(_right, power=1),
+            "epsilon stands inside the root; add it after the root.": _adamw(_epsilon_inside),
+            "The decay has the wrong sign: it should pull p towards 0.":
+                _adamw(lambda p, m, s, rate, decay, c: _right(p, m, s, rate, -decay, c)),
             "Vectors and numbers decay too; only matrices should (p.ndim >= 2).":
                 _adamw(lambda p, m, s, rate, decay, c: _right(p, m, s, rate, c.weight_decay, c)),
             "Nothing decays: decay times p belongs beside the divided mean, for matrices.":
@@ -144,15 +176,16 @@ EXERCISES = (
         imports="import numpy as np\n\nfrom minicoca.params import tree_map",
     ),
     Exercise(
-        "10b", 3, 40, "CoCa's forward, from its pieces", "minicoca.reference.model:coca",
+        "10b", 3, 30, "CoCa's forward, from its pieces", "minicoca.reference.model:coca",
         ("outputs",), _coca_inputs,
         "# the pieces; each returns its results and, last, a cache:\n"
-        '# image_encoder(images, params["image"], config)\n'
-        '# pool(tokens, params["pooler"], config)\n'
-        '# unimodal_decoder(ids, params["text"], config)\n'
-        '# multimodal_decoder(x, memory, params["decoder"], config)\n'
-        '# linear(n, params["decoder"]["head"])\n'
-        "# return a dict: loss, contrastive, caption, image, text, logits",
+        '# image_encoder(images, params["image"], config) -> tokens, cache\n'
+        '# pool(tokens, params["pooler"], config) -> contrast, memory, cache\n'
+        '# unimodal_decoder(ids, params["text"], config) -> tokens, CLS, cache\n'
+        '# multimodal_decoder(x, memory, params["decoder"], config) -> n, cache\n'
+        '# linear(n, params["decoder"]["head"]) -> logits, cache\n'
+        "# l2_normalise(x) -> x of length 1, cache; each loss -> loss, cache\n"
+        "# return the dict alone: loss, contrastive, caption, image, text, logits",
         (
             "pool gives (contrast [B, D], memory, cache), unimodal_decoder (token outputs, CLS, "
             "cache). The contrast and CLS become image and text by l2_normalise.",
@@ -165,14 +198,25 @@ EXERCISES = (
             "The labels are not shifted: the output at t should be compared with token t + 1.":
                 _coca(targets=lambda t: t[:, :-1]),
             "image and text do not have length 1: l2_normalise them.":
-                _coca(unit=lambda x: (x, None)),
+                _coca(unit=()),
+            "image is not of length 1: l2_normalise the pooled contrast.": _coca(unit=("text",)),
+            "text is not of length 1: l2_normalise CLS.": _coca(unit=("image",)),
+            "The first token was left out of the decoder, not the last.":
+                _coca(asked=slice(1, None)),
             "The temperature was made of its logarithm too early; the loss does that itself.":
                 _coca(temperature=np.exp),
             "The unimodal half lost the last token; only the multimodal half leaves it out.":
                 _coca(read=lambda t: t[:, :-1]),
             "The decoder reads the encoder's tokens; it should read the pooled memory.":
                 _coca(reads_memory=False),
-            "The losses are added without the weights of the config.": _coca(weights=(1, 1)),
+            "The losses are added without the weights of the config.":
+                _coca(weights=lambda config: (1, 1)),
+            "The weights 1 and 2 are the paper's; take those of the config.":
+                _coca(weights=lambda config: (1, 2)),
+            "caption_weight is not always 2; take that of the config.":
+                _coca(weights=lambda config: (config.contrastive_weight, 2)),
+            "contrastive_weight is missing; it is not always 1.":
+                _coca(weights=lambda config: (1, config.caption_weight)),
         },
         imports=PIECES,
     ),

@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import source
 from ..exercise import KERNEL_IMPORTS, Exercise, distinct
 from ..launch import empty, launch_piece, stored, tensor
 
@@ -18,6 +19,7 @@ def _mask_driver(out_ptr, first_t, first_s, T, end, CAUSAL: tl.constexpr, BLOCK_
 
 
 def _mask_launch(piece, first_t, first_s, T, end, block_t, block_s):
+    source.compares_tiles(piece)
     full, causal = empty(block_t, block_s), empty(block_t, block_s)
     for out, flag in ((full, False), (causal, True)):
         sizes = {"CAUSAL": flag, "BLOCK_T": block_t, "BLOCK_S": block_s}
@@ -66,6 +68,8 @@ def _tile_driver(x_ptr, tile_ptr, kind_ptr, first, row_stride, row_count, column
 
 
 def _tile_launch(piece, memory, first, row_stride, row_count, column_count, rows, columns):
+    source.compares_tiles(piece)
+    source.masks_loads(piece)
     tiles, kinds = [], []
     for upcast in (False, True):
         tile, kind = empty(rows, columns), empty(1)
@@ -93,7 +97,13 @@ def _tile(memory, first, row_stride, row_count, column_count, rows, columns, **c
     row, column = change.get("strides", (row_stride, 1))
     inside = (r < row_count) & (c < column_count)
     tile = np.where(change.get("inside", inside), memory[r * row + c * column], 0).astype(float)
-    return tile, tile, np.array([0, 1] if change.get("upcast", True) else [0, 0])
+    return tile, tile, np.array(change.get("kinds", (0, 1)))
+
+
+def _mask_past_alone(first_t, first_s, T, end, block_t, block_s):
+    full, _ = _mask(first_t, first_s, T, end, block_t, block_s)
+    t, s = first_t + np.arange(block_t)[:, None], first_s + np.arange(block_s)[None, :]
+    return full, (s <= t).astype(float)
 
 
 def _tile_packed(memory, first, row_stride, row_count, column_count, rows, columns):
@@ -130,7 +140,7 @@ def load_tile(ptr, rows, columns, row_stride, row_count, column_count, UPCAST: t
 
 EXERCISES = (
     Exercise(
-        "11a", 1, 15, "which scores of a tile are real", "minicoca.kernels.softmax:score_mask",
+        "11a", 1, 10, "which scores of a tile are real", "minicoca.kernels.softmax:score_mask",
         ("mask", "causal mask"), _mask_inputs, "",
         (
             "t[:, None] is a column and s[None, :] a row: comparing them gives a tile.",
@@ -148,12 +158,14 @@ EXERCISES = (
                 _mask_mistake(lambda t, s, T, end: {"keys": s >= 0}),
             "Key `end` is one too many: the first `end` keys are 0 to end - 1.":
                 _mask_mistake(lambda t, s, T, end: {"keys": s <= end}),
+            "CAUSAL adds a third comparison to the first two; it does not replace them.":
+                _mask_past_alone,
             "The causal flag was not used.": _mask_mistake(lambda t, s, T, end: {"past": s >= 0}),
         },
         launch=_mask_launch, file=MASK_FILE, imports=KERNEL_IMPORTS,
     ),
     Exercise(
-        "11b", 2, 20, "load a tile from memory", "minicoca.kernels.softmax:load_tile",
+        "11b", 2, 15, "load a tile from memory", "minicoca.kernels.softmax:load_tile",
         ("tile", "upcast tile", "is float32"), _tile_inputs, "",
         (
             "Number (r, c) lies at ptr + r * row_stride + c: make a tile of these addresses with "
@@ -169,7 +181,9 @@ EXERCISES = (
             "Columns from column_count on were read: they belong to somebody else.":
                 _tile_all_columns,
             "UPCAST was not used: the tile must then be float32.":
-                lambda *arguments: _tile(*arguments, upcast=False),
+                lambda *arguments: _tile(*arguments, kinds=(0, 0)),
+            "Without UPCAST the tile must keep the memory's type.":
+                lambda *arguments: _tile(*arguments, kinds=(1, 1)),
         },
         launch=_tile_launch, file=TILE_FILE, imports=KERNEL_IMPORTS,
     ),

@@ -6,7 +6,8 @@ import triton.language as tl
 
 from minicoca.reference.attention import attention, causal_mask
 
-from ..exercise import KERNEL_IMPORTS, Exercise, distinct
+from .. import source
+from ..exercise import KERNEL_IMPORTS, Exercise
 from ..launch import empty, launch, launch_piece, stored, tensor
 
 LOG2E = np.log2(np.e)
@@ -34,24 +35,25 @@ def _online_launch(piece, scores, peak, total):
 
 
 def _online_inputs(rng):
-    T, S = (2 ** int(n) for n in distinct(rng, 2, 2, 3))
+    """Rows that have seen nothing (2), see nothing (3), or both (0); peaks that rise and stay."""
+    T, S = (int(n) for n in rng.permutation([8, 16]))
     scores = rng.standard_normal((T, S)) * 4
-    scores[0] = -np.inf
-    scores[1, 1:] = -np.inf
     peak = rng.standard_normal(T) * 4
-    peak[2] = -np.inf
-    if rng.random() < 0.5:
-        peak[0] = -np.inf  # has seen nothing so far, and sees nothing now
+    scores[0] = scores[3] = scores[1, 1:] = -np.inf
+    peak[0] = peak[2] = -np.inf
+    step = rng.uniform(0.5, 2, 2)
+    peak[1], peak[4] = scores[1, 0] - step[0], scores[4].max() + step[1]
     total = np.where(np.isfinite(peak), rng.random(T) + 1, 0)
     return tuple(x.astype(np.float32) for x in (scores, peak, total))
 
 
 def _online(scores, peak, total, **change):
     new = change.get("new", np.maximum(peak, scores.max(1)))
-    shift = np.where(np.isfinite(new), new, 0)
-    weights = np.exp2(scores - shift[:, None])
-    factor = np.exp2(peak - shift)
-    return weights, new, total * factor + weights.sum(1), factor
+    shift = new if change.get("naive") else np.where(np.isfinite(new), new, 0)
+    with np.errstate(all="ignore"):
+        weights = np.exp2(scores - shift[:, None])
+        factor = np.exp2(shift - peak if change.get("turned") else peak - shift)
+        return weights, new, total * factor + weights.sum(1), factor
 
 
 def _online_by_e(scores, peak, total):
@@ -67,8 +69,7 @@ def _online_without_factor(scores, peak, total):
 
 
 def _online_own_peak(scores, peak, total):
-    with np.errstate(all="ignore"):
-        return _online(scores, peak, total, new=scores.max(1))
+    return _online(scores, peak, total, new=scores.max(1))
 
 
 ONLINE_FILE = '''@triton.jit
@@ -77,19 +78,20 @@ def online_softmax(scores, peak, total):
 
     peak [T]: the largest score so far, -inf at first. total [T]: the sum of 2^(score - peak) so
     far. Returns (weights [T, S] = 2^(scores - new peak), new peak [T], new total [T], factor [T]:
-    what everything summed before must be multiplied by). No NaN, even for rows of -inf alone.
+    what everything summed before must be multiplied by, 0 where the old peak is -inf). No NaN, even
+    for rows of -inf alone.
     """
     raise NotImplementedError
 '''
 
-BLOCK, K = 16, 16
+BLOCK, K = 16, 32  # K is another size: a factor [T] must not fit acc [T, K] by chance
 
 
 def _forward_inputs(rng):
-    """More keys than queries; neither a multiple of the tile."""
-    H, T, S = 2, int(rng.integers(17, 31)), int(rng.integers(33, 47))
+    """More keys than queries, neither a multiple of the tile; more heads than tiles of queries."""
+    H, T, S = 3, int(rng.integers(17, 31)), int(rng.integers(33, 47))
     q, k, v = (rng.standard_normal((H, n, K)).astype(np.float32) for n in (T, S, S))
-    return 3 * q, k, v, float(rng.uniform(0.15, 0.25))
+    return q / 2, k, v, float(rng.uniform(0.5, 0.7))
 
 
 def _causal_too(attend):
@@ -103,6 +105,9 @@ def _causal_too(attend):
 
 
 def _forward_launch(kernel, q, k, v, scale):
+    source.keeps_digits(kernel)
+    source.starts_as_tiles(kernel)
+
     def attend(q, k, v, scale, causal):
         (H, T, _), S = q.shape, k.shape[1]
         o, lse = empty(H, T, K), empty(H, T)
@@ -114,15 +119,15 @@ def _forward_launch(kernel, q, k, v, scale):
 
 
 def _attend(q, k, v, scale, causal, factors=("acc", "total"), seen=lambda t, s: s <= t, pad=False,
-            divide=True, base=np.e, unit=1.0):  # fmt: skip
+            divide=True, base=np.e, unit=1.0, end=None):  # fmt: skip
     """Attention over tiles of keys, with whatever a mistake changes."""
     (H, T, _), S = q.shape, k.shape[1]
     more = ((0, 0), (0, -S % BLOCK), (0, 0))
     k, v = np.pad(k, more).astype(float), np.pad(v, more).astype(float)
     peak, total, acc = np.full((H, T, 1), -np.inf), np.zeros((H, T, 1)), np.zeros((H, T, K))
-    for first in range(0, S, BLOCK):
+    for first in range(0, end or S, BLOCK):
         s, t = first + np.arange(BLOCK), np.arange(T)[:, None]
-        real = (s[None, :] < S) | (pad and not causal)
+        real = (s[None, :] < S) | pad
         real = real & (seen(t, s[None, :]) | (not causal))
         scores = np.where(real, q @ k[:, s].transpose(0, 2, 1) * scale, -np.inf)
         new = np.maximum(peak, scores.max(-1, keepdims=True))
@@ -151,9 +156,24 @@ def _wrong_forward(**change):
     return _causal_too(lambda *arguments: _attend(*arguments, **change))
 
 
-def _first_head(q, k, v, scale, causal):
-    o, lse = _attend(q, k, v, scale, causal)
-    return np.stack([o[0]] * len(o)), np.stack([lse[0]] * len(o))
+def _heads(o=(0, 1, 2), lse=(0, 1, 2)):
+    """What stands in the places of the heads: the numbers of others, or nothing (None)."""
+
+    def at(x, heads):
+        return np.stack([x[0] * np.nan if h is None else x[h] for h in heads])
+
+    def attend(*arguments):
+        found = _attend(*arguments)
+        return at(found[0], o), at(found[1], lse)
+
+    return _causal_too(attend)
+
+
+def _keys_moved_by_t(q, k, v, scale, causal):
+    """Head h of k and v begins h * T rows after the first, not h * S."""
+    (H, T, _), S = q.shape, k.shape[1]
+    rows = np.arange(H)[:, None] * T + np.arange(S)
+    return _attend(q, k.reshape(-1, K)[rows], v.reshape(-1, K)[rows], scale, causal)
 
 
 FORWARD_FILE = '''@triton.jit
@@ -174,7 +194,6 @@ def attention_forward_kernel(
 PIECES = """
 
 from minicoca.kernels.softmax import (  # noqa: F401
-    LN2,
     LOG2E,
     load_tile,
     log_sum_exp,
@@ -197,6 +216,10 @@ EXERCISES = (
             "exp instead of exp2: the scores are in base 2.": _online_by_e,
             "total was not multiplied by the factor before adding to it.": _online_without_factor,
             "The new peak must be the larger of the old one and this tile's.": _online_own_peak,
+            "A row of -inf alone: -inf - (-inf) is NaN. Shift by 0 there.":
+                lambda *arguments: _online(*arguments, naive=True),
+            "The factor is turned around: it is 2^(old peak - new peak), 1 at most.":
+                lambda *arguments: _online(*arguments, turned=True),
         },
         launch=_online_launch, file=ONLINE_FILE, imports=KERNEL_IMPORTS,
     ),
@@ -220,14 +243,30 @@ EXERCISES = (
                 _wrong_forward(factors=("total",)),
             "total was not multiplied by the factor when the peak rose.":
                 _wrong_forward(factors=("acc",)),
+            "Neither scale nor log2 e reached the scores: multiply them by scale * LOG2E.":
+                lambda q, k, v, scale: _wrong_forward(base=2.0)(q, k, v, 1.0),
             "Keys from S on have scores of 0, not of -inf: mask them.": _wrong_forward(pad=True),
+            "No score was masked: those outside of score_mask must be -inf.":
+                _wrong_forward(pad=True, seen=lambda t, s: s >= 0),
+            "Only the first tile of keys was used: go through all S keys.":
+                _wrong_forward(end=BLOCK),
             "acc was not divided by total at the end.": _wrong_forward(divide=False),
             "CAUSAL was not used.": _wrong_forward(seen=lambda t, s: s >= 0),
             "A query may see itself: the causal comparison must allow s == t.":
                 _wrong_forward(seen=lambda t, s: s < t),
             "lse is in base 2: multiply it by ln 2.": _wrong_forward(unit=LOG2E),
-            "Every head is computed as head 0: move the pointers by the head.":
-                _causal_too(_first_head),
+            "Every head is computed as head 0: move q_ptr, k_ptr and v_ptr by the head.":
+                _heads((0, 0, 0), (0, 0, 0)),
+            "Every program read and wrote head 0: move all pointers by the head.":
+                _heads((0, None, None), (0, None, None)),
+            "The heads wrote over each other: move o_ptr and lse_ptr by the head.":
+                _heads((2, None, None), (2, None, None)),
+            "The heads' lse were written over each other: move lse_ptr by h * T.":
+                _heads(lse=(2, None, None)),
+            "A head of k and v has S rows: move their pointers by h * S * K.":
+                _causal_too(_keys_moved_by_t),
+            "The programs are exchanged: program_id(0) is the tile of queries, program_id(1) the "
+            "head.": _heads((0, 1, None), (0, 1, None)),
         },
         launch=_forward_launch, expected=_causal_too(_reference), file=FORWARD_FILE,
         imports=KERNEL_IMPORTS + PIECES, close=1e-5,

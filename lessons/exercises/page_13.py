@@ -6,11 +6,12 @@ import triton.language as tl
 
 from minicoca.reference.attention import attention, attention_backward, causal_mask
 
+from .. import source
 from ..exercise import KERNEL_IMPORTS, Exercise
 from ..launch import empty, launch, launch_piece, stored, tensor
 
 LOG2E = np.log2(np.e)
-BLOCK, K = 16, 16
+BLOCK, K = 16, 32
 
 
 @triton.jit
@@ -26,6 +27,7 @@ def _probabilities_driver(q_ptr, k_ptr, lse2_ptr, p_ptr, first_s, T, end, scale,
 
 
 def _probabilities_launch(piece, q, k, lse2, first_s, T, end, scale):
+    source.keeps_digits(piece)
     outputs = []
     for causal in (False, True):
         p = empty(len(q), len(k))
@@ -39,22 +41,30 @@ def _probabilities_launch(piece, q, k, lse2, first_s, T, end, scale):
 
 
 def _probabilities_inputs(rng):
-    """The second tile of keys of a head; padded queries have lse2 = +inf, as load_lse2 gives."""
+    """The second tile of keys of a head; padded queries have lse2 = +inf, as load_lse2 gives.
+
+    What lies behind the last key would overflow exp2.
+    """
     block_t, block_s = 32, 16
     q, k = (rng.standard_normal((n, K)).astype(np.float32) for n in (block_t, block_s))
     T, first_s, scale = int(rng.integers(24, 30)), 8, float(rng.uniform(0.2, 0.3))
-    lse2 = np.log2(np.exp(q @ k.T * scale).sum(1)) + rng.random(block_t)  # the first tile's share
+    count = int(rng.integers(10, 15))  # of real keys
+    q[:, 0] = rng.uniform(1, 2, block_t)
+    lse2 = np.log2(np.exp(q @ k[:count].T * scale).sum(1)) + rng.random(block_t)  # first tile too
+    k[count:, 0] = 3000
     lse2 = np.where(np.arange(block_t) < T, lse2, np.inf).astype(np.float32)
-    return q, k, lse2, first_s, T, first_s + int(rng.integers(10, 15)), scale
+    return q, k, lse2, first_s, T, first_s + count, scale
 
 
 def _probabilities(q, k, lse2, first_s, T, end, scale, factor=None, unit=LOG2E, base=2.0,
-                   pad=False, past=None):  # fmt: skip
+                   pad=False, past=None, times=False):  # fmt: skip
     t, s = np.arange(len(q))[:, None], first_s + np.arange(len(k))[None, :]
     scores = q.astype(float) @ k.T.astype(float) * (factor or scale) * unit
-    p = base ** (scores - lse2[:, None].astype(float))
-    p = np.where((t < T) & (pad | (s < end)), p, 0)
-    return p, p * (s <= t if past is None else past)
+    with np.errstate(over="ignore", invalid="ignore"):
+        p = (base ** (scores - lse2[:, None].astype(float))).astype(np.float32)
+        real = (t < T) & (pad | (s < end))
+        seen = real & ((s <= t) if past is None else past)
+        return (p * real, p * seen) if times else (np.where(real, p, 0), np.where(seen, p, 0))
 
 
 def _probabilities_mistake(**change):
@@ -72,18 +82,19 @@ def probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL: tl.constexpr, WIDE: t
     """P [BLOCK_T, BLOCK_S] again: what the forward's softmax was for these queries and keys.
 
     q: tile [BLOCK_T, K]; k: tile [BLOCK_S, K]; lse2 [BLOCK_T]: the rows' log-sum-exp in base 2.
-    t, s, T, end, CAUSAL: as in score_mask. Masked scores have P = 0 exactly.
-    Products: tl.dot(a, b, input_precision=PRECISION, out_dtype=WIDE).
+    t, s, T, end, CAUSAL: as in score_mask. Masked scores, however large, have P = 0 exactly.
+    Products: tl.dot(a, b, input_precision=PRECISION, out_dtype=WIDE). WIDE is the type to compute
+    in (tl.float32 here), PRECISION how the factors are rounded ("ieee" here: not at all).
     """
     raise NotImplementedError
 '''
 
 
 def _backward_inputs(rng):
-    H, T, S = 2, int(rng.integers(17, 31)), int(rng.integers(33, 47))
+    H, T, S = 3, int(rng.integers(17, 31)), int(rng.integers(33, 47))
     q, do = (rng.standard_normal((H, T, K)).astype(np.float32) for _ in range(2))
     k, v = (rng.standard_normal((H, S, K)).astype(np.float32) for _ in range(2))
-    return q, k, v, do, float(rng.uniform(0.3, 0.4))
+    return q, k, v, do, float(rng.uniform(0.2, 0.3))
 
 
 def _forward(q, k, v, scale, causal):
@@ -104,7 +115,7 @@ def _causal_too(backward):
     return both
 
 
-def _reference(q, k, v, do, scale, causal):
+def _backward_of(q, k, v, do, scale, causal):
     *_, cache = _forward(q, k, v, scale, causal)
     grads = attention_backward(do.astype(float).transpose(1, 0, 2)[None], cache)
     dq, dk, dv = (x[0].transpose(1, 0, 2) for x in grads)
@@ -112,6 +123,9 @@ def _reference(q, k, v, do, scale, causal):
 
 
 def _backward_launch(kernel, q, k, v, do, scale):
+    source.keeps_digits(kernel)
+    source.starts_as_tiles(kernel)
+
     def backward(q, k, v, do, scale, causal):
         (H, T, _), S = q.shape, k.shape[1]
         o, lse, _, _ = _forward(q, k, v, scale, causal)
@@ -130,11 +144,11 @@ def _backward_mistake(change):
         o, lse, p, _ = _forward(q, k, v, scale, causal)
         x = {"q": q, "k": k, "v": v, "do": do, "o": o, "lse": lse, "p": p, "scale": scale}
         x["delta"] = (do * o).sum(-1, keepdims=True)
-        x |= {key: y for key, y in change(x).items() if key in ("p", "delta")}
-        x["dp"] = do @ v.transpose(0, 2, 1)
+        x |= {key: y for key, y in change(x).items() if key in ("k", "v", "p", "delta")}
+        x["dp"] = do @ x["v"].transpose(0, 2, 1)
         x["ds"] = x["p"] * (x["dp"] - x["delta"]) * scale
         x |= {key: y for key, y in change(x).items() if key == "ds"}
-        x["dq"], x["dk"] = x["ds"] @ k, x["ds"].transpose(0, 2, 1) @ q
+        x["dq"], x["dk"] = x["ds"] @ x["k"], x["ds"].transpose(0, 2, 1) @ q
         x["dv"] = x["p"].transpose(0, 2, 1) @ do
         x |= {key: y for key, y in change(x).items() if key in ("dq", "dk", "dv")}
         return x["dq"], x["dk"], x["dv"]
@@ -157,6 +171,54 @@ def _last_tile(x):
         return {}
     start = (x["k"].shape[1] - 1) // BLOCK * BLOCK
     return {"dq": x["ds"][..., start:] @ x["k"][:, start:]}
+
+
+def _first_lse(x):
+    return {"p": x["p"] * np.exp(x["lse"] - x["lse"][:1])[..., None]}
+
+
+def _delta_of_tiles(x):
+    if "dp" not in x:
+        return {}
+    starts = np.arange(0, x["k"].shape[1], BLOCK)
+    sums = np.add.reduceat(x["p"] * x["dp"], starts, axis=-1)
+    delta = np.repeat(sums, BLOCK, axis=-1)[..., : x["k"].shape[1]]
+    return {"ds": x["p"] * (x["dp"] - delta) * x["scale"]}
+
+
+def _rows_by_t(x):
+    """Where the rows of a head of k lie if its pointer moves by T rows, not by S."""
+    return np.arange(len(x["q"]))[:, None] * x["q"].shape[1] + np.arange(x["k"].shape[1])
+
+
+def _keys_moved_by_t(x):
+    if "p" not in x or "dp" in x:
+        return {}
+    k, v = (x[name].reshape(-1, K)[_rows_by_t(x)] for name in ("k", "v"))
+    scores = x["q"].astype(float) @ k.transpose(0, 2, 1) * x["scale"]
+    return {"k": k, "v": v, "p": np.exp(scores - x["lse"][..., None]) * (x["p"] != 0)}
+
+
+def _keys_and_grads_moved_by_t(x):
+    if "ds" not in x:
+        return _keys_moved_by_t(x)
+    found = {}
+    for name in ("dk", "dv") if "dk" in x else ():
+        found[name] = np.full(x[name].shape, np.nan)
+        for rows, head in zip(_rows_by_t(x), x[name], strict=True):
+            found[name].reshape(-1, K)[rows] = head
+    return found
+
+
+def _heads(heads):
+    """What stands in the places of the heads: the gradients of others, or nothing (None)."""
+
+    def backward(*arguments):
+        found = _backward_of(*arguments)
+        at = lambda x: np.stack([x[0] * np.nan if h is None else x[h] for h in heads])  # noqa: E731
+        return tuple(map(at, found))
+
+    return _causal_too(backward)
 
 
 def _of_ds(find):
@@ -189,8 +251,8 @@ EXERCISES = (
         (
             "p = exp(score - lse) needs no maximum and no sum: both are in lse. In base 2 the "
             "score is q k' * (scale * log2 e), and lse2 is given in base 2 already.",
-            "tl.exp2(scores - lse2[:, None]), then tl.where with score_mask(t, s, T, end, CAUSAL): "
-            "mask after exp2, so that no masked score can leave an inf or NaN.",
+            "tl.exp2(scores - lse2[:, None]), and 0 by tl.where outside of score_mask(t, s, T, end, "
+            "CAUSAL): a product with the mask would make NaN of a masked inf.",
         ),
         {
             "The scores are not multiplied by scale.":
@@ -201,6 +263,9 @@ EXERCISES = (
                 _probabilities_mistake(base=np.e),
             "Do not divide by the tile's own sum: the other tiles' keys are in lse2.": _own_softmax,
             "CAUSAL was not used.": _probabilities_mistake(past=True),
+            "0 times infinity is NaN: choose with tl.where.": _probabilities_mistake(times=True),
+            "Nothing is masked: P is 0 wherever score_mask is False.":
+                _probabilities_mistake(pad=True, past=True),
             "Keys from `end` on are padding: their P is 0.":
                 _probabilities_mistake(pad=True),
         },
@@ -209,7 +274,7 @@ EXERCISES = (
         "# noqa: F401", close=1e-5,
     ),
     Exercise(
-        "13b", 3, 60, "a whole attention backward",
+        "13b", 3, 50, "a whole attention backward",
         "minicoca.kernels.attention:attention_bwd_short_kernel",
         ("dq", "dk", "dv", "dq causal", "dk causal", "dv causal"), _backward_inputs, "",
         (
@@ -225,6 +290,24 @@ EXERCISES = (
                 _backward_mistake(lambda x: {"delta": 0.0}),
             "scale is missing from ds: the scores were multiplied by it, so is their gradient.":
                 _backward_mistake(_of_ds(lambda x: {"ds": x["ds"] / x["scale"]})),
+            "scale is in dq twice: ds has it already.":
+                _backward_mistake(_of_ds(lambda x: {"dq": x["ds"] @ x["k"] * x["scale"]})),
+            "scale is in dq and dk twice: once in ds is enough.":
+                _backward_mistake(_of_ds(lambda x: {"ds": x["ds"] * x["scale"]})),
+            "delta is the sum over the whole row: take do * o.":
+                _backward_mistake(_delta_of_tiles),
+            "lse_ptr is not moved by the head: lse is [H, T], so by h * T.":
+                _backward_mistake(_first_lse),
+            "Every head is computed as head 0: move the pointers that are read by the head.":
+                _heads((0, 0, 0)),
+            "Every program read and wrote head 0: move all pointers by the head.":
+                _heads((0, None, None)),
+            "The heads wrote over each other: move dq_ptr, dk_ptr and dv_ptr by the head.":
+                _heads((2, None, None)),
+            "A head of k and v has S rows: move their pointers by h * S * K.":
+                _backward_mistake(_keys_moved_by_t),
+            "A head of k, v, dk and dv has S rows: move their pointers by h * S * K.":
+                _backward_mistake(_keys_and_grads_moved_by_t),
             "dq has only the last tile of keys: add up over the tiles.":
                 _backward_mistake(_last_tile),
             "CAUSAL was not used.": _backward_mistake(_no_mask),
@@ -234,7 +317,7 @@ EXERCISES = (
                 _backward_mistake(_of_ds(
                     lambda x: {"dv": x["ds"].transpose(0, 2, 1) @ x["do"]})),
         },
-        launch=_backward_launch, expected=_causal_too(_reference), file=BACKWARD_FILE,
+        launch=_backward_launch, expected=_causal_too(_backward_of), file=BACKWARD_FILE,
         imports=KERNEL_IMPORTS + PIECES, close=1e-5,
     ),
 )  # fmt: skip

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minicoca.kernels.info_nce import info_nce_gradients, info_nce_statistics, pull_of
 
-from ..exercise import Exercise, distinct
+from ..exercise import Exercise, distinct, values
 
 ROWS = 4  # of logits at a time, in 15b
 TORCH = "import torch  # noqa: F401"
@@ -19,12 +19,13 @@ without its own pair, and the pair's own logit. Right also where they are 45 or 
 GRADIENTS_FILE = '''ROWS = 4  # images at a time: no array may be as large as B x B
 
 
-def info_nce_gradients(image, text, scale, row, column, pull):
+def info_nce_gradients(image, text, scale, row_lse, column_lse, pull):
     """(dimage [B, E], dtext [B, E], dscale) of the sum of all row and column losses; torch.
 
-    image, text: [B, E]; scale: a tensor of no axes; s = scale image text'. row, column: [B], each
-    LSE with its own pair in it. pull: [B], what the loss gains by s_ii. dscale: only what comes
-    through logits of two that are no pair; whoever calls adds the rest. No factor 1 / 2B here.
+    image, text: [B, E]; scale: a tensor of no axes; s = scale image text'. row_lse, column_lse:
+    [B], the page's R and C: each LSE with its own pair in it. pull: [B], what the loss gains by
+    s_ii. dscale: (sum of G s) / scale only; the caller adds the pairs' share, sum of pull d /
+    scale. No factor 1 / 2B here.
     """
     raise NotImplementedError
 '''
@@ -88,37 +89,50 @@ def _pairs(rng):
 def _watched(function, *arguments):
     with Watch() as watch:
         found = function(*arguments)
-    if found is None or found is Ellipsis:
-        return None
-    return *found, float(watch.largest >= len(arguments[0]) ** 2)
+    B = len(arguments[0])
+    return *values(found, "dimage", "dtext", "dscale"), B if watch.largest >= B * B else ROWS
 
 
 def _expected(*arguments):
-    return *info_nce_gradients(*arguments), 0.0
+    return *info_nce_gradients(*arguments), ROWS
 
 
-def _gradients(pairs=False, columns=True, pulled=True, turned=True, scaled=True, last=False,
-               halved=True, whole=0.0):  # fmt: skip
+def _within_slices(g):
+    """The first places of each slice put to 0, as if every slice began at column 0."""
+    g[torch.arange(len(g)), torch.arange(len(g)) % ROWS] = 0
+
+
+def _gradients(clear=lambda g: g.diagonal().zero_(), columns=True, rowwise=False, twice=False,
+               pulls=("image", "text"), pull_scale=None, turned=True, scaled=True, last=False,
+               halved=True, share=False, whole=False):  # fmt: skip
     """A wrong answer: the right formula with a part of it changed."""
 
     def wrong(image, text, scale, row, column, pull):
         s = scale * image @ text.T
-        g = torch.exp(s - row[:, None]) + columns * torch.exp(s - column)
-        if not pairs:
-            g.diagonal().zero_()
-        own = pulled * pull[:, None]
+        d = s.diagonal().clone()
+        if twice:
+            row, column = torch.logaddexp(row, d), torch.logaddexp(column, d)
+        g = torch.exp(s - row[:, None])
+        if columns:
+            g = g + torch.exp(s - (column[:, None] if rowwise else column))
+        clear(g)
         rows = slice((len(image) - 1) // ROWS * ROWS if last else 0, None)
-        dimage, dtext = g @ text + own * text, (g[rows].T if turned else g) @ image[rows]
-        dtext[rows] += own[rows] * image[rows]
         factor = scale if scaled else 1
-        return factor * dimage, factor * dtext, (g * s).sum() / (scale if halved else 1), whole
+        own = {side: factor * pull[:, None] * (side in pulls) for side in ("image", "text")}
+        for side in pull_scale or ():
+            own[side] = pull[:, None]
+        dimage = factor * (g @ text) + own["image"] * text
+        dtext = factor * ((g[rows].T if turned else g) @ image[rows])
+        dtext[rows] += own["text"][rows] * image[rows]
+        dscale = (g * s).sum() / (scale if halved else 1) + share * torch.dot(pull, d) / scale
+        return dimage, dtext, dscale, len(image) if whole else ROWS
 
     return wrong
 
 
 EXERCISES = (
     Exercise(
-        "15a", 2, 20, "the loss from its three vectors", "minicoca.kernels.info_nce:loss_of",
+        "15a", 2, 10, "the loss from its three vectors", "minicoca.kernels.info_nce:loss_of",
         ("loss of an ordinary batch", "loss of a learned batch", "loss of a hopeless batch"),
         _vectors, LOSS_BODY,
         (
@@ -133,10 +147,12 @@ EXERCISES = (
                 _loss(lambda r, d: torch.log(1 + torch.exp(r - d))),
             "log1p(exp(x)) keeps small losses but overflows above 88: take max(x, 0) out first.":
                 _loss(lambda r, d: torch.log1p(torch.exp(r - d))),
-            "LSE minus diagonal cancels where pairs are learned: use softplus(LSE - diagonal).":
+            "LSE minus diagonal cancels where pairs are learned: softplus(LSE of the others - d).":
                 _loss(lambda r, d: torch.logaddexp(r, d) - d),
             "The LSEs leave the pair out, so the loss is not their difference from it: softplus.":
                 _loss(lambda r, d: r - d),
+            "The sign: what counts against a pair is the others. softplus(r - d), not d - r.":
+                _loss(lambda r, d: F.softplus(d - r)),
             "The mean over both directions is missing: half of their sum.":
                 _loss(lambda r, d: 2 * _right(r, d)),
             "The sum over pairs was taken; it should be the mean.":
@@ -151,22 +167,34 @@ EXERCISES = (
     Exercise(
         "15b", 3, 40, "the gradients, a few rows of logits at a time",
         "minicoca.kernels.info_nce:info_nce_gradients",
-        ("dimage", "dtext", "dscale", "arrays of B x B"), _pairs, "",
+        ("dimage", "dtext", "dscale", "rows of logits at a time"), _pairs, "",
         (
             "For each slice of ROWS images: their logits [ROWS, B], from them G, and from G all "
             "that these images have to say.",
-            "G is exp(s - row) + exp(s - column), and 0 where image and text are a pair: in the "
-            "slice from `first` on, G.diagonal(first) is that place.",
-            "dimage[rows] = scale (G text + pull image's own text); dtext += G' image[rows], and "
-            "dtext[rows] += pull image[rows]; dscale += (G s).sum() / scale.",
+            "G is exp(s - row_lse) + exp(s - column_lse), and 0 where image and text are a pair: "
+            "in the slice from `first` on, G.diagonal(first) is that place.",
+            "dimage[rows] = scale (G text + pull text[rows]); dtext += scale G' image[rows], and "
+            "dtext[rows] += scale pull image[rows]; dscale += (G s).sum() / scale.",
         ),
         {
             "The pairs are still in G: its diagonal must be 0, pull stands for it.":
-                _gradients(pairs=True),
-            "G holds the rows' probabilities only: add exp(s - column).":
+                _gradients(clear=lambda g: None),
+            "The pair of row i in a slice is column first + i, not column i.":
+                _gradients(clear=_within_slices),
+            "G holds the rows' probabilities only: add exp(s - column_lse).":
                 _gradients(columns=False),
+            "Each column has its own LSE: exp(s - column_lse), not column_lse[rows, None].":
+                _gradients(rowwise=True),
+            "row_lse and column_lse hold the pair already: no second logaddexp with d.":
+                _gradients(twice=True),
             "pull is left out: through its own logit image i is drawn to text i.":
-                _gradients(pulled=False),
+                _gradients(pulls=()),
+            "dtext lacks pull: text i is drawn to image i as image i is to text i.":
+                _gradients(pulls=("image",)),
+            "pull needs the factor scale too: s_ii is scale times the product.":
+                _gradients(pull_scale=("image", "text")),
+            "In dtext pull needs the factor scale too, as it has in dimage.":
+                _gradients(pull_scale=("text",)),
             "dtext needs G transposed: a text meets the images of its column.":
                 _gradients(turned=False),
             "scale is missing in dimage and dtext: s is scale times the product.":
@@ -174,8 +202,10 @@ EXERCISES = (
             "dtext holds the last slice's share only: add the slices up.": _gradients(last=True),
             "dscale is not divided by scale: s holds the scale, its derivative does not.":
                 _gradients(halved=False),
+            "dscale holds the pairs' share, sum of pull d / scale: the caller adds that.":
+                _gradients(share=True),
             "All is right but an array of B x B was made: take ROWS images at a time.":
-                _gradients(whole=1.0),
+                _gradients(whole=True),
         },
         launch=_watched, expected=_expected, file=GRADIENTS_FILE, imports=TORCH,
     ),

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..exercise import KERNEL_IMPORTS, Exercise, distinct
+from ..exercise import KERNEL_IMPORTS, Exercise, distinct, values
 from ..launch import empty, launch_piece, stored, tensor
 
 FLOOR = 0.1
@@ -70,6 +70,10 @@ def _cut(bits):
     return bits & 0xFFFF0000
 
 
+def _right(x):
+    return _bits(lambda bits: _cut(bits + 0x7FFF + ((bits >> 16) & 1)))(x)
+
+
 def _error_inputs(rng):
     """An ordinary pair of tensors and one whose `want` is nearly nothing."""
     cases = []
@@ -85,31 +89,46 @@ def _error_inputs(rng):
 
 
 def _error_launch(function, cases):
-    found = [function(*case) for case in cases]
-    return None if found[0] is None or found[0] is Ellipsis else tuple(sum(map(tuple, found), ()))
+    names = "error of the whole", "error of the worst row"
+    return tuple(float(x) for case in cases for x in values(function(*case), *names))
 
 
-def _error(whole=None, worst=None, floor=FLOOR):
-    """A wrong error: one of the two parts done otherwise."""
+def _longest(gap, want):
+    return gap.norm(dim=-1).max(), want.norm(dim=-1).max()
+
+
+def _along(axis):
+    return lambda gap, want: (gap.norm(dim=axis).max(), want.norm(dim=axis).max())
+
+
+def _root(count):
+    return FLOOR * count**0.5
+
+
+def _at_least(length, floor):
+    return max(float(length), floor)
+
+
+def _error(whole=None, worst=None, lengths=_longest, floor=_root, floored=_at_least, row=None,
+           power=1):  # fmt: skip
+    """A wrong error: one part of it done otherwise."""
 
     def wrong(cases):
         found = []
         for got, want in cases:
-            gap, rows, own = got - want, (got - want).norm(dim=-1), want.norm(dim=-1)
-            least = floor * gap.numel() ** 0.5, floor * gap.shape[-1] ** 0.5
-            found.append((whole or _whole)(gap, got, want, least[0]))
-            found.append((worst or _worst)(rows, own, least[1]))
-        return tuple(float(x) for x in found)
+            gap = got - want
+            least = floor(gap.numel()), (row or floor)(gap.shape[-1])
+            longest, own = lengths(gap, want)
+            one = whole(gap, want) if whole else (gap.norm(), want.norm())
+            two = worst(gap, want, least[1]) if worst else longest / floored(own, least[1])
+            found += [one[0] / floored(one[1], least[0]), two]
+        return tuple(float(x) ** power for x in found)
 
     return wrong
 
 
-def _whole(gap, got, want, least):
-    return gap.norm() / want.norm().clamp(min=least)
-
-
-def _worst(rows, own, least):
-    return rows.max() / own.max().clamp(min=least)
+def _every_row(gap, want, least):
+    return (gap.norm(dim=-1) / want.norm(dim=-1).clamp(min=least)).max()
 
 
 EXERCISES = (
@@ -131,13 +150,17 @@ EXERCISES = (
                 _bits(lambda bits: _cut(bits + 0x7FFF)),
             "Ties go to the odd neighbour: add 1 where the lowest kept bit is 1, not 0.":
                 _bits(lambda bits: _cut(bits + 0x7FFF + (1 - ((bits >> 16) & 1)))),
+            "x.to(tl.uint32) converts the value; bitcast=True takes the bits.":
+                lambda x: np.zeros_like(x),
+            "The bits were converted to a float as a value: back with bitcast=True as well.":
+                lambda x: _right(x).view(np.uint32).astype(np.float32),
             "The lower bits are still there: cut them off after adding.":
                 _bits(lambda bits: bits + 0x7FFF + ((bits >> 16) & 1)),
         },
         launch=_round_launch, file=ROUND_FILE, imports=KERNEL_IMPORTS,
     ),
     Exercise(
-        "17b", 2, 25, "the error of a tensor and of its worst row", "tests.kernel_oracles:error",
+        "17b", 2, 15, "the error of a tensor and of its worst row", "tests.kernel_oracles:error",
         ("whole", "worst row", "whole, want nearly 0", "worst row, want nearly 0"), _error_inputs,
         "",
         (
@@ -150,20 +173,29 @@ EXERCISES = (
         ),
         {
             "The divisors have no floor: a want that is nearly 0 makes any rounding an error.":
-                _error(floor=1e-12),
+                _error(floor=lambda count: 1e-12),
+            "The floor is for each number: FLOOR * sqrt(count), not FLOOR.":
+                _error(floor=lambda count: FLOOR),
+            "The floor lacks the root: FLOOR * sqrt(count), as lengths are roots.":
+                _error(floor=lambda count: FLOOR * count),
+            "The floor was added; a divisor is the larger of length and floor.":
+                _error(floored=lambda length, floor: float(length) + floor),
+            "The rows' divisor has the whole tensor's floor: a row has K numbers.":
+                lambda cases: _error(row=lambda K: _root(cases[0][0].numel()))(cases[:1])
+                + _error(row=lambda K: _root(cases[1][0].numel()))(cases[1:]),
+            "Rows lie along the last axis: norm(dim=-1), not dim=0.": _error(lengths=_along(0)),
+            "Rows lie along the last axis: norm(dim=-1), not dim=1.": _error(lengths=_along(1)),
+            "The largest single number is no row: take each row's length first, then the longest.":
+                _error(lengths=lambda gap, want: (gap.abs().max(), want.abs().max())),
             "Each row is judged by its own length; a row near 0 is all rounding: take the longest.":
-                _error(worst=lambda rows, own, least: (rows / own.clamp(min=least)).max()),
+                _error(worst=_every_row),
             "The mean over rows was taken: one bad row disappears in it. Take the largest.":
-                _error(worst=lambda rows, own, least: rows.mean() / own.max().clamp(min=least)),
+                _error(lengths=lambda gap, want: (gap.norm(dim=-1).mean(), _longest(gap, want)[1])),
             "The worst row is divided by the length of the whole: take the longest row.":
-                _error(worst=lambda rows, own, least: rows.max() / (own * own).sum().sqrt().clamp(
-                    min=least)),
+                _error(lengths=lambda gap, want: (_longest(gap, want)[0], want.norm())),
             "The whole is judged by its largest number: take lengths, root of the sum of squares.":
-                _error(whole=lambda gap, got, want, least: gap.abs().max() / want.abs().max().clamp(
-                    min=least)),
-            "The squared lengths were divided: take the root.":
-                _error(whole=lambda gap, got, want, least: _whole(gap, got, want, least) ** 2,
-                       worst=lambda rows, own, least: _worst(rows, own, least) ** 2),
+                _error(whole=lambda gap, want: (gap.abs().max(), want.abs().max())),
+            "The squared lengths were divided: take the root.": _error(power=2),
         },
         launch=_error_launch, file=ERROR_FILE, imports="import torch  # noqa: F401",
     ),
