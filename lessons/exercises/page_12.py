@@ -169,11 +169,16 @@ def _heads(o=(0, 1, 2), lse=(0, 1, 2)):
     return _causal_too(attend)
 
 
-def _keys_moved_by_t(q, k, v, scale, causal):
-    """Head h of k and v begins h * T rows after the first, not h * S."""
-    (H, T, _), S = q.shape, k.shape[1]
-    rows = np.arange(H)[:, None] * T + np.arange(S)
-    return _attend(q, k.reshape(-1, K)[rows], v.reshape(-1, K)[rows], scale, causal)
+def _moved_by_t(values):
+    """Head h of k (of v as well) begins h * T rows after the first, not h * S."""
+
+    def attend(q, k, v, scale, causal):
+        (H, T, _), S = q.shape, k.shape[1]
+        rows = np.arange(H)[:, None] * T + np.arange(S)
+        v = v.reshape(-1, K)[rows] if values else v
+        return _attend(q, k.reshape(-1, K)[rows], v, scale, causal)
+
+    return _causal_too(attend)
 
 
 FORWARD_FILE = '''@triton.jit
@@ -263,8 +268,9 @@ EXERCISES = (
                 _heads((2, None, None), (2, None, None)),
             "The heads' lse were written over each other: move lse_ptr by h * T.":
                 _heads(lse=(2, None, None)),
+            "A head of k has S rows: move k_ptr by h * S * K.": _moved_by_t(values=False),
             "A head of k and v has S rows: move their pointers by h * S * K.":
-                _causal_too(_keys_moved_by_t),
+                _moved_by_t(values=True),
             "The programs are exchanged: program_id(0) is the tile of queries, program_id(1) the "
             "head.": _heads((0, 1, None), (0, 1, None)),
         },

@@ -251,8 +251,8 @@ EXERCISES = (
         (
             "p = exp(score - lse) needs no maximum and no sum: both are in lse. In base 2 the "
             "score is q k' * (scale * log2 e), and lse2 is given in base 2 already.",
-            "tl.exp2(scores - lse2[:, None]), and 0 by tl.where outside of score_mask(t, s, T, end, "
-            "CAUSAL): a product with the mask would make NaN of a masked inf.",
+            "tl.exp2(scores - lse2[:, None]), and 0 by tl.where outside of score_mask(t, s, T, "
+            "end, CAUSAL): a product with the mask would make NaN of a masked inf.",
         ),
         {
             "The scores are not multiplied by scale.":

@@ -1,5 +1,7 @@
 """Exercises of page 14: a pooler of one query, bracketed otherwise."""
 
+import tracemalloc
+
 import numpy as np
 
 from minicoca.reference.ops import (
@@ -12,12 +14,15 @@ from minicoca.reference.ops import (
 )
 from minicoca.reference.pooling import absorbed_pooler, absorbed_pooler_backward
 
-from ..exercise import Exercise, distinct
+from ..exercise import Exercise, Told, distinct, values
 
 
 def _pooler_inputs(rng):
+    return _pooler_of(rng, *(int(n) for n in distinct(rng, 5, 2, 7)))
+
+
+def _pooler_of(rng, B, S, H, K, M):
     """Tokens, a tree of random parameters (biases too), and the number of heads."""
-    B, S, H, K, M = (int(n) for n in distinct(rng, 5, 2, 7))
     D = H * K
 
     def pair(name, *shape):
@@ -41,7 +46,7 @@ def _pooler_inputs(rng):
 
 
 def _pooled(tokens, params, heads, *, scale=None, score_gamma=True, value_gamma=True, beta=True,
-            bias=True, axis=-1, split=(0, 1, 2)):  # fmt: skip
+            bias=True, axis=-1, split=(0, 1, 2), output=True, norm=True):  # fmt: skip
     """absorbed_pooler, with whatever a mistake changes."""
     q = linear(layer_norm(params["queries"], params["norm_query"])[0], params["attention"]["query"])
     q = q[0].reshape(heads, -1)
@@ -59,7 +64,40 @@ def _pooled(tokens, params, heads, *, scale=None, score_gamma=True, value_gamma=
     u = m * (gamma if value_gamma else 1) + (shift if beta else 0)
     o = np.einsum("bhm,mhk->bhk", u, value).reshape(len(u), 1, -1)
     o = o + (params["attention"]["value"]["bias"] if bias else 0)
-    return layer_norm(linear(o, params["attention"]["output"])[0], params["norm_output"])[0]
+    y = linear(o, params["attention"]["output"])[0] if output else o
+    return layer_norm(y, params["norm_output"])[0] if norm else y
+
+
+def _pooled_scaled_by_width(tokens, params, heads):
+    return _pooled(tokens, params, heads, scale=tokens.shape[-1] ** -0.5)
+
+
+def _pooler_launch(function, tokens, params, heads):
+    """y; Told where it is right, but keys or values of every token were formed on the way."""
+    found = function(tokens, params, heads)
+    if function is absorbed_pooler:
+        return found[0]
+    if isinstance(found, tuple):
+        raise Told("Return y_B1D alone: layer_norm gives two values, of which it is the first.")
+    if np.shape(found) == (len(tokens), 1, params["queries"].shape[1]):
+        if np.allclose(found, _pooled(tokens, params, heads)) and _forms_keys(function):
+            raise Told(
+                "Right, but keys or values of every token were formed: let the query meet the key "
+                "weights first, and the weighted sum the value weights."
+            )
+    return found
+
+
+def _forms_keys(function):
+    """Whether a pooler of narrow tokens takes the memory of keys, which are 32 times as wide."""
+    B, S, H, K, M = 2, 1000, 2, 64, 4
+    arguments = _pooler_of(np.random.default_rng(0), B, S, H, K, M)
+    tracemalloc.start()
+    try:
+        function(*arguments)
+        return tracemalloc.get_traced_memory()[1] > B * S * H * K * 8
+    finally:
+        tracemalloc.stop()
 
 
 def _pooled_mistake(**change):
@@ -75,8 +113,8 @@ gamma_M, beta_M = params["norm_key"]["scale"], params["norm_key"]["bias"]
 key_MHK, value_MHK = (
     params["attention"][name]["weight"].reshape(width, *q_HK.shape) for name in ("key", "value")
 )
-# Yours: (1) to (6) of the page, never forming keys or values; then the output's linear map and
-# norm_output. Return y_B1D alone."""
+# Yours: (1) to (6) of the page, never forming keys or values of the tokens; then the output's
+# linear map, params["attention"]["output"], and norm_output. Return y_B1D alone, an array."""
 
 IMPORTS = "import numpy as np\n\nfrom minicoca.reference.ops import "
 
@@ -85,6 +123,9 @@ def _backward_inputs(rng):
     tokens, params, heads = _pooler_inputs(rng)
     D = params["queries"].shape[1]
     return rng.standard_normal((len(tokens), 1, D)), tokens, params, heads
+
+
+INSIDE = ("dxhat_BSM", "dq_HK", "dkey_MHK", "dvalue_MHK", "dgamma_M", "dbeta_M")
 
 
 def _backward_launch(function, dy, tokens, params, heads):
@@ -97,9 +138,11 @@ def _backward_launch(function, dy, tokens, params, heads):
     inputs, (query_norm_cache, query_cache, key_cache, _, output_cache, norm_cache) = cache
     dpooled, _ = layer_norm_backward(dy, norm_cache)
     do, _ = linear_backward(dpooled, output_cache)
-    found = function(do.reshape(len(do), *inputs[0].shape), inputs)
-    if found is None:
-        return None
+    found = values(function(do.reshape(len(do), *inputs[0].shape), inputs), *INSIDE)
+    q, xhat, gamma, key, value = inputs[:5]
+    for name, x, like in zip(INSIDE, found, (xhat, q, key, value, gamma, gamma), strict=True):
+        if np.shape(x) != like.shape:
+            raise Told(f"{name} has shape {np.shape(x)}; expected {like.shape}")
     dxhat, dq, dkey, dvalue, dgamma, dbeta = found
     dtokens, _ = layer_norm_backward(dxhat, key_cache)
     dq, _ = linear_backward(dq.reshape(1, -1), query_cache)
@@ -111,18 +154,23 @@ def _backward_mistake(**change):
     def inside(do, inputs):
         q, xhat, gamma, key, value, scale, a, p, m, u = inputs
         parts = ("values", "scores", "first", "delta", "gamma", "scale", "both")
+        parts += ("g", "gamma_of_a", "delta_of_m", "order")
         on = dict.fromkeys(parts, True) | change
         dvalue = np.einsum("bhm,bhk->mhk", u if on["first"] else m, do)
         du = np.einsum("bhk,mhk->bhm", do, value)
         dm = du * (gamma if on["gamma"] else 1)
         dp = np.einsum("bhm,bsm->bhs", dm, xhat)
         ds = softmax_backward(dp, (p,)) if on["delta"] else p * dp
+        if not on["delta_of_m"]:
+            ds = p * (dp - (dm * u).sum(-1)[..., None])
         dg = np.einsum("bhs,bsm->hm", ds, xhat)
         dxhat = np.einsum("bhs,bhm->bsm", p, dm) * on["values"]
-        dxhat = dxhat + np.einsum("bhs,hm->bsm", ds, a * gamma) * on["scores"]
-        da = dg * gamma * (scale if on["scale"] else 1)
+        dxhat = dxhat + np.einsum("bhs,hm->bsm", ds, a * (gamma if on["g"] else 1)) * on["scores"]
+        da = dg * (gamma if on["gamma_of_a"] else 1) * (scale if on["scale"] else 1)
         dgamma = (du * m).sum((0, 1)) + (dg * a).sum(0) * on["both"]
         dq, dkey = np.einsum("hm,mhk->hk", da, key), np.einsum("hm,hk->mhk", da, q)
+        if not on["order"]:
+            dkey, dvalue = dvalue, dkey
         return dxhat, dq, dkey, dvalue, dgamma, du.sum((0, 1))
 
     return lambda *arguments: _backward_launch(inside, *arguments)
@@ -132,7 +180,12 @@ BACKWARD_FILE = '''# (1) to (6) of page 14, backwards. What stands around them i
 def absorbed_backward(do_BHK, inputs):
     """From the gradient of o, the gradients of all that the inside of the pooler reads.
 
-    Returns (dxhat_BSM, dq_HK, dkey_MHK, dvalue_MHK, dgamma_M, dbeta_M).
+    scale is 1 / sqrt(K); a_HM, p_BHS, m_BHM and u_BHM are those of (1) to (4). dp through the
+    softmax: softmax_backward(dp_BHS, (p_BHS,)), whose second argument is a tuple.
+
+    Returns (dxhat_BSM, dq_HK, dkey_MHK, dvalue_MHK, dgamma_M, dbeta_M). `check` compares what
+    becomes of them around this function: dtokens_BSM of dxhat_BSM (through the norm), dqueries_1D
+    of dq_HK (through the linear map and the norm), dkey_MD and dvalue_MD with the heads joined.
     """
     q_HK, xhat_BSM, gamma_M, key_MHK, value_MHK, scale, a_HM, p_BHS, m_BHM, u_BHM = inputs
     raise NotImplementedError
@@ -140,7 +193,7 @@ def absorbed_backward(do_BHK, inputs):
 
 EXERCISES = (
     Exercise(
-        "14a", 2, 25, "a pooler of one query without keys and values",
+        "14a", 2, 30, "a pooler of one query without keys and values",
         "minicoca.reference.pooling:absorbed_pooler", ("y_B1D",), _pooler_inputs, FORWARD_BODY,
         (
             "The query meets the key weights first: a_HM = sum over k of key_MHK q_HK, times "
@@ -160,11 +213,15 @@ EXERCISES = (
             "The value's bias is missing; only the key's cancels.": _pooled_mistake(bias=False),
             "The softmax must run over the tokens, the last axis, not over the heads.":
                 _pooled_mistake(axis=-2),
+            "The scores are divided by sqrt(K), K the size of a head, not the tokens' width M.":
+                _pooled_scaled_by_width,
+            "The output's linear map is missing after (6).": _pooled_mistake(output=False),
+            "norm_output is missing at the end.": _pooled_mistake(norm=False),
         },
-        imports=IMPORTS + "layer_norm, linear, softmax  # noqa: F401",
+        launch=_pooler_launch, imports=IMPORTS + "layer_norm, linear, softmax  # noqa: F401",
     ),
     Exercise(
-        "14b", 3, 40, "its backward", "minicoca.reference.pooling:absorbed_pooler_backward",
+        "14b", 3, 50, "its backward", "minicoca.reference.pooling:absorbed_pooler_backward",
         ("dtokens_BSM", "dqueries_1D", "dkey_MD", "dvalue_MD", "dgamma_M", "dbeta_M"),
         _backward_inputs, "",
         (
@@ -188,6 +245,12 @@ EXERCISES = (
                 _backward_mistake(both=False),
             "dvalue takes u, the normed token with gamma and beta, not m.":
                 _backward_mistake(first=False),
+            "The tokens meet g = a * gamma in (2): xhat's gradient there needs gamma.":
+                _backward_mistake(g=False),
+            "da needs gamma: the tokens meet g = a * gamma in (2).":
+                _backward_mistake(gamma_of_a=False),
+            "delta is dm . m, with the m of (3), not u.": _backward_mistake(delta_of_m=False),
+            "dkey_MHK and dvalue_MHK are exchanged.": _backward_mistake(order=False),
         },
         launch=_backward_launch, file=BACKWARD_FILE,
         imports=IMPORTS + "softmax_backward  # noqa: F401",
