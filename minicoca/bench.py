@@ -158,7 +158,7 @@ def check_agreement(ours, theirs, batch):
 
 
 def peak_mb():
-    """Most memory this process has held, in megabytes. (On Linux ru_maxrss would count its parent's too.)"""
+    """Most memory this process has held, in MB. (On Linux ru_maxrss would count its parent's.)"""
     try:
         with open("/proc/self/status") as file:
             line = next(line for line in file if line.startswith("VmHWM"))
