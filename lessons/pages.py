@@ -86,7 +86,10 @@ def links(path):
 
 def for_notebook(path):
     """A page for Jupyter: links from lessons/work, maths in dollars, kernels interpreted."""
-    first = 'import os\n\nos.environ["TRITON_INTERPRET"] = "1"  # kernels run on any CPU'
+    first = (
+        f"import os\nimport sys\n\nsys.path.insert(0, {str(FOLDER.parent)!r})\n"
+        'os.environ["TRITON_INTERPRET"] = "1"  # kernels run on any CPU'
+    )
     text = outside_code(
         path.read_text(), lambda prose: re.sub(r"\]\((?!https?:|#)", "](../", prose)
     )
