@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,9 +11,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on any CPU; Triton
 
 from . import pages  # noqa: E402
 from .checker import check  # noqa: E402
-from .exercises import EXERCISES  # noqa: E402
+from .exercises import EXERCISES, WITHOUT_TRITON  # noqa: E402
 
 WORK = Path(__file__).parent / "work"
+LINUX = "needs Triton, which is made for Linux alone"
 
 
 class Mistake(Exception):
@@ -20,7 +22,9 @@ class Mistake(Exception):
 
 
 def exercise(name):
-    """The exercise of that name. Raises Mistake with the nearest one."""
+    """The exercise of that name. Raises Mistake with those there are."""
+    if f"page_{name[:-1]}" in WITHOUT_TRITON or f"page_{name}" in WITHOUT_TRITON:
+        raise Mistake(f"exercise {name} {LINUX}")
     if name not in EXERCISES:
         raise Mistake(f"no exercise {name!r}; there are {', '.join(EXERCISES)}")
     return EXERCISES[name]
@@ -41,6 +45,8 @@ def do_list(arguments):
         for name, it in EXERCISES.items():
             if int(name[:-1]) == int(path.stem[:2]):
                 print(f"      [{_mark(name)}] {name}  {it.dots}  {it.minutes:>3} min  {it.task}")
+    if WITHOUT_TRITON:
+        print(f"\nThe kernels' exercises are not shown: this {LINUX}")
     print("\n[x] done  [ ] begun  [-] not begun.  Begin one: python -m lessons start 1a")
 
 
@@ -70,6 +76,10 @@ def do_run(arguments):
         pages.run(path, section=arguments.section, show=print)
     except pages.Differs as difference:
         raise Mistake(str(difference)) from None
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] != "triton":
+            raise
+        raise Mistake(f"page {arguments.page} {LINUX}") from None
     print("all as printed on the page")
 
 
@@ -144,4 +154,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` ends without a word
     sys.exit(main())

@@ -10,6 +10,7 @@ import numpy as np
 
 from minicoca.params import flatten
 
+from .compiled import try_compiler
 from .exercise import Told
 
 DRAWS = 3  # fresh inputs for each check
@@ -37,7 +38,13 @@ def check(exercise, path):
     """The Verdict on a learner's file."""
     try:
         function = load_learners(exercise, path)
-        return judge(exercise, lambda arguments: exercise.run(function, arguments))
+        verdict = judge(exercise, lambda arguments: exercise.run(function, arguments))
+        if verdict.right and exercise.constants:
+            try_compiler(exercise, path)
+            return Verdict(True, "right, and a card's compiler takes it too")
+        return verdict
+    except Told as told:
+        return Verdict(False, str(told))
     except Exception as error:
         return Verdict(False, _raised(error, path))
 
@@ -71,6 +78,8 @@ def judge(exercise, run):
             return Verdict(False, str(told))
         if got is None or got is Ellipsis:
             return Verdict(False, "not written yet: it gives nothing")
+        if isinstance(got, list) and len(exercise.outputs) > 1:
+            got = tuple(got)
         words = _wrong_form(exercise, got, expected) or _mistake(
             exercise, arguments, named(exercise, got), expected
         )
@@ -107,8 +116,10 @@ def _wrong_form(exercise, got, expected):
             return f"{what} with the keys {', '.join(keys)}; it has {given}"
         for leaf in flatten(part).values() if keys else [part]:
             if not _numbers(leaf):
+                kind = type(leaf).__name__
+                carries = getattr(leaf, "requires_grad", False)
                 return f"{name} should be {'numbers' if keys else 'an array or a number'}; " + (
-                    f"a {type(leaf).__name__} was returned"
+                    f"a {kind} {'with a gradient: detach() it' if carries else 'was returned'}"
                 )
     for name, array in named(exercise, got).items():
         if array.shape != expected[name].shape:
@@ -159,7 +170,7 @@ def _evidence(exercise, wrong, got, expected):
         place = f"[{', '.join(map(str, worst))}]" if worst else ""
         lines.append(f"{name}{place} is {a[worst]:.6g}; expected {b[worst]:.6g}")
         both = np.isfinite(a) & np.isfinite(b)
-        factor = float((a * b)[both].sum() / max((b * b)[both].sum(), 1e-300))
+        factor = float((a[both] * b[both]).sum() / max((b[both] ** 2).sum(), 1e-300))
         if (a.size > 1 or _plain(factor)) and factor and same(a, factor * b, exercise.close):
             lines.append(f"all of {name} is {factor:.6g} times what it should be")
     return "\n".join(lines)

@@ -41,6 +41,7 @@ class Exercise:
     expected: Callable | None = None
     file: str = ""  # the stub whole, where it is more than a function
     imports: str = IMPORTS
+    constants: dict | None = None  # of a whole kernel: the constexprs to compile it with
     close: float = 1e-6  # relative to the largest number of an output
 
     @property

@@ -1,40 +1,69 @@
 """Run a learner's kernel, or a piece of one, in Triton's interpreter."""
 
 import inspect
+from unittest import mock
 
 import numpy as np
 import torch
+from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
-from .exercise import Told
-
-GUARD = 4096  # numbers of NaN on either side of every tensor: a stray store must not hit the heap
+GAP = 4096  # numbers between two tensors: who strays by less is told from which one
 SHAPES = {
     "make_shape_compatible": "Two tiles of different shapes met: is a [:, None] or [None, :] "
     "missing?",
     "reduction dimensions": "tl.dot met tiles whose inner sizes differ: is a tl.trans missing?",
+    "unpack": "another number of values is returned than the docstring says",
+    "object is not iterable": "another number of values is returned than the docstring says",
 }
 
 
 def tensor(array, dtype=torch.float32):
-    """A NumPy array as a contiguous tensor, NaN around it."""
+    """A NumPy array as a contiguous tensor."""
     given = torch.tensor(np.ascontiguousarray(array), dtype=dtype)
     return empty(*given.shape, dtype=dtype).copy_(given)
 
 
 def empty(*shape, dtype=torch.float32):
-    """Memory that nobody has written: NaN, and NaN around it."""
+    """Memory that nobody has written: NaN."""
     count = torch.Size(shape).numel()
-    whole = torch.full((count + 2 * GUARD,), torch.nan, dtype=dtype)
-    return whole[GUARD : GUARD + count].view(shape)
+    whole = torch.full((count + 2 * GAP,), torch.nan, dtype=dtype)
+    return whole[GAP : GAP + count].view(shape)
 
 
-def _spoiled(x):
-    """Whether the NaN around a tensor of this module has been written over."""
-    whole = x._base if isinstance(x, torch.Tensor) else None
-    if whole is None or whole.numel() != x.numel() + 2 * GUARD:
-        return False
-    return not (whole[:GUARD].isnan().all() and whole[-GUARD:].isnan().all())
+class Memory:
+    """The interpreter's own, but an address outside of the tensors raises IndexError."""
+
+    def __init__(self, tensors):
+        self.own = interpreter._interpreter
+        self.spans = {name: (x.data_ptr(), x.numel() * x.itemsize) for name, x in tensors.items()}
+
+    def __getattr__(self, name):
+        return getattr(self.own, name)
+
+    def load(self, addresses, mask, other, dtype):
+        self._check("tl.load reads", addresses[mask])
+        return self.own.load(addresses, mask, other, dtype)
+
+    def store(self, addresses, value, mask):
+        self._check("tl.store writes", addresses[mask])
+        return self.own.store(addresses, value, mask)
+
+    def _check(self, does, addresses):
+        addresses = addresses.astype(np.int64).ravel()
+        away = {  # how far outside of each tensor
+            name: np.maximum(start - addresses, addresses - (start + size - 1)).clip(0)
+            for name, (start, size) in self.spans.items()
+        }
+        outside = np.min(list(away.values()), axis=0) > 0
+        if outside.any():
+            worst = np.argmax(outside)
+            name = min(away, key=lambda name: away[name][worst])
+            where = "before the start" if addresses[worst] < self.spans[name][0] else "past the end"
+            raise IndexError(
+                f"{does} {where} of {name}'s memory: a mask is missing or wrong, or the pointer "
+                "was moved too far"
+            )
 
 
 def _in_words(error):
@@ -48,21 +77,20 @@ def _in_words(error):
 def launch(kernel, grid, *arguments, **constants):
     """kernel[grid](...); raises what the kernel itself raised, not the interpreter's wrapping.
 
-    NotImplementedError where a function of the kernel returned nothing; Told where the kernel has
-    written outside of a tensor.
+    NotImplementedError where a function of the kernel returned nothing; IndexError where the kernel
+    reads or writes outside of the tensors, which are contiguous.
     """
+    names = zip(inspect.signature(kernel.fn).parameters, arguments, strict=False)
+    memory = Memory({name: x for name, x in names if isinstance(x, torch.Tensor)})
     try:
-        with np.errstate(all="ignore"):  # a card does not warn either
-            kernel[grid](*arguments, **constants)
+        with mock.patch.object(interpreter, "_interpreter", memory), np.errstate(all="ignore"):
+            kernel[grid](*arguments, **constants)  # errstate: a card does not warn either
     except InterpreterError as error:
         while error.__cause__ is not None:
             error = error.__cause__
         if isinstance(error, TypeError) and "NoneType" in str(error):
             raise NotImplementedError from None
         raise _in_words(error) from None
-    for name, argument in zip(inspect.signature(kernel.fn).parameters, arguments, strict=False):
-        if _spoiled(argument):
-            raise Told(f"You wrote past the end of {name}'s memory: the store needs a mask.")
 
 
 def launch_piece(piece, driver, grid, *arguments, **constants):

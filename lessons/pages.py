@@ -57,7 +57,7 @@ def run(path, section=None, show=lambda text: None):
     if section:
         wanted = [i for i, b in enumerate(chosen) if b[0].lower().startswith(section.lower())]
         if not wanted:
-            titles = ", ".join(dict.fromkeys(b[0] for b in chosen))
+            titles = ", ".join(dict.fromkeys(b[0] for b in chosen if b[0]))
             raise Differs(f"no section {section!r} with code; there are {titles}")
         chosen = chosen[: wanted[-1] + 1]
     for _, line, code, printed in chosen:

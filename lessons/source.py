@@ -56,29 +56,3 @@ def keeps_digits(kernel):
             raise Told(
                 'A card rounds the factors of tl.dot unless input_precision="ieee" is given.'
             )
-
-
-def starts_as_tiles(kernel):
-    """What a loop makes a tile is one before it."""
-    starts = {
-        target.id: node.lineno
-        for node in _found(kernel, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name) and _is_float(node.value)
-    }
-    for loop in _found(kernel, ast.For):
-        for node in ast.walk(loop):
-            stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            if stored and starts.get(node.id, loop.lineno) < loop.lineno:
-                raise Told(
-                    f"{node.id} starts as a number and becomes a tile in the loop, which a card "
-                    "refuses: start with tl.zeros or tl.full."
-                )
-
-
-def _is_float(value):
-    """0.0, -1.0, float("-inf")."""
-    value = getattr(value, "operand", value)
-    if isinstance(value, ast.Call):
-        return getattr(value.func, "id", "") == "float"
-    return isinstance(value, ast.Constant) and isinstance(value.value, float)

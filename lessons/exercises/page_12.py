@@ -106,7 +106,7 @@ def _causal_too(attend):
 
 def _forward_launch(kernel, q, k, v, scale):
     source.keeps_digits(kernel)
-    source.starts_as_tiles(kernel)
+    source.masks_loads(kernel)
 
     def attend(q, k, v, scale, causal):
         (H, T, _), S = q.shape, k.shape[1]
@@ -275,6 +275,7 @@ EXERCISES = (
             "head.": _heads((0, 1, None), (0, 1, None)),
         },
         launch=_forward_launch, expected=_causal_too(_reference), file=FORWARD_FILE,
+        constants={"CAUSAL": True, "BLOCK_T": 16, "BLOCK_S": 16, "K": K},
         imports=KERNEL_IMPORTS + PIECES, close=1e-5,
     ),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ..exercise import Exercise, distinct
+from ..exercise import Exercise, Told, distinct
 
 ROWS_BODY = '''
 """Sum of the rows' losses; with `gradient`, softmax - onehot over the logits' own memory.
@@ -24,7 +24,12 @@ def _rows_inputs(rng):
 def _rows_launch(function, logits, targets):
     work = logits.clone()
     total = function(work, targets, True)
-    return None if total is None or total is Ellipsis else (total, work)
+    if total is None or total is Ellipsis:
+        return None
+    without = function(logits.clone(), targets, False)
+    if without is None or not np.allclose(float(without), float(total), equal_nan=True):
+        raise Told(f"With gradient=False the total should be the same; it is {without}.")
+    return total, work
 
 
 def parts(logits, targets, shift=True):
