@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,11 @@ def do_train(arguments):
             if arguments.init and arguments.preset:
                 raise ValueError("--init takes the settings of its run; leave out --preset")
             earlier = read_config(arguments.init) if arguments.init else None
-            settings = config.from_flags(arguments, arguments.preset or "tiny", earlier)
+            settings = config.from_flags(arguments, earlier)
         except ValueError as error:
             raise Usage(error) from error
+        if settings.data not in config.BUILT_IN:  # to be found again from wherever it is resumed
+            settings = replace(settings, data=os.path.abspath(settings.data))
         folder = arguments.run
         if folder is None:
             folder = new_folder(RUNS, Path(settings.data).resolve().stem or "run")
@@ -64,6 +67,17 @@ def open_model(arguments):
     return load_model(folder, arguments.backend, arguments.device)
 
 
+def tell_unknown(tokenizer, texts):
+    """Say which of the texts hold words that the run's captions did not: they tell it nothing."""
+    unknown = [repr(text) for text in texts if tokenizer.unknown_share([text])]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        print(
+            f"minicoca: this model never saw a word of {', '.join(unknown[:5])}{more}",
+            file=sys.stderr,
+        )
+
+
 def show(arguments, rows, line, skipped):
     """Print rows as lines or as JSON, and what was skipped to stderr."""
     if arguments.json:
@@ -84,6 +98,7 @@ def do_caption(arguments):
     how = decoding(arguments)
     paths = find_images(arguments.images)
     model, tokenizer = open_model(arguments)
+    tell_unknown(tokenizer, [arguments.prompt])
     rows, skipped = [], []
     for kept, images in decoded(paths, model.config.image_size, skipped):
         if "seed" in how:  # every file draws from a stream of its own, whatever batch it is in
@@ -119,9 +134,13 @@ def do_classify(arguments):
     from .tasks.files import embed, find_images
     from .tasks.zero_shot import class_scores, fill_templates, probabilities
 
-    prompts = fill_templates(arguments.labels, arguments.template or ["{}"])
+    try:
+        prompts = fill_templates(arguments.labels, arguments.template or ["{}"])
+    except ValueError as error:
+        raise Usage(error) from error
     paths = find_images(arguments.images)
     model, tokenizer = open_model(arguments)
+    tell_unknown(tokenizer, [text for group in prompts for text in group])
     skipped = []
     kept, vectors = embed(model, paths, skipped)
     scores = class_scores(model, tokenizer, vectors, prompts)
@@ -147,20 +166,24 @@ def do_classify(arguments):
 
 
 def do_search(arguments):
-    from .images import decode
+    from .images import IMAGE_SUFFIXES, decode
     from .tasks import embed_texts
     from .tasks.files import embed, find_images
     from .tasks.retrieval import contact_sheet, nearest
 
     if arguments.k < 1:
         raise Usage(f"-k {arguments.k}: at least 1")
+    is_image = os.path.isfile(arguments.query)
+    if not is_image and Path(arguments.query).suffix.lower() in IMAGE_SUFFIXES:
+        raise Usage(f"{arguments.query}: there is no such image")
     paths = find_images([arguments.folder])
     model, tokenizer = open_model(arguments)
     skipped = []
     kept, vectors = embed(model, paths, skipped)
-    if os.path.isfile(arguments.query):
+    if is_image:
         query = embed(model, [Path(arguments.query)], [])[1]
     else:
+        tell_unknown(tokenizer, [arguments.query])
         query = embed_texts(model, tokenizer, [arguments.query])
     found, cosines = nearest(query, vectors, min(arguments.k, len(kept)))
     rows = [
@@ -183,6 +206,7 @@ def do_embed(arguments):
     skipped = []
     if arguments.text:
         model, tokenizer = open_model(arguments)
+        tell_unknown(tokenizer, arguments.inputs)
         names, vectors = arguments.inputs, embed_texts(model, tokenizer, arguments.inputs)
     else:
         paths = find_images(arguments.inputs)
@@ -243,7 +267,15 @@ def do_data(arguments):
     from .tasks.retrieval import contact_sheet
 
     arguments.patch_size = 1  # any size of image can be looked at
-    dataset = data.load(config.from_flags(arguments, "tiny"))
+    settings = config.from_flags(arguments)
+    try:
+        dataset = data.load(settings)
+    except ValueError:
+        if settings.data == "emoji":
+            from .data.emoji import describe
+
+            print(describe(settings.image_size, settings.emoji_sources))
+        raise
     splits = {"train": dataset.train, "validation": dataset.validation, **dataset.evaluations}
     print(f"{dataset.name}\n{dataset.notes}")
     for split, pairs in splits.items():
@@ -268,6 +300,9 @@ def do_data(arguments):
 def do_bench(arguments):
     from . import bench
 
+    for flag in ("repeats", "batch_size"):
+        if getattr(arguments, flag) < 1:
+            raise Usage(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}: at least 1")
     if arguments.what == "kernels":
         bench.kernels(
             ops=arguments.ops,
@@ -302,6 +337,8 @@ COMMANDS = {
 def main(argv=None):
     """Run a command; returns the exit code: 0, 1 for a failure, 2 for a wrong command line."""
     arguments = build_parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name may be no text at all
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         COMMANDS[arguments.command](arguments)
         if sys.stdout:

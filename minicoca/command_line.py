@@ -95,7 +95,7 @@ def build_parser():
     sub = command("data", "look at a data set before training on it")
     sub.add_argument("data", help="shapes, emoji, or a file or folder of images and captions")
     sub.add_argument("--sheet", type=Path, help="write some of its images as one picture")
-    names = ("image_size", "held_out", "exclude", "emoji_source", "unseen_names")
+    names = ("image_size", "image_root", "held_out", "exclude", "emoji_source", "unseen_names")
     config.add_flags(sub, only=names)
 
     sub = command("bench", "time a training step, or the kernels")

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 PAD, START, END, UNKNOWN = range(4)  # the token ids that stand for no text
+BUILT_IN = ("shapes", "emoji")  # data sets; any other is a person's own
 
 
 def _option(default, help, choices=None, low=None, high=math.inf):
@@ -61,6 +62,9 @@ class Config:
     caption_weight: float = _option(2.0, "weight of the captioning loss; 0 leaves it out")
     # Data.
     data: str = _option("shapes", "shapes, emoji, or a file or folder of images and captions")
+    image_root: str = _option(
+        "", "own data: where a list's image paths begin; else beside the list"
+    )
     held_out: str = _option("twemoji", "emoji: the vendor that is tested on and never trained on")
     exclude: str = _option("", "emoji: vendors to leave out altogether, separated by commas")
     emoji_source: str = _option("", "emoji: where drawings are, as vendor=PATH,vendor=PATH")
@@ -120,8 +124,21 @@ class Config:
         _divides(self, "image_width", "image_heads")
         _divides(self, "text_width", "text_heads")
         _divides(self, "text_width", "pooler_heads")
+        _ = self.emoji_sources
+        if not self.data:
+            raise ValueError("data is empty; give shapes, emoji, or a file or folder")
         if self.contrastive_weight <= 0 and self.caption_weight <= 0:
             raise ValueError("contrastive_weight and caption_weight are both 0: nothing to learn")
+
+    @property
+    def emoji_sources(self):
+        """{vendor: path} of emoji_source; None for those that are found by themselves."""
+        pairs = [part.partition("=") for part in filter(None, self.emoji_source.split(","))]
+        if any(not vendor or not path for vendor, _, path in pairs):
+            raise ValueError(
+                f"emoji_source={self.emoji_source!r}: write vendor=PATH, joined by commas"
+            )
+        return {vendor: path for vendor, _, path in pairs} or None
 
     @property
     def patches(self):
@@ -305,13 +322,16 @@ def add_flags(parser, only=None):
         parser.add_argument(flag, default=None, help=text.replace("%", "%%"), **extra)
 
 
-def from_flags(arguments, name, earlier=None):
-    """The preset `name` (or an `earlier` Config) under the flags of an argparse namespace."""
+def from_flags(arguments, earlier=None):
+    """The preset of an argparse namespace (or an `earlier` Config) under its other flags.
+
+    Without a preset, data of a person's own, which may hold any words, has settings for that.
+    """
     names = [field.name for field in dataclasses.fields(Config)]
     given = {n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None}
-    given.pop("preset", None)
+    name = given.pop("preset", None)
     if earlier:
         return dataclasses.replace(earlier, **given)
-    if given.get("data", "shapes") not in ("shapes", "emoji"):  # a person's own: any words at all
+    if not name and given.get("data", "shapes") not in BUILT_IN:
         given = {"tokenizer": "unigram", "vocabulary": 8000, "text_length": 64} | given
-    return preset(name, **given)
+    return preset(name or "tiny", **given)

@@ -7,6 +7,7 @@ whatever is wrong with it comes out as an `ImageError` that names the file.
 from __future__ import annotations
 
 import os
+import warnings
 from typing import BinaryIO
 
 import numpy as np
@@ -16,6 +17,10 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the data that CLIP was tra
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 64_000_000  # more is refused unread: a small file can claim to hold gigabytes
 WHITE = (255, 255, 255)
+IMAGE_SUFFIXES = {
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm",
+}  # fmt: skip
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit is above ours
 
 ImageFile = str | os.PathLike | BinaryIO
 
@@ -110,7 +115,10 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """Any Pillow mode to RGB. Numbers wider than 8 bits are scaled as `to_bytes` says."""
     if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(to_bytes(np.asarray(image), image.mode))
+        values, clear = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray(to_bytes(values, image.mode))
+        if isinstance(clear, int):  # the one grey value that is transparent, in 16 bits
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
         below = Image.new("RGBA", image.size, (*background, 255))
         return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")

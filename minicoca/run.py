@@ -1,7 +1,8 @@
 """A training run: data in, a run folder out. The backend's Trainer computes; this keeps the books.
 
 The folder holds config.json, tokenizer.model, metrics.jsonl, resume.safetensors (to go on),
-model.safetensors (to use), results.json, and at the end pictures of what was learned.
+model.safetensors (to use), results.json, at the end pictures of what was learned, and left_out.txt
+where files or captions could not be used.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from . import data, params
@@ -65,7 +67,8 @@ def start(config, folder, say):
     texts = all_captions(dataset)
     tokenizer = tokenizer or Tokenizer.train(texts, config.vocabulary, config.tokenizer)
     if (unknown := tokenizer.unknown_share(texts)) > 0.001:
-        say(f"{unknown:.1%} of the words are unknown to the tokenizer; more fit in --vocabulary")
+        advice = "the run that --init names had others" if weights else "more fit in --vocabulary"
+        say(f"{unknown:.1%} of the words are unknown to the tokenizer; {advice}")
     if config.batch_size > len(dataset.train):
         say(f"batches of {len(dataset.train)}, all the pairs there are")
     if config.warmup >= config.steps:
@@ -81,8 +84,13 @@ def start(config, folder, say):
         config = replace(config, pixel_mean=mean, pixel_std=std)
     trainer = make_trainer(weights or params.initialise(config, config.seed), config)
     tokenizer.save(folder / "tokenizer.model")
-    params.write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=1).encode())
+    save_config(config, folder)
     return trainer, tokenizer, dataset, config
+
+
+def save_config(config, folder):
+    """Write config.json."""
+    params.write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=1).encode())
 
 
 def all_captions(dataset):
@@ -162,6 +170,7 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
     with asked_to_stop() as asked:
         if taking_up:
             trainer, tokenizer, dataset, config, first, seconds = resume(folder, **(changes or {}))
+            save_config(config, folder)  # whoever resumes it again need not repeat the changes
         else:
             trainer, tokenizer, dataset, config = start(config, folder, say)
         log = Log(folder / "metrics.jsonl", first)
@@ -175,6 +184,8 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
         begun, mark = time.perf_counter() - seconds, fingerprint(dataset)
 
         def checkpoint(step):
+            if not all(np.isfinite(x).all() for x in params.flatten(trainer.weights()).values()):
+                raise Stopped(_diverged(step, {"a weight": math.nan}, folder))
             kept = {"step": step, "seconds": time.perf_counter() - begun, "data": mark}
             params.save(folder / "resume.safetensors", trainer.state(), config, **kept)
 
@@ -184,10 +195,19 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
     seconds = time.perf_counter() - begun
     params.save(folder / "model.safetensors", trainer.weights(), config)
     results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, say)
-    for pairs in (dataset.train, dataset.validation, *dataset.evaluations.values()):
-        if text := getattr(pairs, "report", str)():
-            say(text)
+    tell_left_out(dataset, folder, say)
     return results
+
+
+def tell_left_out(dataset, folder, say):
+    """Say which images turned out to be damaged; left_out.txt names all that was not used."""
+    splits = (dataset.train, dataset.validation, *dataset.evaluations.values())
+    decoded = [pairs for pairs in splits if hasattr(pairs, "report")]
+    whole = [text for text in (dataset.left_out, *(p.report(None) for p in decoded)) if text]
+    if whole:
+        path = folder / "left_out.txt"
+        params.write_atomically(path, ("\n".join(whole) + "\n").encode(errors="surrogateescape"))
+        say("\n".join([*(p.report() for p in decoded if p.report()), f"left out:   {path}"]))
 
 
 def _loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked):
@@ -256,6 +276,8 @@ def finish(model, tokenizer, dataset, config, folder, seconds, say=print):
             results["samples"].append(sample)
     params.write_atomically(folder / "results.json", json.dumps(results, indent=1).encode())
     say(table(results))
+    if not dataset.evaluations:
+        say(f"nothing is held out of {len(dataset.train)} images, too few to measure it on")
     for name, texts in captions.items():
         pairs = dataset.evaluations[name]
         say(f"picture:    {make_picture(folder, model, tokenizer, name, pairs, texts)}")
@@ -282,7 +304,11 @@ def _look(trainer, tokenizer, dataset, step, log, bar):
     """A quick figure on validation pairs, so that a person sees whether it learns."""
     if dataset.validation is None or not len(dataset.validation):
         return
-    figures, _ = evaluate(trainer.model(), tokenizer, dataset.validation, limit=LOOK)
+    try:
+        figures, _ = evaluate(trainer.model(), tokenizer, dataset.validation, limit=LOOK)
+    except ValueError as error:  # no image can be decoded; or NaN, which the next step will find
+        bar.write(f"step {step}: no look at validation data: {error}", file=sys.stderr)
+        return
     log.write({"step": step, "validation": figures})
     shown = {
         "captions exact": figures.get("caption_exact"),
@@ -345,6 +371,7 @@ def asked_to_stop():
     def ask(number, frame):
         signal.signal(number, before[number])
         asked.append(number)
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -59,7 +59,7 @@ class Tokenizer:
         """
         if model_type not in MODEL_TYPES:
             raise ValueError(f"no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}")
-        model = io.BytesIO()
+        model, captions = io.BytesIO(), list(captions)
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(captions),
@@ -68,6 +68,7 @@ class Tokenizer:
                 hard_vocab_limit=False,
                 model_type=model_type,
                 character_coverage=coverage,
+                max_sentence_length=2**20,  # bytes; a longer one would be left out unsaid
                 normalization_rule_name="nmt_nfkc_cf" if lower else "nmt_nfkc",
                 pad_id=PAD,
                 bos_id=START,
@@ -77,7 +78,10 @@ class Tokenizer:
                 minloglevel=2,  # errors only, and those are raised
             )
         except RuntimeError as error:
-            raise ValueError(f"cannot train a {model_type} tokenizer: {error}") from error
+            letters, reason = len(set("".join(captions))), str(error)
+            if coverage == 1 and captions and letters > vocab_size - 4:
+                reason = f"{letters} different characters do not fit in --vocabulary {vocab_size}"
+            raise ValueError(f"cannot train a {model_type} tokenizer: {reason}") from error
         return cls(model.getvalue())
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from minicoca import __main__ as cli
 from minicoca.data import shapes
+from minicoca.tasks import captioning, files
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,66 @@ def test_caption_ways_of_writing(run, capsys, monkeypatch):
     assert both[0] == both[1]
 
 
+def test_a_sampled_caption_does_not_depend_on_the_batch(run, capsys, monkeypatch):
+    monkeypatch.chdir(run[0])
+    how = ("caption", "pictures", "--temperature", "3", "--seed", "1")
+    one = call(capsys, *how)[1]
+    monkeypatch.setattr(files, "BATCH", 2)
+    assert call(capsys, *how)[1] == one
+    assert call(capsys, *how[:-1], "2")[1] != one
+
+
+def test_flags_of_caption_reach_the_search(run, capsys, monkeypatch):
+    monkeypatch.chdir(run[0])
+    asked = []
+
+    def caption(model, tokenizer, images, prompt, **how):
+        asked.append(how)
+        return ["a star"] * len(images)
+
+    monkeypatch.setattr(captioning, "caption", caption)
+    call(capsys, "caption", "pictures", "--beams", "3")
+    flags = ("--temperature", "0.5", "--top-k", "4", "--top-p", "0.9", "--seed", "7")
+    call(capsys, "caption", "pictures", *flags)
+    sampled = dict(temperature=0.5, top_k=4, top_p=0.9, seed=7, first_stream=0)
+    assert asked == [{"beams": 3}, sampled]
+
+
+def test_words_that_the_model_never_saw_are_named(run, capsys, monkeypatch):
+    monkeypatch.chdir(run[0])
+    _, _, err = call(capsys, "classify", "pictures", "--labels", "a zebra", "a star")
+    assert "never saw a word of 'a zebra'\n" in err
+    assert "'zebras'" in call(capsys, "search", "pictures", "zebras")[2]
+    assert "'zebras'" in call(capsys, "caption", "pictures", "--prompt", "zebras")[2]
+    assert "'zebras'" in call(capsys, "embed", "--text", "zebras", "--out", "z.npz")[2]
+    assert call(capsys, "search", "pictures", "a star")[2] == ""
+
+
+def test_a_file_whose_name_is_no_text(run, tmp_path, capsys, monkeypatch):
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        (tmp_path / name).write_bytes((run[0] / "pictures" / "0.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system has no such names")
+    (tmp_path / "1.png").write_bytes((run[0] / "pictures" / "1.png").read_bytes())
+    monkeypatch.chdir(run[0])
+    process = subprocess.run(
+        [sys.executable, "-m", "minicoca", "caption", tmp_path],
+        capture_output=True,
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": "utf-8:strict",
+            "PYTHONPATH": str(cli.Path(cli.__file__).parent.parent),
+        },
+    )
+    assert process.returncode == 0 and b"caf\\udce9.png" in process.stdout, process.stderr
+    for text in (name, "1.png"):
+        (tmp_path / text).with_suffix(".txt").write_text("a thing")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "train", "--data", ".", "--steps", 2)
+    assert code == 0, err
+
+
 def test_classify_and_search_find_the_right_one(run, capsys, monkeypatch):
     folder, truths = run
     monkeypatch.chdir(folder)
@@ -66,6 +128,16 @@ def test_classify_and_search_find_the_right_one(run, capsys, monkeypatch):
     rows = json.loads(out)["results"]
     assert code == 0 and sum(r["label"] == t for r, t in zip(rows, truths, strict=True)) >= 5
     assert all(0 <= r["probability"] <= 1 for r in rows)
+    templates = ("--template", "a large {}", "--template", "a small {}")
+    words = ["red star", "blue ring"]
+    _, out, _ = call(capsys, "classify", "pictures", "--labels", *words, "--json", *templates)
+    largest = json.loads(out)["results"][0]["scores"]
+    single = [f"a {size} {word}" for size in ("large", "small") for word in words]
+    _, out, _ = call(capsys, "classify", "pictures", "--labels", *single, "--json")
+    each = json.loads(out)["results"][0]["scores"]
+    assert largest == {w: max(each[f"a large {w}"], each[f"a small {w}"]) for w in words}
+    _, out, _ = call(capsys, "search", "pictures", truths[0], "--json", "-k", "3")
+    assert len(json.loads(out)["results"]) == 3
     hits = 0
     for i, truth in enumerate(truths):
         code, out, _ = call(capsys, "search", "pictures", truth, "--json", "-k", "2")
@@ -126,8 +198,12 @@ load = shapes.load
         (["train", "--batch-size", "-4"], 2, "batch_size=-4"),
         (["train", "--resume", "runs/shapes", "--seed", "0"], 2, "leave out --seed"),
         (["search", "pictures", "x" * 300, "--run", "nothing"], 1, "not a run folder"),
-        (["classify", "pictures", "--labels", "a", "--template", "b"], 1, "has no {}"),
+        (["classify", "pictures", "--labels", "a", "--template", "b"], 2, "has no {}"),
         (["search", "pictures", "a", "-k", "0"], 2, "-k 0: at least 1"),
+        (["search", "pictures", "7.png"], 2, "7.png: there is no such image"),
+        (["train", "--data", ""], 2, "data is empty"),
+        (["train", "--data", "emoji", "--emoji-source", "noto"], 2, "write vendor=PATH"),
+        (["bench", "step", "--repeats", "0"], 2, "--repeats 0: at least 1"),
         (["embed", "pictures", "--out", "v.txt"], 2, "must end in .npz"),
         (["caption", "pictures", "--device", "warp"], 1, "'warp' cannot be used here"),
     ],
@@ -158,11 +234,24 @@ def test_a_folder_of_ones_own_pictures(run, tmp_path, capsys, monkeypatch):
     whole = (tmp_path / "0.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) * 2 // 3])  # its header is good
     rows.append("cut.png,A Large $\\frac{1} Thing")
+    long = "a large red thing and " * 40
+    rows += [f"{i}.png,{long}" for i in range(40)]
     (tmp_path / "mine.csv").write_text("\n".join(rows))
     code, out, err = call(capsys, "train", "--data", "mine.csv", "--steps", 12, "--warmup", 2)
     assert code == 0, err
     results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
     assert results["steps"] == 12 and "broken.png" in out + err and "cut.png" in out + err
+    cut = int(re.search(r"(\d+) captions are cut at 64 tokens", out)[1])
+    assert cut == int(re.search(r"train (\d+)", out)[1])  # one of each training image
+    left_out = (tmp_path / "runs" / "mine" / "left_out.txt").read_text()
+    assert "broken.png" in left_out and "cut.png" in left_out
+    code, _, err = call(capsys, "train", "--data", "mine.csv", "--init", "runs/mine", "--steps", 3)
+    assert code == 0 and "unknown" not in err
+    (tmp_path / "mine.csv").write_text("image,caption\n0.png,\u6771\n1.png,\u4eac\n")
+    code, out, err = call(
+        capsys, "train", "--data", "mine.csv", "--init", "runs/mine", "--steps", 3
+    )
+    assert code == 0 and "are unknown to the tokenizer; the run that --init names had others" in out
 
 
 @pytest.mark.parametrize(
@@ -180,7 +269,8 @@ def test_a_failed_command_leaves_no_folder(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.glob("runs/*")) == []
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_taken_up(tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_ctrl_c_leaves_a_run_that_can_be_taken_up(tmp_path, name):
     """A real process, a real signal."""
     import signal
     import time
@@ -199,8 +289,39 @@ def test_ctrl_c_leaves_a_run_that_can_be_taken_up(tmp_path):
         if log.is_file() and log.read_text():
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "go on with: minicoca train --resume" in err
     assert "Traceback" not in err
     assert (tmp_path / "runs" / "shapes" / "resume.safetensors").is_file()
+
+
+def test_what_flags_say_of_data_reaches_it(monkeypatch):
+    from minicoca import config, data
+    from minicoca.data import emoji, folder
+
+    asked = []
+    for module in (emoji, folder):
+        monkeypatch.setattr(module, "load", lambda *given, **named: asked.append((given, named)))
+    data.load(
+        config.preset(
+            "emoji", exclude="noto,google", unseen_names=True, emoji_source="a=x,b=y", seed=3
+        )
+    )
+    data.load(config.preset("tiny", data="x.csv", image_root="pictures", seed=4))
+    emojis = dict(sources={"a": "x", "b": "y"}, exclude=("noto", "google"), unseen_names=True)
+    assert asked[0] == ((3, 32, "twemoji"), emojis)
+    assert asked[1] == (("x.csv", 32), dict(seed=4, image_root="pictures"))
+
+
+def test_own_data_has_settings_of_its_own_unless_a_preset_is_named():
+    from minicoca import config
+
+    def settings(*flags):
+        return config.from_flags(cli.build_parser().parse_args(["train", *flags]))
+
+    own = settings("--data", "x.csv")
+    assert (own.tokenizer, own.vocabulary, own.text_length) == ("unigram", 8000, 64)
+    assert settings("--data", "x.csv", "--vocabulary", "100").vocabulary == 100
+    assert settings("--data", "x.csv", "--preset", "small").vocabulary == 16_000
+    assert settings("--data", "shapes") == settings() == config.preset("tiny")

@@ -71,7 +71,7 @@ COCO = {
 def test_kinds_of_lists(tmp_path, name, text, encoding):
     report = Report()
     assert read_captions(write(tmp_path / name, text, encoding), report) == EXPECTED
-    assert not report.counts
+    assert not report.named
 
 
 def test_folder_of_images_and_texts(tmp_path):
@@ -90,7 +90,7 @@ def test_captions_are_cleaned_and_empty_ones_reported(tmp_path):
     report = Report()
     assert read_captions(write(tmp_path / "x.csv", text), report) == {"a.png": ("caf\u00e9 noir",)}
     assert "x.csv, line 4" in str(report) and "x.csv, line 5" in str(report)
-    assert sum(report.counts.values()) == 2
+    assert sum(map(len, report.named.values())) == 2
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,12 @@ def test_captions_are_cleaned_and_empty_ones_reported(tmp_path):
         ("x.jsonl", '{"image": "a", "text": 5}', r"line 1: a caption must be text.*5"),
         ("x.jsonl", '{"image": "a"}', r"line 1: has image, but"),
         ("x.json", '{"images": []}', r"not COCO captions.*annotations"),
+        (
+            "x.json",
+            '{"images": [{"id": 1, "file_name": 5}],'
+            ' "annotations": [{"image_id": 1, "caption": "a"}]}',
+            "annotation 1: its image's file_name must be a path: 5",
+        ),
         ("x.json", "[" * 100_000, r"not JSON"),
         (
             "x.json",
@@ -129,7 +135,9 @@ def test_other_mistakes(tmp_path, pictures):
     listed = write(tmp_path / "y.csv", "image,caption\n0.png,a\n")
     with pytest.raises(ValueError, match="held_out=0.7"):
         load(listed, 8, held_out=0.7)
-    with pytest.raises(ValueError, match=r"image_root(.*\n)+.*0.png: no such file"):
+    with pytest.raises(
+        ValueError, match=r"--image-root\). 1 images left out, as .*0.png: no such file$"
+    ):
         load(listed, 8, image_root=tmp_path / "elsewhere")
 
 
@@ -200,7 +208,7 @@ def test_damage_found_late_is_replaced_with_its_captions(damaged, cache_bytes):
         expected = [colour_of(n) for n in (7, 4, 7, 7, 7)]
         np.testing.assert_array_equal(images[:, 0, 0], expected)
         assert split.captions == [("number 4",), ("number 7",), ("number 7",), ("number 7",)]
-        assert split.trouble.counts.total() == 2  # each is reported once
+        assert sum(map(len, split.trouble.named.values())) == 2  # each is reported once
     assert "5.png" in split.report() and "6.png" in split.report()
 
     hopeless = FolderPairs(paths[1:3], captions[1:3], 8)
@@ -238,3 +246,16 @@ def test_report_quotes_only_the_first():
         report.add("bad", f"file {number}")
     assert "12 bad" in str(report) and "file 4" in str(report) and "file 5" not in str(report)
     assert "7 more" in str(report)
+
+
+def test_what_cannot_be_seen_is_no_caption(tmp_path):
+    text = '{"image": "a.png", "caption": ["\\u200b", "a \\ud800 cat"]}\n'
+    listed = write(
+        tmp_path / "x.jsonl", text + '{"image": "b.png", "caption": "\\u200b \\u2060"}\n'
+    )
+    report = Report()
+    assert read_captions(listed, report) == {"a.png": ("a cat",)}
+    assert [line.partition(":")[0] for line in report.whole().split("\n")[::2]] == [
+        "1 rows with an empty caption beside others",
+        "1 rows without a caption left out",
+    ]

@@ -92,6 +92,14 @@ def test_transparent_grey_level():
     np.testing.assert_array_equal(got[0], [(1, 2, 3), (90, 90, 90)])
 
 
+def test_a_grey_of_16_bits_can_be_transparent():
+    values = np.full((4, 4), 1028, np.uint16)
+    values[0] = 65535 // 3
+    got = load_image(stored(Image.fromarray(values), transparency=1028), 4)
+    np.testing.assert_array_equal(got[1:], 255)
+    np.testing.assert_array_equal(got[0], 85)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_not_cut(kind):
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)

@@ -11,14 +11,23 @@ import pytest
 import torch
 from strategies import model_and_batch, small_config
 
-from minicoca import params
+from minicoca import params, run
 from minicoca.config import preset
 from minicoca.data import shapes
 from minicoca.data.order import Order
 from minicoca.engine import train as engine_train
 from minicoca.params import flatten, initialise
 from minicoca.reference import train as reference_train
-from minicoca.run import Stopped, load_model, make_trainer, new_folder, read_config, resume, train
+from minicoca.run import (
+    Stopped,
+    asked_to_stop,
+    load_model,
+    make_trainer,
+    new_folder,
+    read_config,
+    resume,
+    train,
+)
 
 SHORT = dict(steps=14, checkpoint_every=5, evaluate_every=6, batch_size=8, warmup=3, image_layers=1)
 TRAINERS = {"torch": engine_train.Trainer, "numpy": reference_train.Trainer}
@@ -141,6 +150,68 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_weights(tmp_path, monk
     kept = flatten(tensors(tmp_path / "run", "resume.safetensors")["params"])
     assert good.keys() == kept.keys()
     assert all(np.array_equal(good[name], kept[name]) for name in good)
+
+
+def test_weights_that_are_no_numbers_are_never_kept(tmp_path):
+    """The last step's loss and gradient were finite, what it made of the weights is not."""
+    with pytest.raises(Stopped, match="a weight is nan at step 1.*--learning-rate"):
+        silent(short(steps=1, warmup=0, learning_rate=1e38), tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    kept = flatten(tensors(tmp_path / "run", "resume.safetensors")["params"])
+    assert all(np.isfinite(x).all() for x in kept.values())
+
+
+def test_a_look_that_finds_nan_leaves_the_advice_to_the_guard(tmp_path, monkeypatch):
+    original = TRAINERS["torch"].step
+
+    def poisoned(self, number, images, tokens):
+        if number == 5:
+            next(iter(self.leaves.values())).data.fill_(math.nan)
+        return original(self, number, images, tokens)
+
+    monkeypatch.setattr(TRAINERS["torch"], "step", poisoned)
+    with pytest.raises(Stopped, match="nan at step 5.*--learning-rate"):
+        silent(short(), tmp_path / "run")
+    monkeypatch.setattr(TRAINERS["torch"], "step", original)
+
+    def no_figures(*given, **named):
+        raise ValueError("similarity holds NaN")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "evaluate", no_figures)
+        silent(short(), tmp_path / "looks")  # a failed look is no reason to stop
+
+
+def test_what_is_changed_on_resuming_stays_changed(tmp_path, monkeypatch):
+    config = short(learning_rate=0.01, schedule="linear", final_rate=1.0)
+    for step in (4, 9):
+        with monkeypatch.context() as patch:
+            stop_after(patch, "torch", step)
+            with pytest.raises(Stopped):
+                changes = {} if step == 4 else {"learning_rate": 0.001}
+                silent(config, tmp_path / "run", taking_up=step > 4, changes=changes)
+    silent(None, tmp_path / "run", taking_up=True)
+    assert read_config(tmp_path / "run").learning_rate == 0.001
+    rates = [r["learning_rate"] for r in metrics(tmp_path / "run") if "learning_rate" in r]
+    assert rates == [0.001, 0.001]
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), asked_to_stop() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_data_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, "torch", 4)
+        with pytest.raises(Stopped):
+            silent(short(), tmp_path / "run")
+    load = shapes.load
+    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed + 1, side))
+    with pytest.raises(ValueError, match="shapes has changed since .* began"):
+        silent(None, tmp_path / "run", taking_up=True)
 
 
 def test_accumulated_gradient_is_the_gradient():

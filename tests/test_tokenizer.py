@@ -176,3 +176,13 @@ def test_normalising_is_what_encoding_and_decoding_do(model_type):
     assert tokenizer.normalise("A Red  Thing") == "a red thing"
     assert tokenizer.count("a red thing") >= 3
     assert tokenizer.unknown_share(["a red thing"]) == 0 < tokenizer.unknown_share(["语"])
+
+
+def test_more_characters_than_pieces_are_told_in_numbers():
+    captions = ["".join(map(chr, range(0x4E00 + 9 * i, 0x4E09 + 9 * i))) for i in range(20)]
+    with pytest.raises(ValueError, match="180 different characters do not fit in --vocabulary 100"):
+        Tokenizer.train(captions, 100, "unigram")
+
+
+def test_a_very_long_caption_is_learned_from():
+    assert Tokenizer.train(["a cat " * 2000], 50).unknown_share(["a cat"]) == 0

@@ -18,17 +18,11 @@ def load(config):
             config.seed,
             config.image_size,
             config.held_out,
-            sources=_sources(config.emoji_source),
+            sources=config.emoji_sources,
             exclude=tuple(filter(None, config.exclude.split(","))),
             unseen_names=config.unseen_names,
         )
     from . import folder
 
-    return folder.load(config.data, config.image_size, seed=config.seed)
-
-
-def _sources(text):
-    pairs = [part.partition("=") for part in filter(None, text.split(","))]
-    if any(not vendor or not path for vendor, _, path in pairs):
-        raise ValueError(f"emoji_source={text!r}: write vendor=PATH, several with commas between")
-    return {vendor: path for vendor, _, path in pairs} or None
+    root = config.image_root or None
+    return folder.load(config.data, config.image_size, seed=config.seed, image_root=root)

@@ -101,7 +101,7 @@ def load(
     if len(sheets) < 2 or held_out not in sheets:
         found = ", ".join(sheets) or "none"
         need = "at least two vendors" if len(sheets) < 2 else f"the held-out vendor {held_out!r}"
-        raise ValueError(f"emoji need {need}; found: {found}.\n{advice(sheets, exclude)}")
+        raise ValueError(f"emoji need {need}; found: {found}. {advice(sheets, exclude, '; ')}")
     rows = {vendor: sheet.index() for vendor, sheet in sheets.items()}
     others = [vendor for vendor in sheets if vendor != held_out]
     keys = [
@@ -201,7 +201,8 @@ def describe(
 ) -> str:
     """What was found, on what terms, what was left out, and what to install for the rest."""
     sheets = load_sheets(side, sources, directory)
-    return f"{summary(sheets, choose_keys(names))}\n{advice(sheets)}".strip()
+    found = summary(sheets, choose_keys(names)) if sheets else ""
+    return f"{found}\n{advice(sheets)}".strip()
 
 
 def summary(sheets: Mapping[str, Sheet], keys: Collection[str]) -> str:
@@ -232,9 +233,9 @@ def near_duplicates(images: np.ndarray) -> int:
     return int((cosine.max(1) > 0.995).sum())
 
 
-def advice(sheets: Mapping[str, Sheet], exclude: Collection[str] = ()) -> str:
-    """How to get the vendors that were not found, one a line; empty if there are none."""
-    return "\n".join(
+def advice(sheets: Mapping[str, Sheet], exclude: Collection[str] = (), joint="\n") -> str:
+    """How to get the vendors that were not found; empty if there are none."""
+    return joint.join(
         f"not found: {vendor} ({known.licence}): {known.install}, or --emoji-source {vendor}=PATH"
         for vendor, known in VENDORS.items()
         if vendor not in sheets and vendor not in exclude

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,13 +26,10 @@ from pathlib import Path
 import numpy as np
 
 from minicoca.data.pairs import Dataset, ZeroShot
-from minicoca.images import WHITE, ImageError, check, load_image
+from minicoca.images import IMAGE_SUFFIXES, WHITE, ImageError, check, load_image
 
 IMAGE_COLUMNS = ("image", "path", "filepath", "file", "filename", "image_path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title")
-IMAGE_SUFFIXES = {
-    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm",
-}  # fmt: skip
 EXAMPLES = 5  # of each kind of trouble, quoted in a report
 SAMPLE = 256  # images from which the mean and std of pixels are taken
 
@@ -41,24 +38,25 @@ Record = tuple[str, object, str]  # image path as written, caption(s), where it 
 
 @dataclass
 class Report:
-    """What was left out or replaced, and why: counts, and the first few by name."""
+    """What was left out or replaced, by the reason."""
 
-    counts: Counter = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    named: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, reason: str, what: str) -> None:
-        self.counts[reason] += 1
-        if len(self.examples[reason]) < EXAMPLES:
-            self.examples[reason].append(what)
+        self.named[reason].append(what)
+
+    def whole(self, most: int | None = None) -> str:
+        """Every name, or the first `most` of each reason."""
+        lines = []
+        for reason, names in self.named.items():
+            lines.append(f"{len(names)} {reason}:")
+            lines.extend(f"  {name}" for name in names[:most])
+            if most and len(names) > most:
+                lines.append(f"  ... and {len(names) - most} more")
+        return "\n".join(lines)
 
     def __str__(self) -> str:
-        lines = []
-        for reason, number in self.counts.items():
-            lines.append(f"{number} {reason}:")
-            lines.extend(f"  {example}" for example in self.examples[reason])
-            if number > EXAMPLES:
-                lines.append(f"  ... and {number - EXAMPLES} more")
-        return "\n".join(lines)
+        return self.whole(EXAMPLES)
 
 
 class FolderPairs:
@@ -106,9 +104,9 @@ class FolderPairs:
                 images[row] = self._replace(row, image)
         return np.stack([images[row] for row in rows])
 
-    def report(self) -> str:
-        """Which images were replaced so far, and why; empty if none."""
-        return str(self.trouble)
+    def report(self, most: int | None = EXAMPLES) -> str:
+        """Which images were replaced so far, and why, at `most` so many by name; empty if none."""
+        return self.trouble.whole(most)
 
     def _image_or_error(self, row: int) -> np.ndarray | ImageError:
         if self._is_kept[row]:
@@ -170,8 +168,11 @@ def load(
     for name in captions:
         parts[part_of(name, seed, held_out)].append(name)
     if not parts["train"]:
-        advice = f"no image is left to train on; paths are looked up in {root} (image_root)"
-        raise ValueError(f"{source}: {advice}\n{report}".rstrip())
+        lost = "; ".join(f"{len(them)} {why}, as {them[0]}" for why, them in report.named.items())
+        raise ValueError(
+            f"{source}: no image is left to train on; paths begin in {root} (--image-root)"
+            + (f". {lost}" if lost else "")
+        )
 
     def split(part: str) -> FolderPairs:
         names = parts[part]
@@ -194,6 +195,7 @@ def load(
         mean=mean,
         std=std,
         notes=f"{source}: {sizes}\n{report}".rstrip(),
+        left_out=report.whole(),
     )
 
 
@@ -207,7 +209,7 @@ def usable_or_error(path: Path) -> str:
 
 def part_of(name: str, seed: int, held_out: float) -> str:
     """ "train", "validation" or "held_out", the same for this image in every list it is in."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
     place = int.from_bytes(digest[:6], "big") / 2**48  # even over 0..1
     return "held_out" if place < held_out else "validation" if place < 2 * held_out else "train"
 
@@ -244,6 +246,8 @@ def read_captions(source: Path, report: Report) -> dict[str, tuple[str, ...]]:
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"{where}: a caption must be text or a list of texts: {texts!r}")
             cleaned = [text for text in map(clean, texts) if text]
+            if cleaned and len(cleaned) < len(texts):
+                report.add("rows with an empty caption beside others", where)
             if not name:
                 report.add("rows without an image left out", where)
             elif not cleaned:
@@ -256,8 +260,11 @@ def read_captions(source: Path, report: Report) -> dict[str, tuple[str, ...]]:
 
 
 def clean(text: str) -> str:
-    """One way to write what looks the same: Unicode NFC, single spaces, none at the ends."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """One way to write what looks the same: Unicode NFC, single spaces, none at the ends; empty if
+    nothing can be seen. Halves of surrogate pairs, which are no text, are dropped."""
+    text = unicodedata.normalize("NFC", text.encode(errors="ignore").decode())
+    words = [word for word in text.split() if any(map(str.isprintable, word))]
+    return " ".join(words)
 
 
 def read_table(path: Path, delimiter: str) -> Iterator[Record]:
@@ -309,7 +316,10 @@ def read_json(path: Path) -> Iterator[Record]:
             where = f"{path}, annotation {number}"
             if note["image_id"] not in names:
                 raise ValueError(f"{where}: no image has the id {note['image_id']!r}")
-            yield names[note["image_id"]], note["caption"], where
+            name = names[note["image_id"]]
+            if not isinstance(name, str):
+                raise ValueError(f"{where}: its image's file_name must be a path: {name!r}")
+            yield name, note["caption"], where
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not COCO captions: {error!r} is missing or wrong") from error
 
@@ -334,5 +344,6 @@ def read_folder(folder: Path) -> Iterator[Record]:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
             text = path.with_suffix(".txt")
-            captions = text.read_text("utf-8-sig").splitlines() if text.exists() else []
+            lines = text.read_text("utf-8-sig").splitlines() if text.exists() else []
+            captions = [line for line in lines if line.strip()]
             yield path.relative_to(folder).as_posix(), captions, f"{text} (missing or empty)"

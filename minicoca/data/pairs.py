@@ -70,3 +70,4 @@ class Dataset:
     mean: tuple[float, float, float]  # of training pixels scaled to 0..1, per channel
     std: tuple[float, float, float]
     notes: str = ""  # sources and credits
+    left_out: str = ""  # every file and caption that is not used, and why
