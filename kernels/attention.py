@@ -24,6 +24,7 @@ from .softmax import (
     LOG2E,
     load_tile,
     log_sum_exp,
+    narrow,
     online_softmax,
     safe_inverse,
     score_mask,
@@ -50,7 +51,7 @@ def attention_fwd_kernel(
     q_ptr += b * q_b + head_offset(h, q_h, ALIGNED)
     k_ptr += b * k_b + head_offset(h, k_h, ALIGNED)
     v_ptr += b * v_b + head_offset(h, v_h, ALIGNED)
-    end = tl.load(lengths_ptr + b) if LENGTHS else S
+    end = tl.minimum(tl.load(lengths_ptr + b), S) if LENGTHS else S
     q = load_tile(q_ptr, t, c, q_t, T, K, UPCAST)  # [BLOCK_T, BLOCK_K]
     if ONE_TILE:
         s = tl.arange(0, BLOCK_S)
@@ -60,7 +61,7 @@ def attention_fwd_kernel(
         start = tl.full([BLOCK_T], float("-inf"), WIDE)
         p, peak, total, _ = online_softmax(scores, start, tl.zeros([BLOCK_T], WIDE))
         v = load_tile(v_ptr, s, c, v_s, end, K, UPCAST)
-        acc = tl.dot(p.to(v.dtype), v, input_precision=PRECISION, out_dtype=WIDE)
+        acc = tl.dot(narrow(p, v, UPCAST), v, input_precision=PRECISION, out_dtype=WIDE)
     else:
         if CAUSAL:
             end = tl.minimum(end, (tl.program_id(0) + 1) * BLOCK_T)
@@ -76,7 +77,7 @@ def attention_fwd_kernel(
             p, peak, total, factor = online_softmax(scores, peak, total)
             v = load_tile(v_ptr, s, c, v_s, end, K, UPCAST)
             acc = acc * factor[:, None]
-            acc += tl.dot(p.to(v.dtype), v, input_precision=PRECISION, out_dtype=WIDE)
+            acc += tl.dot(narrow(p, v, UPCAST), v, input_precision=PRECISION, out_dtype=WIDE)
     o_ptr += b * o_b + head_offset(h, o_h, ALIGNED)
     store_tile(o_ptr, acc * safe_inverse(total)[:, None], t, c, o_t, T, K, UPCAST)
     tl.store(lse_ptr + tl.program_id(1).to(tl.int64) * T + t, log_sum_exp(peak, total), mask=t < T)
@@ -128,7 +129,7 @@ def attention_bwd_short_kernel(
     v_ptr += b * v_b + head_offset(h, v_h, ALIGNED)
     dk_ptr += b * dk_b + head_offset(h, dk_h, ALIGNED)
     dv_ptr += b * dv_b + head_offset(h, dv_h, ALIGNED)
-    end = tl.load(lengths_ptr + b) if LENGTHS else S
+    end = tl.minimum(tl.load(lengths_ptr + b), S) if LENGTHS else S
     q = load_tile(q_ptr + b * q_b + head_offset(h, q_h, ALIGNED), t, c, q_t, T, K, UPCAST)
     do = load_tile(do_ptr + b * do_b + head_offset(h, do_h, ALIGNED), t, c, do_t, T, K, UPCAST)
     o = load_tile(o_ptr + b * o_b + head_offset(h, o_h, ALIGNED), t, c, o_t, T, K, UPCAST)
@@ -140,9 +141,9 @@ def attention_bwd_short_kernel(
         k = load_tile(k_ptr, s, c, k_s, end, K, UPCAST)
         v = load_tile(v_ptr, s, c, v_s, end, K, UPCAST)
         p = probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL, WIDE, PRECISION)
-        dv = tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION, out_dtype=WIDE)
+        dv = tl.dot(tl.trans(narrow(p, do, UPCAST)), do, input_precision=PRECISION, out_dtype=WIDE)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
-        ds = (p * (dp - delta[:, None]) * scale).to(q.dtype)
+        ds = narrow(p * (dp - delta[:, None]) * scale, q, UPCAST)
         dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION, out_dtype=WIDE)
         dq += tl.dot(ds, k, input_precision=PRECISION, out_dtype=WIDE)
         store_tile(dk_ptr, dk, s, c, dk_s, S, K, UPCAST)
@@ -184,7 +185,7 @@ def attention_bwd_dkdv_kernel(
     c = tl.arange(0, BLOCK_K)
     q_ptr += b * q_b + head_offset(h, q_h, ALIGNED)
     do_ptr += b * do_b + head_offset(h, do_h, ALIGNED)
-    end = tl.load(lengths_ptr + b) if LENGTHS else S
+    end = tl.minimum(tl.load(lengths_ptr + b), S) if LENGTHS else S
     k = load_tile(k_ptr + b * k_b + head_offset(h, k_h, ALIGNED), s, c, k_s, end, K, UPCAST)
     v = load_tile(v_ptr + b * v_b + head_offset(h, v_h, ALIGNED), s, c, v_s, end, K, UPCAST)
     rows = tl.program_id(1).to(tl.int64) * T
@@ -198,9 +199,9 @@ def attention_bwd_dkdv_kernel(
         lse2 = load_lse2(lse_ptr + rows, t, T)
         delta = tl.load(delta_ptr + rows + t, mask=t < T, other=0.0)
         p = probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL, WIDE, PRECISION)
-        dv += tl.dot(tl.trans(p.to(do.dtype)), do, input_precision=PRECISION, out_dtype=WIDE)
+        dv += tl.dot(tl.trans(narrow(p, do, UPCAST)), do, input_precision=PRECISION, out_dtype=WIDE)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
-        ds = (p * (dp - delta[:, None]) * scale).to(q.dtype)
+        ds = narrow(p * (dp - delta[:, None]) * scale, q, UPCAST)
         dk += tl.dot(tl.trans(ds), q, input_precision=PRECISION, out_dtype=WIDE)
     dk_ptr += b * dk_b + head_offset(h, dk_h, ALIGNED)
     dv_ptr += b * dv_b + head_offset(h, dv_h, ALIGNED)
@@ -232,7 +233,7 @@ def attention_bwd_dq_kernel(
         do_own = do_ptr + b * do_b + head_offset(h, do_h, ALIGNED)
         k_own = k_ptr + b * k_b + head_offset(h, k_h, ALIGNED)
         v_own = v_ptr + b * v_b + head_offset(h, v_h, ALIGNED)
-        end = tl.load(lengths_ptr + b) if LENGTHS else S
+        end = tl.minimum(tl.load(lengths_ptr + b), S) if LENGTHS else S
         q = load_tile(q_own, t, c, q_t, T, K, UPCAST)
         do = load_tile(do_own, t, c, do_t, T, K, UPCAST)
         rows = (b * H + h) * T
@@ -247,7 +248,7 @@ def attention_bwd_dq_kernel(
             v = load_tile(v_own, s, c, v_s, end, K, UPCAST)
             p = probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL, WIDE, PRECISION)
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
-            ds = (p * (dp - delta[:, None]) * scale).to(q.dtype)
+            ds = narrow(p * (dp - delta[:, None]) * scale, q, UPCAST)
             dq += tl.dot(ds, k, input_precision=PRECISION, out_dtype=WIDE)
     dq_ptr += slice_ * dq_b + head_offset(h, dq_h, ALIGNED)
     store_tile(dq_ptr, dq, t, c, dq_t, T, K, UPCAST)
@@ -386,5 +387,5 @@ def attention(q, k, v, *, causal=False, key_lengths=None, scale=None):
     check_attention(q, k, v, causal, key_lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if key_lengths is not None:
-        key_lengths = key_lengths.to(torch.int32)
+        key_lengths = key_lengths.to(torch.int32).contiguous()
     return attention_forward(q, k, v, key_lengths, causal, scale)[0]

@@ -14,6 +14,9 @@ backward wants need no pass over the channels:
     mean(dxhat_n)          = sum_h p_hn mean(dm_h) + ds_hn mean(g_h)
     mean(dxhat_n * xhat_n) = sum_h (p_hn dp_hn + ds_hn s_hn) / M
     dg_h = sum_n ds_hn xhat_n   over the batch, in the order of the samples.
+Tensor cores want factors of 16 bits. Where x has no more it is a factor as it is, unrounded, and
+mean and std are taken out of the products, in float32. A float32 x is centred first: tokens far
+from zero would cost it digits.
 Letters: B samples, N tokens, M their width, H heads.
 """
 
@@ -21,9 +24,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .checks import LARGEST_GRID
+from .checks import check_pool
 from .configs import compute_options
-from .softmax import load_tile, store_tile
+from .softmax import load_tile, narrow, store_tile
 
 BLOCK_N, BLOCK_M = 64, 128  # tokens and channels of a tile
 EPS = 1e-5  # of the norm
@@ -48,29 +51,32 @@ def pool_scores_kernel(
     g_sum = tl.zeros([BLOCK_H], WIDE)
     x_sum = tl.zeros([BLOCK_N], WIDE)
     square_sum = tl.zeros([BLOCK_N], WIDE)
-    # Shifted by a channel of its own, the variance survives tokens far from zero.
-    shift = tl.load(x_ptr + n * x_n, mask=inside, other=0.0).to(WIDE)
+    NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth < 32
+    if FIND_STATISTICS:  # shifted by about their mean, channels far from zero keep their variance
+        x = load_tile(x_ptr, n, tl.arange(0, BLOCK_M), x_n, N, M, UPCAST)
+        shift = tl.sum(x.to(WIDE), 1) / tl.minimum(M, BLOCK_M)
+    else:
+        shift = tl.load(mean_ptr + b * N + n, mask=inside, other=0.0)
     for first in range(0, M, BLOCK_M):
         c = first + tl.arange(0, BLOCK_M)
         x = load_tile(x_ptr, n, c, x_n, N, M, UPCAST)  # [BLOCK_N, BLOCK_M]
         g = load_tile(g_ptr + b * g_b, h, c, M, H, M, UPCAST)  # [BLOCK_H, BLOCK_M]
         centred = tl.where((c < M)[None, :], x.to(WIDE) - shift[:, None], 0.0)
-        products += tl.dot(
-            centred.to(x.dtype), tl.trans(g), input_precision=PRECISION, out_dtype=WIDE
-        )
+        factor = x if NARROW else centred
+        products += tl.dot(factor, tl.trans(g), input_precision=PRECISION, out_dtype=WIDE)
         g_sum += tl.sum(g.to(WIDE), 1)
         if FIND_STATISTICS:
             x_sum += tl.sum(centred, 1)
             square_sum += tl.sum(centred * centred, 1)
+    mean = x_sum / M  # from the shift on
     if FIND_STATISTICS:
-        mean = x_sum / M
         rstd = 1.0 / tl.sqrt(tl.maximum(square_sum / M - mean * mean, 0.0) + eps)
         tl.store(mean_ptr + b * N + n, mean + shift, mask=inside)
         tl.store(rstd_ptr + b * N + n, rstd, mask=inside)
     else:
-        mean = tl.load(mean_ptr + b * N + n, mask=inside, other=0.0) - shift
         rstd = tl.load(rstd_ptr + b * N + n, mask=inside, other=0.0)
-    s = rstd[:, None] * (products - mean[:, None] * g_sum[None, :])
+    away = mean + shift if NARROW else mean
+    s = rstd[:, None] * (products - away[:, None] * g_sum[None, :])
     offsets = (b * H + h[None, :]) * N + n[:, None]
     tl.store(s_ptr + offsets, s, mask=inside[:, None] & (h[None, :] < H))
 
@@ -86,20 +92,25 @@ def pool_sum_kernel(
     c = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     h = tl.arange(0, BLOCK_H)
     x_ptr += b * x_b
+    NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth < 32
     acc = tl.zeros([BLOCK_M, BLOCK_H], WIDE)
+    means = tl.zeros([BLOCK_H], WIDE)
     for first in range(0, N, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         x = load_tile(x_ptr, n, c, x_n, N, M, UPCAST)  # [BLOCK_N, BLOCK_M]
         mean = tl.load(mean_ptr + b * N + n, mask=n < N, other=0.0)
         rstd = tl.load(rstd_ptr + b * N + n, mask=n < N, other=0.0)
-        xhat = (x.to(WIDE) - mean[:, None]) * rstd[:, None]
         inside = (n[:, None] < N) & (h[None, :] < H)
         w = tl.load(w_ptr + (b * H + h[None, :]) * N + n[:, None], mask=inside, other=0.0)
-        acc += tl.dot(
-            tl.trans(xhat.to(x.dtype)), w.to(x.dtype), input_precision=PRECISION, out_dtype=WIDE
-        )
+        w = w * rstd[:, None]
+        if NARROW:
+            w = narrow(w, x, UPCAST)
+            means += tl.sum(w.to(WIDE) * mean[:, None], 0)
+        else:
+            x = x - mean[:, None]
+        acc += tl.dot(tl.trans(x), w, input_precision=PRECISION, out_dtype=WIDE)
     offsets = (b * H + h[None, :]) * M + c[:, None]
-    tl.store(m_ptr + offsets, acc, mask=(c[:, None] < M) & (h[None, :] < H))
+    tl.store(m_ptr + offsets, acc - means[None, :], mask=(c[:, None] < M) & (h[None, :] < H))
 
 
 @triton.jit
@@ -120,8 +131,8 @@ def pool_dx_kernel(
     ds = tl.load(ds_ptr + offsets, mask=inside, other=0.0)
     dm = load_tile(dm_ptr + b * H * M, h, c, M, H, M, UPCAST)  # [BLOCK_H, BLOCK_M]
     g = load_tile(g_ptr, h, c, M, H, M, UPCAST)
-    dxhat = tl.dot(p.to(dm.dtype), dm, input_precision=PRECISION, out_dtype=WIDE)
-    dxhat += tl.dot(ds.to(g.dtype), g, input_precision=PRECISION, out_dtype=WIDE)
+    dxhat = tl.dot(narrow(p, dm, UPCAST), dm, input_precision=PRECISION, out_dtype=WIDE)
+    dxhat += tl.dot(narrow(ds, g, UPCAST), g, input_precision=PRECISION, out_dtype=WIDE)
     mean = tl.load(mean_ptr + b * N + n, mask=n < N, other=0.0)
     rstd = tl.load(rstd_ptr + b * N + n, mask=n < N, other=0.0)
     c1 = tl.load(c1_ptr + b * N + n, mask=n < N, other=0.0)
@@ -194,7 +205,6 @@ def attention_pool_backward(
     dm: torch.Tensor,
     x: torch.Tensor,
     g: torch.Tensor,
-    m: torch.Tensor,
     s: torch.Tensor,
     p: torch.Tensor,
     mean: torch.Tensor,
@@ -205,7 +215,7 @@ def attention_pool_backward(
     dm, g = dm.contiguous(), g.contiguous()
     narrow_dm, narrow_g = dm.to(x.dtype), g.to(x.dtype)
     dp = _scores(x, narrow_dm, mean, rstd, False)
-    ds = p * (dp - (dm * m).sum(-1, keepdim=True))
+    ds = p * (dp - (p * dp).sum(-1, keepdim=True))  # dm_h . m_h, with the rounding of dp
     c1 = (p * dm.mean(-1, keepdim=True) + ds * g.to(p.dtype).mean(-1)[:, None]).sum(1)
     c2 = (p * dp + ds * s).sum(1) / M
     dx, options = torch.empty_like(x, memory_format=torch.contiguous_format), _grid_options(x, H)
@@ -218,13 +228,13 @@ def attention_pool_backward(
 
 
 @attention_pool_backward.register_fake
-def _(dm, x, g, m, s, p, mean, rstd):
+def _(dm, x, g, s, p, mean, rstd):
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(g)
 
 
 def _save(ctx, inputs, output):
     x, g, _ = inputs
-    ctx.save_for_backward(x, g, *output)
+    ctx.save_for_backward(x, g, *output[1:])
 
 
 def _backward(ctx, dm, *_):
@@ -238,22 +248,9 @@ attention_pool_forward.register_autograd(_backward, setup_context=_save)
 def attention_pool(x, g, *, key_lengths=None):
     """m [B, H, M]: per head, the mean of the normed tokens of x, weighted by softmax(g . xhat).
 
-    x: tokens [B, N, M], last axis contiguous; g: [H, M], H at most 128. key_lengths: int [B], how
+    x: tokens [B, N, M], last axis contiguous; g: [H, M], H at most 64. key_lengths: int [B], how
     many tokens of each sample are real; none gives 0. m is float32 at least.
     Raises ValueError naming the argument, its value and the limit.
     """
-    if x.ndim != 3 or x.stride(-1) != 1 and x.shape[-1] > 1:
-        raise ValueError(
-            f"x is {tuple(x.shape)} with strides {x.stride()}; expected [B, N, M], last 1"
-        )
-    if g.ndim != 2 or g.shape[1] != x.shape[2] or g.shape[0] > 128:
-        raise ValueError(f"g is {tuple(g.shape)}; expected [H, {x.shape[2]}] with H at most 128")
-    if len(x) > LARGEST_GRID:
-        raise ValueError(f"x has {len(x)} samples; a GPU's grid holds {LARGEST_GRID}")
-    if g.device != x.device:
-        raise ValueError(f"g is on {g.device}, x on {x.device}")
-    if key_lengths is not None and key_lengths.shape != x.shape[:1]:
-        raise ValueError(
-            f"key_lengths is {tuple(key_lengths.shape)}; expected {tuple(x.shape[:1])}"
-        )
+    check_pool(x, g, key_lengths)
     return attention_pool_forward(x, g, key_lengths)[0]

@@ -4,6 +4,8 @@ import torch
 
 LARGEST_HEAD = 128
 LARGEST_GRID = 65_535  # of a grid's second and third axes
+LARGEST_SAMPLE = 2**31  # elements: within a sample the kernels count in 32 bits
+LARGEST_POOL = 64  # heads
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -18,6 +20,9 @@ def check_attention(q, k, v, causal, key_lengths):
             raise ValueError(f"{name} is {x.dtype}; q, k, v must share one of {DTYPES}")
         if x.device != q.device:
             raise ValueError(f"{name} is on {x.device}, q on {q.device}")
+        span = sum((n - 1) * s for n, s in zip(x.shape[1:], x.stride()[1:], strict=True))
+        if span >= LARGEST_SAMPLE:
+            raise ValueError(f"{name}'s samples span {span} elements; under 2^31: .contiguous()")
     (B, S, _, _), (_, T, H, K) = k.shape, q.shape
     if k.shape != (B, S, H, K) or v.shape != k.shape or len(q) not in (1, B):
         shapes = ", ".join(f"{n} {tuple(x.shape)}" for n, x in zip("qkv", (q, k, v), strict=True))
@@ -29,19 +34,46 @@ def check_attention(q, k, v, causal, key_lengths):
     if causal and T != S:
         raise ValueError(f"causal needs as many keys as queries; got T={T}, S={S}")
     if key_lengths is not None:
-        if key_lengths.shape != (B,) or key_lengths.is_floating_point():
-            raise ValueError(
-                f"key_lengths is {key_lengths.dtype} {tuple(key_lengths.shape)}, not int {(B,)}"
-            )
-        if key_lengths.device != q.device:
-            raise ValueError(f"key_lengths is on {key_lengths.device}, q on {q.device}")
-        # On a GPU reading the values would stall it.
-        if (
-            key_lengths.device.type == "cpu"
-            and B
-            and not (0 <= int(key_lengths.min()) and int(key_lengths.max()) <= S)
-        ):
-            raise ValueError(f"key_lengths {key_lengths.tolist()[:8]} are not in 0 to S={S}")
+        _check_lengths(key_lengths, B, S, q.device)
+
+
+def _check_lengths(key_lengths, B, S, device):
+    if key_lengths.shape != (B,) or key_lengths.is_floating_point():
+        raise ValueError(
+            f"key_lengths is {key_lengths.dtype} {tuple(key_lengths.shape)}, not int {(B,)}"
+        )
+    if key_lengths.device != device:
+        raise ValueError(f"key_lengths is on {key_lengths.device}, the rest on {device}")
+    # On a GPU reading the values would stall it; the kernels take the S keys there are for more.
+    if (
+        device.type == "cpu"
+        and B
+        and not (0 <= int(key_lengths.min()) and int(key_lengths.max()) <= S)
+    ):
+        raise ValueError(f"key_lengths {key_lengths.tolist()[:8]} are not in 0 to {S}")
+
+
+def check_pool(x, g, key_lengths):
+    """Raise ValueError for a call that attention_pool cannot serve."""
+    if x.ndim != 3 or x.stride(-1) != 1 and x.shape[-1] > 1:
+        raise ValueError(
+            f"x is {tuple(x.shape)} with strides {x.stride()}; expected [B, N, M], last 1"
+        )
+    B, N, M = x.shape
+    if g.ndim != 2 or g.shape[1] != M or not 0 < g.shape[0] <= LARGEST_POOL:
+        raise ValueError(f"g is {tuple(g.shape)}; expected [H, {M}] with H at most {LARGEST_POOL}")
+    if x.dtype not in DTYPES or g.dtype not in DTYPES:
+        raise ValueError(f"x is {x.dtype}, g {g.dtype}; not one of {DTYPES}")
+    if B > LARGEST_GRID:
+        raise ValueError(f"x has {B} samples; a GPU's grid holds {LARGEST_GRID}")
+    if (N - 1) * x.stride(1) + M >= LARGEST_SAMPLE:
+        raise ValueError(
+            f"x has rows of stride {x.stride(1)}: a sample spans 2^31 or more elements"
+        )
+    if g.device != x.device:
+        raise ValueError(f"g is on {g.device}, x on {x.device}")
+    if key_lengths is not None:
+        _check_lengths(key_lengths, B, N, x.device)
 
 
 def check_pairs(image, text, scale, workspace):

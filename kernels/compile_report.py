@@ -40,9 +40,13 @@ TARGETS = {
 STATEMENT_ENDS = (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-# (T, S, K, causal, lengths, shared queries): CoCa's shapes, one for each row of the static table
+# (T, S, K, causal, lengths, shared queries): CoCa's shapes and others, so that each row of the
+# static table for heads over 32 is here; smaller heads have the same tiles, and need less
 ATTENTION = {
     "vit 50": (50, 50, 64, False, False, False),
+    "vit 50 of 88": (50, 50, 88, False, False, False),
+    "cross 50 x 100": (50, 100, 64, False, False, False),
+    "cross 100 x 50": (100, 50, 64, False, False, False),
     "vit 257": (257, 257, 64, False, False, False),
     "vit 256": (256, 256, 64, False, False, False),
     "vit 256 of 88": (256, 256, 88, False, False, False),
@@ -58,7 +62,6 @@ DTYPES = {"bf16": "bf16", "fp32": "fp32"}  # fp16 compiles as bf16 does
 
 # What the gate lets pass: a pattern of "case/architecture/what", how much, and the reason.
 ALLOWED = {
-    "one query*pool_scores*/*/narrow": (9, "the shift: one element of each row, read by itself"),
     "captions*/narrow": (1, "the target's logit"),
     "*/gfx942/stack": (200, "tiles are chosen for Hopper"),
     "*/sm_80/stack": (600, "tiles are chosen for Hopper, whose products read shared memory"),
@@ -227,7 +230,7 @@ def complaints(rows, before, allowed=ALLOWED):
     for name, archs in rows.items():
         for arch, row in archs.items():
             limit = TARGETS[arch][1]
-            old = before.get(name, {}).get(arch, {}).get("registers", row["registers"])
+            old = before.get(name, {}).get(arch, row)
             products = not any(part in name for part in ("delta", "caption", "fp32"))
             wgmma = arch == "sm_90" and "fp32" not in name
             checks = {  # what: how much, of which there should be none, and in words
@@ -236,7 +239,11 @@ def complaints(rows, before, allowed=ALLOWED):
                 "narrow": (row.get("2-byte loads", 0), "2-byte loads"),
                 "HMMA": (row["HMMA"] if wgmma else 0, "HMMA, which is not Hopper's"),
                 "tensor": (int(not row["tensor"] and products), "no tensor core used"),
-                "registers": (row["registers"] > 1.1 * old, f"registers were {old}"),
+                "registers": (
+                    row["registers"] > 1.1 * old["registers"],
+                    f"registers were {old['registers']}",
+                ),
+                "growth": (max(0, row["stack"] - old["stack"]), f"of spills over {old['stack']}"),
             }
             for what, (much, words) in checks.items():
                 place = f"{name}/{arch}/{what}"

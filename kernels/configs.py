@@ -58,7 +58,7 @@ def attention_config(T, S, K, shared=False, exact=False):
     short = not shared and T <= (128 if wide else 256)
     if short:
         block_t = 64 if T <= 64 else 128 if T <= 128 else 256
-        backward, dq = Tile(block_t, 64, 4 if block_t == 64 else 8, 1), None
+        backward, dq = Tile(block_t, 64, 4 if block_t == 64 and not wide else 8, 1), None
     else:
         backward = Tile(128, 64, 8, 1) if wide else Tile(64, 64, 4, 2)
         dq = Tile(64, 64, 8, 1) if wide else Tile(128, 64, 8, 2)

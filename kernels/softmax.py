@@ -42,6 +42,12 @@ def round_to_bfloat16(x):
 
 
 @triton.jit
+def narrow(x, other, UPCAST: tl.constexpr):
+    """x as a factor of a product with `other`: in its type; UPCAST: as bfloat16 would hold it."""
+    return round_to_bfloat16(x) if UPCAST else x.to(other.dtype)
+
+
+@triton.jit
 def score_mask(t, s, T, end, CAUSAL: tl.constexpr):
     """[T, S]: key s is one of the first `end`, and not after query t where CAUSAL."""
     inside = (t[:, None] < T) & (s[None, :] < end)

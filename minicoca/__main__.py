@@ -303,6 +303,8 @@ def do_bench(arguments):
     for flag in ("repeats", "batch_size"):
         if getattr(arguments, flag) < 1:
             raise Usage(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}: at least 1")
+    if arguments.json and not arguments.json.resolve().parent.is_dir():
+        raise Usage(f"--json {arguments.json}: there is no such folder")
     if arguments.what == "kernels":
         bench.kernels(
             ops=arguments.ops,

@@ -275,6 +275,7 @@ PRESETS = {
     "base": _square(768, 12, 3072, 12, 12, 12, 3072),
     "large": _square(1024, 16, 4096, 12, 12, 24, 4096),
     "2b": _square(1408, 16, 5632, 18, 18, 40, 6144),
+    "open_clip_base": _open_clip(288, 18, 768, 12, 12, 768, 12),  # the paper's size: to compare
     "open_clip_b32": _open_clip(224, 32, 768, 12, 12, 512, 8),
     "open_clip_l14": _open_clip(224, 14, 1024, 24, 16, 768, 12),
 }

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from kernel_oracles import Poisoned, judge
+from kernel_oracles import LargestTensor, Poisoned, judge
 
 from minicoca.kernels import configs
 from minicoca.reference import attention as reference
@@ -17,7 +17,7 @@ from minicoca.reference.ops import (
 )  # fmt: skip
 
 DEVICE = "cuda" if torch.cuda.is_available() and not configs.INTERPRETED else "cpu"
-TYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def draw(rng, shape, dtype, kind="plain"):
@@ -87,7 +87,8 @@ def check_attention(
         do = do[:, :1, :, :1].expand(B, T, H, K)
     elif do_kind == "transposed":
         do = do.transpose(1, 2).contiguous().transpose(1, 2)
-    lengths = None if lengths is None else torch.tensor(lengths, device=DEVICE)
+    if isinstance(lengths, list):
+        lengths = torch.tensor(lengths, device=DEVICE)
     case = (q, k, v, do, causal, lengths, K**-0.5 if scale is None else scale)
     with Poisoned() as memory:
         ours = run_attention(module, *case)
@@ -123,6 +124,11 @@ ATTENTIONS = {
     "general, causal, lengths": dict(B=2, T=270, S=270, H=1, K=32, causal=True, lengths=[270, 100]),
     "shared queries": dict(B=5, T=33, S=50, H=2, K=32, shared=True),
     "shared queries, lengths": dict(B=3, T=20, S=140, H=2, K=24, shared=True, lengths=[140, 0, 9]),
+    "shared queries, two a slice": dict(B=33, T=5, S=6, H=1, K=16, shared=True),
+    "vit": dict(B=1, T=197, S=197, H=1, K=64),
+    "vit, 336 pixels": dict(B=1, T=577, S=577, H=1, K=16),
+    "vit, 518 pixels": dict(B=1, T=1370, S=1370, H=1, K=16),
+    "ties": dict(B=2, T=20, S=70, H=1, K=16, size=0.0),
     "slice of a projection": dict(B=2, T=33, S=33, H=3, K=24, kind="slice"),
     "heads first": dict(B=2, T=33, S=40, H=3, K=24, kind="heads first"),
     "expanded gradient": dict(B=2, T=20, S=30, H=2, K=32, do_kind="expanded"),
@@ -276,6 +282,7 @@ PAIRS = {
     "over a tile": dict(B=129, E=70),
     "many chunks": dict(B=300, E=33, workspace=1 << 17),
     "a row at a time": dict(B=21, E=33, workspace=1),
+    "two groups of tiles": dict(B=1300, E=8, workspace=1 << 24),
     "directions only": dict(B=140, E=40, normalise=True),
     "tiny directions": dict(B=30, E=40, normalise=True, how="tiny"),
     "scale 100": dict(B=60, E=24, scale=100.0),
@@ -284,6 +291,16 @@ PAIRS = {
     "opposite": dict(B=40, E=48, how="opposite"),
     "slice of a row": dict(B=40, E=32, how="slice"),
 }
+
+
+def check_workspace(module, fused):
+    """The largest tensor beyond the gradients is no larger than it may be."""
+    x, y = draw_pairs(0, 300, 8, torch.float32)
+    scale, options = torch.tensor(10.0, device=DEVICE), dict(workspace=1 << 16, fused=fused)
+    with LargestTensor() as seen:  # which does not look into custom ops: their parts are called
+        row, column, _ = module.info_nce_statistics(x, y, scale, **options)
+        module.info_nce_gradients(x, y, scale, row, column, row, **options)
+    assert x.numel() < seen.bytes <= options["workspace"], f"{seen.bytes} bytes at once"
 
 
 def check_learned_pairs(module, dtype, fused=True):

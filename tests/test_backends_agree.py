@@ -1,12 +1,29 @@
 """A training run with Triton's kernels is the training run without them."""
 
+import functools
+import importlib
+
 import numpy as np
 import pytest
+import torch
 
 from minicoca.config import preset
 from minicoca.engine import ops
 from minicoca.engine.train import Trainer
 from minicoca.params import initialise
+
+KERNELS = {
+    name: getattr(importlib.import_module(f"minicoca.kernels.{name}"), name)
+    for name in ("attention", "attention_pool", "info_nce", "caption_loss")
+}
+
+
+def test_heads_that_no_kernel_serves_are_left_to_torch():
+    ops.use("triton")
+    q, k = torch.randn(2, 3, 1, 144), torch.randn(2, 4, 1, 144)
+    want = torch.softmax(torch.einsum("bthk,bshk->bhts", q, k) / 12, -1) @ k.transpose(1, 2)
+    torch.testing.assert_close(ops.attention(q, k, k), want.transpose(1, 2))
+    assert "torch for heads over 128" in ops.implementations()["attention"]
 
 
 @pytest.fixture(autouse=True)
@@ -16,12 +33,18 @@ def back_to_auto():
 
 
 @pytest.mark.parametrize("pooler", ["cascade", "none"])
-def test_five_steps_with_either_backend(pooler):
+def test_five_steps_with_either_backend(pooler, monkeypatch):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5, 4, 16, 16, 3)).astype(np.uint8)
     tokens = np.concatenate([np.ones((5, 4, 1), int), rng.integers(4, 60, (5, 4, 6))], 2)
     tokens[:, 1, 4:] = 0
-    losses = {}
+    losses, called = {}, []
+    for name, op in KERNELS.items():
+        counted = functools.partial(
+            lambda op, name, *a, **k: called.append(name) or op(*a, **k), op
+        )
+        module = importlib.import_module(f"minicoca.kernels.{name}")
+        monkeypatch.setattr(module, name, functools.partial(counted, name))
     for backend in ("torch", "triton"):
         config = preset(
             "tiny", pooler=pooler, backend=backend, image_size=16, image_layers=1, text_heads=2,
@@ -29,6 +52,10 @@ def test_five_steps_with_either_backend(pooler):
         )  # fmt: skip
         trainer = Trainer(initialise(config), config)
         losses[backend] = [trainer.step(i, images[i], tokens[i])["loss"] for i in range(5)]
+        if backend == "torch":
+            assert set(called) == {"caption_loss"}  # whose torch form is the kernel's module too
+            called.clear()
+    assert set(called) == set(KERNELS)
     np.testing.assert_allclose(losses["triton"], losses["torch"], rtol=1e-4)
     assert losses["torch"][4] != losses["torch"][0]
 

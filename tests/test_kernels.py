@@ -1,8 +1,10 @@
 """Kernels against the definition in float64: on a CPU by Triton's interpreter, on a card for real.
 
-The interpreter computes bfloat16 wrongly; there the kernels upcast it, and bfloat16's own rounding
-is judged on a card only.
+The interpreter computes bfloat16 wrongly: there the kernels compute it in float32, and round where
+a card would.
 """
+
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from kernel_cases import (
     check_captions,
     check_pairs,
     check_pool,
+    check_workspace,
     draw,
     run_attention,
 )
@@ -29,8 +32,8 @@ from minicoca.kernels import attention_pool as pool_module
 from minicoca.kernels import caption_loss as caption_module
 from minicoca.kernels import info_nce as pair_module
 
-# Sizes around the tiles' edges, and CoCa's own (50, 76, 197, 256, 257).
 NO_SHRINKING = (Phase.explicit, Phase.generate)  # an example takes a second
+# Sizes around the tiles' edges; CoCa's own (50, 76, 197, 256, 257, ...) stand in kernel_cases.py.
 EDGES = [1, 2, 15, 16, 17, 31, 33, 49, 50, 63, 64, 65, 76, 77, 127, 128, 129]
 
 
@@ -39,6 +42,8 @@ EDGES = [1, 2, 15, 16, 17, 31, 33, 49, 50, 63, 64, 65, 76, 77, 127, 128, 129]
 def test_attention(name, dtype):
     if name == "large logits" and dtype != torch.float32:
         pytest.skip("logits of thousands: rounding of the inputs' own type decides")
+    if name == "vit, 518 pixels" and dtype != torch.float16:
+        pytest.skip("long in the interpreter; one type will do")
     check_attention(attention_module, 0, dtype=dtype, **ATTENTIONS[name])
 
 
@@ -64,13 +69,6 @@ def test_attention_of_any_shape(case, seed, dtype):
     check_attention(attention_module, seed, dtype=dtype, **case)
 
 
-def test_upcast_bfloat16_in_the_interpreter():
-    if DEVICE == "cuda":
-        pytest.skip("a card computes bfloat16 itself")
-    check_attention(attention_module, 0, dtype=torch.bfloat16, **ATTENTIONS["causal text"])
-    check_pool(pool_module, 0, 2, 33, 48, 3, dtype=torch.bfloat16)
-
-
 def test_a_permuted_batch_gives_permuted_results():
     rng = np.random.default_rng(0)
     q, k, v, do = (draw(rng, (4, 33, 2, 32), torch.float32) for _ in range(4))
@@ -92,6 +90,24 @@ def test_the_log_sum_exp_of_no_keys_is_minus_infinity(S):
     assert (lse[0] == -torch.inf).all() and not o[0].any()
     scores = 0.25 * torch.einsum("bthk,bshk->bhts", q, k)
     torch.testing.assert_close(lse[1], scores.logsumexp(-1)[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs memory that is not there")
+def test_samples_that_lie_over_2_to_the_31_elements_apart():
+    """8 GB are asked for; of what is not touched nothing is taken."""
+    rng = np.random.default_rng(0)
+    packed = [draw(rng, (2, 20, 2, 16), torch.float32) for _ in range(4)]
+    memory = torch.empty(2**31 + 2**16, device=DEVICE)
+    apart = [memory.as_strided((2, 20, 2, 16), (2**31 + 64, 32, 16, 1), 1024 * i) for i in range(4)]
+    for far, near in zip(apart, packed, strict=True):
+        far.copy_(near)
+    for a, b in zip(*(run_attention(attention_module, *xs, True, None, 0.25)
+                      for xs in (apart, packed)), strict=True):  # fmt: skip
+        assert torch.equal(a, b)
+    q, *_ = packed  # rows so far apart cannot be counted in 32 bits
+    far = memory.as_strided((2, 5, 2, 16), (0, 2**29, 0, 1))
+    with pytest.raises(ValueError, match="k's samples span 2147483663 elements"):
+        attention_module.attention(q, far, far)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -129,9 +145,16 @@ def test_info_nce_of_any_shape(B, E, scale, normalise, workspace, how, seed):
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["triton", "torch"])
+def test_info_nce_keeps_to_its_workspace(fused):
+    check_workspace(pair_module, fused)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["triton", "torch"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_caption_loss(name, dtype, fused):
+    if name == "large logits" and dtype == torch.bfloat16:
+        pytest.skip("logits near 100 in 8 bits: plain torch is over the gate too")
     check_captions(caption_module, 0, dtype=dtype, fused=fused, **CAPTIONS[name])
 
 
@@ -230,7 +253,7 @@ def test_ops_compile_into_one_graph():
         (dict(q=torch.zeros(2, 4, 2, 16), causal=True), "T=4, S=5"),
         (dict(q=torch.zeros(1, 1, 1, 16).expand(1, 5, 2, 16), k=(wide := torch.zeros(
             1, 1, 1, 16).expand(32_768, 5, 2, 16)), v=wide), "B x H is 65536"),
-        (dict(key_lengths=torch.tensor([6, 1])), "not in 0 to S=5"),
+        (dict(key_lengths=torch.tensor([6, 1])), "not in 0 to 5"),
         (dict(key_lengths=torch.tensor([1])), "not int (2,)"),
         (dict(key_lengths=torch.tensor([1.0, 2.0])), "torch.float32"),
         (dict(v=torch.zeros(2, 5, 2, 16, device="meta")), "v is on meta"),

@@ -47,7 +47,7 @@ def run(quick=False, ops=None, dtype=None, say=print, keep=None):
     torch._functorch.config.donated_buffer = False
     report["roofline"] = limits = measure.roofline(device, dtype)
     for case in registry.cases(device, dtype, quick, size):
-        if ops and case.op not in ops:
+        if ops is not None and case.op not in ops:
             continue
         torch._dynamo.reset()  # each case is compiled for its own sizes
         row = _row(case, device, dtype, limits, size == "rehearsal")
@@ -158,22 +158,36 @@ def line(row):
 
 def table(report):
     """The report as a Markdown table."""
-    head = "| case | ours, ms (forward, backward) | roofline | peak MB | as fast as | target |"
-    lines = [head, "|---|---|---|---|---|---|"]
+    columns = (
+        "case", "ours, ms (forward, backward)", "TFLOP/s", "GB/s", "roofline", "peak, kept MB",
+        "as fast as (peak, kept MB)", "target",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in report["rows"]:
         ours = row["ways"]["ours"]
         if "total_ms" in ours:
             cells = [
                 f"{ours['forward_ms']:.3f}, {ours['backward_ms']:.3f}",
+                f"{ours['tflop_s']:.1f}",
+                f"{ours['gb_s']:.0f}",
                 f"{ours['roofline']:.0%}",
-                f"{ours['peak_mb']:.0f}" if ours["peak_mb"] else "-",
+                _megabytes(ours),
             ]
         else:
-            cells = [ours.get("refused", "right (rehearsal)"), "-", "-"]
-        ratios = ", ".join(f"{label} {ratio}" for label, ratio in row["ratios"].items())
+            cells = [ours.get("refused", "right (rehearsal)"), "-", "-", "-", "-"]
+        ratios = ", ".join(
+            f"{label} {ratio} ({_megabytes(row['ways'][label])})"
+            for label, ratio in row["ratios"].items()
+        )
         targets = ", ".join(f"{label} {least}" for label, least in row["targets"].items())
         lines.append(f"| {row['case']} | {' | '.join(cells)} | {ratios} | {targets} |")
     return "\n".join(lines)
+
+
+def _megabytes(way):
+    """What a way needs at its peak, and what it keeps for the backward."""
+    found = (way.get(f"{name}_mb") for name in ("peak", "kept"))
+    return ", ".join(f"{x:.0f}" if x else "-" for x in found)
 
 
 def memory_table(width=768):

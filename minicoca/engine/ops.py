@@ -4,16 +4,19 @@ Everything above it (attention.py to model.py) is written in terms of these func
 knows what is behind them. Axis letters as in params.py; R is rows: samples and tokens as one axis.
 """
 
+import functools
 import os
 
 import torch
 import torch.nn.functional as F
 
 from ..config import PAD
+from ..kernels.checks import LARGEST_GRID, LARGEST_HEAD
 
 BACKENDS = ("auto", "torch", "triton")
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 ONEDNN_FROM = 1 << 25  # multiplications; smaller products cost more to call than they gain
+SHARED_MEMORY = 166_912  # bytes of a program, sm_80's limit
 PAIRS_IN_CHUNKS = 2048  # from so many on, no B x B logits on a CPU either
 
 
@@ -33,17 +36,30 @@ def use(backend):
 
 def has_kernels(x):
     """Whether Triton's kernels serve this tensor."""
-    return _chosen == "triton" or (_chosen == "auto" and x.is_cuda and torch.version.hip is None)
+    return _chosen == "triton" or (_chosen == "auto" and x.is_cuda and _fits(x.device))
+
+
+@functools.cache
+def _fits(device):
+    """Whether a card has the shared memory that the kernels' tiles are chosen for: A100 and later
+    data-centre cards do, RTX cards, A10 and L40 do not."""
+    if torch.version.hip is not None:
+        return False
+    properties = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin >= SHARED_MEMORY
 
 
 def implementations():
     """Which operation is served by what, and why, as {operation: sentence}."""
-    cuda = torch.cuda.is_available() and torch.version.hip is None
-    fused = _chosen == "triton" or (_chosen == "auto" and cuda)
-    why = f"backend {_chosen}, CUDA {'found' if cuda else 'not found'}"
+    cuda = torch.cuda.is_available()
+    fits = cuda and _fits(torch.device("cuda", torch.cuda.current_device()))
+    fused = _chosen == "triton" or (_chosen == "auto" and fits)
+    found = "found" if fits else "too little shared memory" if cuda else "not found"
+    why = f"backend {_chosen}, CUDA {found}"
     kernel = "Triton" if fused else "torch"
     return {
-        "attention": f"{kernel} ({why})",
+        "attention": f"{kernel} ({why})"
+        + (f"; torch for heads over {LARGEST_HEAD}" if fused else ""),
         "attention_pool": f"{kernel} ({why})",
         "contrastive_loss": f"{kernel} ({why})"
         + ("" if fused else f"; from {PAIRS_IN_CHUNKS:,} pairs in chunks of rows"),
@@ -118,7 +134,8 @@ def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
 
     Any of the inputs may be a view of any stride; q of one sample serves the whole batch.
     """
-    if mask is None and has_kernels(q_BTHK):
+    large = q_BTHK.shape[3] > LARGEST_HEAD or k_BSHK.shape[0] * k_BSHK.shape[2] > LARGEST_GRID
+    if mask is None and not large and has_kernels(q_BTHK):
         from ..kernels.attention import attention as fused
 
         return fused(q_BTHK, k_BSHK, v_BSHK, causal=causal)

@@ -1,0 +1,58 @@
+"""Short runs, and how they are stopped and looked at."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from minicoca import params
+from minicoca.config import preset
+from minicoca.data import shapes
+from minicoca.engine import train as engine_train
+from minicoca.reference import train as reference_train
+from minicoca.run import train
+
+SHORT = dict(steps=14, checkpoint_every=5, evaluate_every=6, batch_size=8, warmup=3, image_layers=1)
+TRAINERS = {"torch": engine_train.Trainer, "numpy": reference_train.Trainer}
+
+
+@pytest.fixture(autouse=True)
+def few_shapes(monkeypatch):
+    """60 scenes instead of 60,000."""
+    load = shapes.load
+    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
+
+
+def short(**changes):
+    return preset("tiny", **{**SHORT, **changes})
+
+
+def silent(config, folder, **how):
+    folder.mkdir(exist_ok=True)
+    return train(config, folder, say=lambda text: None, **how)
+
+
+def tensors(folder, name):
+    return params.load(folder / name)[0]
+
+
+def metrics(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        record.pop("seconds", None)
+    return records
+
+
+def stop_after(monkeypatch, backend, step):
+    """Press Ctrl-C while the given step is computed."""
+    original = TRAINERS[backend].step
+
+    def pressed(self, number, images, tokens):
+        report = original(self, number, images, tokens)
+        if number == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return report
+
+    monkeypatch.setattr(TRAINERS[backend], "step", pressed)
