@@ -1,8 +1,9 @@
-"""Everything to do on a GPU, in one command and under ten minutes; see GPU_CHECKLIST.md.
+"""Everything to do on a GPU, in one command and ten minutes; see GPU_CHECKLIST.md.
 
-python -m minicoca.kernels.gpu_check --out FOLDER [--only toolchain tests integers ...]
+python -m minicoca.kernels.gpu_check --out FOLDER [--minutes 10] [--only toolchain tests ...]
 
-Each part is run even if one before it failed. Writes results.json and RESULTS.md to FOLDER.
+Each part is run even if one before it failed, as long as there is time; what there was none for is
+named, and can be run with --only. Writes results.json and RESULTS.md to FOLDER.
 """
 
 import argparse
@@ -28,8 +29,10 @@ from .attention_pool import attention_pool
 from .bench import suite
 from .caption_loss import caption_loss
 from .info_nce import info_nce
+from .toolchain import complaint
 
 ROOT = Path(__file__).resolve().parent.parent
+ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # as in the tests
 REPEATED = {  # name: (T, S, H, K, causal, shared queries, lengths): every kernel, every row
     "tiny": (50, 50, 12, 64, False, False, False),
     "short": (256, 256, 4, 64, False, False, False),
@@ -59,8 +62,7 @@ def run(*command, timeout=280, **environment):
 
 
 def toolchain():
-    """Card, driver, versions, and which ptxas assembles. Before CUDA 13.3 it can miscompile
-    products whose left side is in registers, on Hopper; attention has such products."""
+    """Card, driver, versions, which ptxas assembles, and what is known against it."""
     found = {"torch": torch.__version__, "triton": triton.__version__, "python": sys.version[:6]}
     found["date"] = datetime.date.today().isoformat()
     found["interpreted"] = configs.INTERPRETED
@@ -74,6 +76,7 @@ def toolchain():
             found[name] = text[text.find("release") :].split("\n")[0]
     if torch.cuda.is_available():
         found["card"] = torch.cuda.get_device_name()
+        found["complaint"] = complaint() or "none"
         query = "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit"
         found["driver, clocks"] = run("nvidia-smi", query, "--format=csv,noheader")[1].strip()
         blackwell = bundled / "ptxas-blackwell"
@@ -90,7 +93,7 @@ def toolchain():
 def tests():
     """The kernels' tests on the card, a process for each type, so that they compile in parallel."""
     files = ("tests/test_kernels.py", "tests/test_info_nce.py")
-    command = (sys.executable, "-m", "pytest", *files, "-q", "-x", "-k")
+    command = (sys.executable, "-m", "pytest", *files, "-q", "-k")
     parts = ("float32", "bfloat16 or float16", "not float")
     with ThreadPoolExecutor(len(parts)) as pool:
         done = list(pool.map(lambda part: run(*command, part), parts))
@@ -100,9 +103,10 @@ def tests():
 
 
 def integers():
-    """Queries of zero weigh all keys alike: outputs are means of small integers, known exactly."""
+    """Every op on small integers: products are exact, and so is much of what follows from them."""
     device = _device()
-    wrong = []
+    wrong = _integers_of_the_others(device)
+    # Queries of zero weigh all keys alike: outputs are means, known exactly.
     for T, S, K in ((64, 64, 64), (50, 128, 64), (256, 256, 64), (77, 256, 128), (300, 512, 88)):
         for dtype in _types():
             generator = torch.Generator().manual_seed(0)
@@ -111,15 +115,62 @@ def integers():
             do = draw((4, T, 2, K)).to(device, dtype)
             q = torch.zeros(4, T, 2, K, device=device, dtype=dtype, requires_grad=True)
             v.requires_grad_()
+            k.requires_grad_()
             o = attention(q, k, v)
-            (dv,) = torch.autograd.grad(o, v, do)
+            dq, dk, dv = torch.autograd.grad(o, (q, k, v), do)
             mean = v.double().mean(1, keepdim=True).expand(o.shape).to(dtype)
             dmean = (do.double().sum(1, keepdim=True) / S).expand(dv.shape).to(dtype)
-            for name, got, want in (("o", o, mean), ("dv", dv, dmean)):
-                if not torch.equal(got, want):
-                    gap = (got.double() - want.double()).abs().max().item()
-                    wrong.append(f"{name}, T={T} S={S} K={K} {dtype}: off by {gap:.3g}")
+            dp = torch.einsum("bthk,bshk->bhts", do.double(), v.detach().double())
+            ds = (dp - dp.mean(-1, keepdim=True)) / S * K**-0.5
+            exact_dq = torch.einsum("bhts,bshk->bthk", ds, k.detach().double())
+            where = f"T={T} S={S} K={K} {dtype}"
+            for name, got, want in (("o", o, mean), ("dv", dv, dmean), ("dk", dk, 0 * dk)):
+                wrong += _differs(f"attention's {name}, {where}", got, want, 0)
+            wrong += _differs(f"attention's dq, {where}", dq, exact_dq, ROUNDING[dtype])
     return {"passed": not wrong, "wrong": wrong}
+
+
+def _integers_of_the_others(device):
+    wrong = []
+    for dtype in _types():
+        generator = torch.Generator().manual_seed(0)
+        draw = functools.partial(torch.randint, -1, 2, generator=generator)
+        x = torch.ones(4, 256, 64)
+        x[..., ::2] = -1  # norms to itself, but for the norm's epsilon
+        x *= draw((4, 256, 1)) * 2 + 1
+        x = x.sign().to(device, dtype)
+        m = attention_pool(x, torch.zeros(8, 64, device=device, dtype=dtype))
+        mean = x.double().mean(1, keepdim=True).expand(m.shape)
+        wrong += _differs(f"attention_pool, {dtype}", m, mean, 1e-5)
+
+        x, y = (draw((300, 64)).to(device, dtype).requires_grad_() for _ in range(2))
+        half = torch.tensor(0.5, device=device)
+        s = 0.5 * (x.detach().double() @ y.detach().double().T)
+        exact = (s.logsumexp(0) + s.logsumexp(1) - 2 * s.diagonal()).mean() / 2
+        g = (s.softmax(0) + s.softmax(1) - 2 * torch.eye(300, device=device)) / 600
+        loss = info_nce(x, y, half, workspace=1 << 16)
+        (dx,) = torch.autograd.grad(loss, x)
+        wrong += _differs(f"info_nce, {dtype}", loss, exact, 1e-5)
+        wrong += _differs(f"info_nce's dx, {dtype}", dx, 0.5 * g @ y.double(), ROUNDING[dtype])
+
+        hidden = draw((300, 64)).to(device, dtype).requires_grad_()
+        weight = draw((64, 701)).to(device, dtype)
+        targets = torch.arange(300, device=device) + 1
+        s = hidden.detach().double() @ weight.double()
+        exact = torch.nn.functional.cross_entropy(s, targets)
+        g = (s.softmax(1) - torch.nn.functional.one_hot(targets, 701)) / 300
+        loss = caption_loss(hidden, weight, targets, chunk=128)
+        (dx,) = torch.autograd.grad(loss, hidden)
+        wrong += _differs(f"caption_loss, {dtype}", loss, exact, 1e-5)
+        wrong += _differs(f"caption_loss's dx, {dtype}", dx, g @ weight.double().T, ROUNDING[dtype])
+    return wrong
+
+
+def _differs(name, got, want, tolerance):
+    """[a sentence] if the relative error is over the tolerance, else []."""
+    gap = (got.detach().double() - want.detach().double()).norm().item()
+    size = want.detach().double().norm().item() or 1.0
+    return [f"{name}: off by {gap / size:.3g}"] if not gap <= tolerance * size else []
 
 
 def repeats(times=50):
@@ -264,13 +315,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=10, help="for all of it (default 10)")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = {"command": " ".join(["python -m minicoca.kernels.gpu_check", *sys.argv[1:]])}
+    end = time.perf_counter() + 60 * arguments.minutes - 10  # to write what there is
     for name in arguments.only:
         begun = time.perf_counter()
-        alone = len(arguments.only) == 1
-        results[name] = _here(name) if alone else _apart(name, arguments.out / name)
+        if len(arguments.only) == 1:
+            results[name] = _here(name)
+        elif end - begun > 10:
+            results[name] = _apart(name, arguments.out / name, min(400, end - begun))
+        else:
+            results[name] = {"skipped": f"no time left; run it with --only {name}"}
         results[name]["seconds"] = round(time.perf_counter() - begun, 1)
         print(name, json.dumps(results[name], indent=1), flush=True)
         (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
@@ -287,13 +344,14 @@ def _here(name):
         return {"passed": False, "traceback": traceback.format_exc()[-1500:]}
 
 
-def _apart(name, folder):
+def _apart(name, folder, timeout):
     """A part in a process of its own: what it breaks on the card, or holds of it, ends with it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+    folder.mkdir(parents=True)
     rows = folder.resolve() / "rows.json"
     code, _, err = run(
         sys.executable, "-m", "minicoca.kernels.gpu_check", "--only", name, "--out",
-        folder.resolve(), timeout=400, MINICOCA_ROWS=str(rows),
+        folder.resolve(), timeout=timeout, MINICOCA_ROWS=str(rows),
     )  # fmt: skip
     if (folder / "results.json").is_file():
         return json.loads((folder / "results.json").read_text())[name]

@@ -232,10 +232,12 @@ def do_info(arguments):
             versions[name] = "not installed"
     import torch
 
-    from .engine.ops import implementations
+    from .engine.ops import complaint, implementations
 
     facts = {"versions": versions, "machine": machine(), "cuda": torch.cuda.is_available()}
     facts["operations"] = implementations()
+    if complaint():
+        facts["warning"] = complaint()
     chosen = None
     if arguments.run:
         chosen = read_config(arguments.run)

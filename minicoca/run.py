@@ -173,6 +173,8 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
             save_config(config, folder)  # whoever resumes it again need not repeat the changes
         else:
             trainer, tokenizer, dataset, config = start(config, folder, say)
+        if complaint := getattr(trainer, "complaint", ""):
+            say(f"warning: {complaint}")
         log = Log(folder / "metrics.jsonl", first)
         if not taking_up:
             log.write({"step": 0, "command": command})

@@ -68,6 +68,15 @@ def implementations():
     }
 
 
+def complaint():
+    """What speaks against the kernels on this machine, in a sentence; "" for nothing."""
+    if not (torch.cuda.is_available() and has_kernels(torch.empty(0, device="cuda"))):
+        return ""
+    from ..kernels.toolchain import complaint as of_toolchain
+
+    return of_toolchain()
+
+
 def linear(x, params):
     """y = x W + b over the last axis; the bias may be absent."""
     weight, bias = params["weight"], params.get("bias")

@@ -10,7 +10,7 @@ from .augment import augment
 from .generate import CoCa
 from .losses import contrastive_loss
 from .model import coca, encode_image, encode_text, total_loss
-from .ops import pick_device, pick_dtype, use
+from .ops import complaint, pick_device, pick_dtype, use
 from .optim import adamw, clamp_temperature, clip_by_global_norm, learning_rate
 from .vision import normalise
 
@@ -22,6 +22,7 @@ class Trainer:
         self.config, self.device = config, pick_device(config.device)
         self.dtype = pick_dtype(config.precision, self.device)
         use(config.backend)
+        self.complaint = complaint() if self.device.type == "cuda" else ""
         self.params = tree_map(lambda a: torch.tensor(a, device=self.device), params)
         self.leaves = flatten(self.params)
         for name, leaf in self.leaves.items():
