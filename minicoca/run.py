@@ -99,8 +99,10 @@ def all_captions(dataset):
 
 
 def fingerprint(dataset):
-    """Of the training captions, to notice that a data set is not what it was."""
-    return hashlib.sha256("\n".join(all_captions(dataset)).encode()).hexdigest()[:16]
+    """Of the training captions and the sizes of image files: to notice that data have changed."""
+    paths = getattr(dataset.train, "paths", ())
+    sizes = [str(path.stat().st_size) if path.is_file() else "-" for path in paths]
+    return hashlib.sha256("\n".join(all_captions(dataset) + sizes).encode()).hexdigest()[:16]
 
 
 def read_config(folder):

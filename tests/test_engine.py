@@ -15,7 +15,7 @@ import minicoca
 from minicoca.engine import optim as engine_optim
 from minicoca.engine import text as engine_text
 from minicoca.kernels import caption_loss as caption_kernel
-from minicoca.params import flatten, initialise, tree_map
+from minicoca.params import flatten, initialise, tree_map, unflatten
 from minicoca.reference import optim as reference_optim
 
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
@@ -68,12 +68,11 @@ ONLY_REFERENCE = {
     "attention.py": {"attention", "text_mask"},
     "optim.py": {"adamw_init", "global_norm"},
     "generate.py": {"next_log_probabilities"},
-    "pooling.py": {"absorbed_pooler"},
 }
 ONLY_ENGINE = {
     "ops.py": {"attention", "contrastive_loss", "caption_loss",
                "attention_pool", "pick_device", "pick_dtype", "use", "has_kernels",
-               "implementations"},
+               "implementations", "complaint"},
     "attention.py": {"Packing"},
     "text.py": {"TextRows", "text_mask"},
     "model.py": {"total_loss"},
@@ -264,6 +263,57 @@ def test_a_beam_wide_enough_finds_the_best_caption_there_is(backend):
     assert len({len(ids) for ids in best}) > 1, "all captions are as long: length is not tested"
 
 
+def by_last_token(config, table):
+    """Parameters of a model for which token v is followed by w with probability table[v][w]."""
+    params = flatten(initialise(config, 0, np.float64))
+    for name in params:
+        if name.endswith(("output.weight", "down.weight", "position")):
+            params[name] = np.zeros_like(params[name])
+    n = params["text.token"]
+    for _ in range(2):  # the norms that end both halves of the decoder
+        n = (n - n.mean(-1, keepdims=True)) / np.sqrt(n.var(-1, keepdims=True) + 1e-5)
+    logits = np.full((config.vocabulary,) * 2, -20.0)
+    for v, row in table.items():
+        for w, p in row.items():
+            logits[v, w] = np.log(p)
+    params["decoder.head.weight"] = np.linalg.lstsq(n, logits, rcond=None)[0]
+    return unflatten(params)
+
+
+@both
+def test_beams_leave_room_beside_captions_that_end(backend):
+    """The likeliest end now; both others must stay open for the best of all to be found."""
+    config = small_config(vocabulary=8)
+    a, b, c, d, end = 4, 5, 6, 7, 2
+    table = {1: {end: 0.4, a: 0.3, b: 0.2, c: 0.1}, a: {a: 0.33, c: 0.33, d: 0.34}, b: {end: 1.0}}
+    table |= {c: {end: 0.3, c: 0.7}, d: {d: 1.0}}
+    image = np.zeros((1, 6, 6, 3))
+    (found,) = backend.beam_search(by_last_token(config, table), config, image, [1], beams=2)
+    assert list(found[0]) == [1, b, end]
+    assert found[1] == pytest.approx(np.log(0.2) / 2, abs=1e-4)
+
+
+@both
+def test_a_beam_is_not_given_up_while_its_length_can_save_it(backend):
+    config = small_config(vocabulary=8)
+    table = {1: {2: 0.5, 4: 0.4, 5: 0.1}, 4: {2: 1.0}, 5: {2: 1.0}}
+    image = np.zeros((1, 6, 6, 3))
+    (found,) = backend.beam_search(by_last_token(config, table), config, image, [1], beams=1)
+    assert list(found[0]) == [1, 4, 2]
+
+
+@both
+def test_a_stream_belongs_to_its_row(backend):
+    config = small_config()
+    params, images, _ = model_and_batch(config, 5, batch=4)
+    how = dict(temperature=1.5, seed=1)
+    whole = backend.generate(params, config, images, _prompts(images), **how)
+    part = backend.generate(params, config, images[2:], _prompts(images[2:]), first_stream=2, **how)
+    length = min(whole.shape[1], part.shape[1])
+    np.testing.assert_array_equal(part[:, :length], whole[2:, :length])
+    assert not (np.array_equal(whole[0], whole[2]) and np.array_equal(whole[1], whole[3]))
+
+
 @both
 def test_filters_keep_what_they_say(backend):
     logits = np.log(np.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]]))
@@ -275,6 +325,7 @@ def test_filters_keep_what_they_say(backend):
     assert kept(1.0, 0, 0.6) == [(0, 1), (2, 3)]
     assert kept(1.0, 0, 0.45) == [(0,), (2, 3)]
     assert kept(1.0, 0, 1e-9) == [(0,), (3,)]
+    assert kept(2.0, 0, 0.45) == [(0, 1), (2, 3)]  # the temperature comes first
     hot = backend.filter_logits(logits, 2.0, 0, 1.0)
     np.testing.assert_allclose(hot, logits / 2)
 

@@ -77,7 +77,6 @@ def _masked_attention(mask_of):
         mask = {
             "none": None,
             "text": attention.text_mask(lengths, S - 1),
-            "legacy": None,
             "lengths": (np.arange(S) < lengths[:, None])[:, None] & np.ones((B, T, S), bool),
             "causal": None,
         }[mask_of]

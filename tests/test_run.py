@@ -1,6 +1,7 @@
 """Training runs: what they write, learn and keep; accumulation, both backends, checkpoints."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 from runs import SHORT, TRAINERS, few_shapes, metrics, short, silent, stop_after, tensors  # noqa: F401
 from strategies import model_and_batch, small_config
 
-from minicoca import params
+from minicoca import params, run
 from minicoca.data import shapes
 from minicoca.data.order import Order
 from minicoca.engine import train as engine_train
 from minicoca.params import flatten, initialise
+from minicoca.reference import train as reference_train
+from minicoca.reference.optim import learning_rate
 from minicoca.run import (
     Stopped,
     load_model,
@@ -26,8 +29,8 @@ from minicoca.run import (
 
 def test_accumulated_gradient_is_the_gradient():
     """Micro-batches of any number give the gradient of the whole batch, contrastive part too."""
-    for options in ({}, {"contrastive_weight": 0.0}, {"caption_weight": 0.0}):
-        config = small_config(**options)
+    for weights in ((0.7, 2.0), (0.0, 2.0), (1.0, 0.0)):
+        config = small_config(contrastive_weight=weights[0], caption_weight=weights[1])
         tree, _, tokens = model_and_batch(config, 0, batch=5)
         tree = params.tree_map(lambda a: a.astype(np.float32), tree)
         images = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3)).astype(np.uint8)
@@ -62,6 +65,85 @@ def test_it_learns(tmp_path, backend):
     assert reports[0]["caption"] > 2 and reports[-1]["caption"] < 0.1
     assert reports[-1]["contrastive"] < 0.1
     assert 0.01 <= reports[-1]["temperature"] <= 1
+
+
+def some_pairs(count=8):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+    return images, np.concatenate([np.ones((count, 1), int), rng.integers(4, 60, (count, 5))], 1)
+
+
+@pytest.mark.parametrize(
+    "weights", [(0.7, 2.0), (0.0, 1.0), (1.0, 0.0)], ids=["both", "captions", "pairs"]
+)
+def test_both_trainers_take_the_same_steps(weights):
+    """Scheduled, clipped and decayed; a part without a loss stays as it was."""
+    options = dict(
+        warmup=3, clip_norm=0.01, steps=12, learning_rate=3e-4, schedule="linear", weight_decay=0.3
+    )
+    options |= dict(zip(("contrastive_weight", "caption_weight"), weights, strict=True))
+    configs = [short(backend=backend, **options) for backend in ("torch", "numpy")]
+    trainers = [make_trainer(initialise(config), config) for config in configs]
+    for step in range(12):
+        ours, theirs = (trainer.step(step, *some_pairs()) for trainer in trainers)
+        assert ours.keys() == theirs.keys()
+        assert ours["learning_rate"] == theirs["learning_rate"] == learning_rate(step, configs[0])
+        for name in ours:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-3), name
+        assert ours["gradient_norm"] > 0.01, "nothing is clipped"
+    moved = 0
+    for name, start in flatten(initialise(configs[0])).items():
+        a, b = (flatten(trainer.weights())[name] for trainer in trainers)
+        if not name.endswith("key.bias"):  # moved by rounding alone
+            assert np.abs(a - b).max() < 0.02 * max(np.abs(a - start).max(), 1e-4), name
+            moved += not np.array_equal(a, start)
+    assert moved > 30
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+def test_a_gradient_that_is_no_number_changes_nothing(backend, monkeypatch):
+    """The loss alone is finite."""
+    module = engine_train if backend == "torch" else reference_train
+    config = short(backend=backend)
+    trainer = make_trainer(initialise(config), config)
+    clip = module.clip_by_global_norm
+
+    def poisoned(leaves, limit):
+        found = clip(leaves, limit)
+        return (found[0], math.inf) if isinstance(found, tuple) else found * math.inf
+
+    monkeypatch.setattr(module, "clip_by_global_norm", poisoned)
+    report = trainer.step(0, *some_pairs())
+    assert math.isfinite(report["loss"]) and report["gradient_norm"] == math.inf
+    for name, value in flatten(initialise(config)).items():
+        np.testing.assert_array_equal(flatten(trainer.weights())[name], value)
+
+
+def test_averaged_weights_are_the_ones_that_are_used():
+    config = short(ema=0.9)
+    trainer = engine_train.Trainer(initialise(config), config)
+    for step in range(4):
+        trainer.step(step, *some_pairs())
+    raw, used = trainer.leaves["text.token"], trainer.ema["text"]["token"]
+    assert not torch.equal(raw, used)
+    assert torch.equal(trainer.model().params["text"]["token"], used)
+    np.testing.assert_array_equal(trainer.weights()["text"]["token"], used.numpy())
+
+
+def test_settings_reach_what_they_set(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda function: seen.append("compile") or function)
+    monkeypatch.setattr(run, "Order", lambda *given: seen.append(given[3]) or Order(*given))
+    silent(short(compile=True, distinct=True, steps=2), tmp_path / "run")
+    assert seen == ["compile", True]
+
+
+@pytest.mark.parametrize(
+    "option", [dict(compile=True), dict(precision="bfloat16"), dict(device="cuda"), dict(ema=0.5)]
+)
+def test_numpy_refuses_what_only_torch_can_do(option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} needs --backend torch"):
+        make_trainer({}, short(backend="numpy", **option))
 
 
 def test_a_frozen_image_encoder_stays_as_it_is():

@@ -24,6 +24,8 @@ def adamw(params, gradients, state, rate, config):
     square = tree_map(lambda s, g: b2 * s + (1 - b2) * g * g, state["square"], gradients)  # (2)
 
     def move(p, m, s):
+        if not s.any():  # a loss of weight 0 asks nothing of its part, nor does decay
+            return p
         mhat, shat = m / (1 - b1**step), s / (1 - b2**step)  # (3) undo the start from zero
         decay = config.weight_decay if p.ndim >= 2 else 0.0
         return p - rate * (mhat / (np.sqrt(shat) + config.epsilon) + decay * p)  # (4)

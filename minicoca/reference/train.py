@@ -10,14 +10,24 @@ from .model import coca, coca_backward
 from .optim import adamw, adamw_init, clamp_temperature, clip_by_global_norm, learning_rate
 from .vision import normalise
 
+PLAIN = {  # what the settings that only the engine serves may be here
+    "augment": (0,),
+    "accumulate": (1,),
+    "ema": (0,),
+    "freeze_image": (False,),
+    "compile": (False,),
+    "precision": ("auto", "float32"),
+    "device": ("auto", "cpu"),
+}
+
 
 class Trainer:
     """Float32 parameters and AdamW. What only the engine can do raises ValueError."""
 
     def __init__(self, params, config):
-        for name, plain in {"augment": 0, "accumulate": 1, "ema": 0, "freeze_image": False}.items():
-            if getattr(config, name) != plain:
-                raise ValueError(f"{name} needs --backend torch; the NumPy backend has it off")
+        for name, plain in PLAIN.items():
+            if getattr(config, name) not in plain:
+                raise ValueError(f"{name} needs --backend torch; here it is {plain[-1]}")
         self.params, self.config = params, config
         self.adam = adamw_init(params)
 
@@ -27,7 +37,9 @@ class Trainer:
         outputs, cache = coca(self.params, self.config, normalise(images, self.config), tokens)
         gradients, _ = coca_backward(1.0, cache)
         gradients, norm = clip_by_global_norm(gradients, self.config.clip_norm)
-        report = {name: float(outputs[name]) for name in ("loss", "contrastive", "caption")}
+        weights = {"contrastive": self.config.contrastive_weight}
+        weights["caption"] = self.config.caption_weight
+        report = {name: float(outputs[name]) for name in ("loss", *filter(weights.get, weights))}
         report["gradient_norm"] = norm
         rate = learning_rate(step, self.config)
         if all(math.isfinite(value) for value in report.values()):
