@@ -243,7 +243,10 @@ def complaints(rows, before, allowed=ALLOWED):
                     row["registers"] > 1.1 * old["registers"],
                     f"registers were {old['registers']}",
                 ),
-                "growth": (max(0, row["stack"] - old["stack"]), f"of spills over {old['stack']}"),
+                "growth": (  # of what is let pass
+                    max(0, row["stack"] - old["stack"]) if old["stack"] else 0,
+                    f"bytes of spills more than {old['stack']}",
+                ),
             }
             for what, (much, words) in checks.items():
                 place = f"{name}/{arch}/{what}"

@@ -268,7 +268,7 @@ def check_every_parameter_learns(backend, config, seed):
     all its logits) and rows that the batch does not use may get zero."""
     params, images, tokens = model_and_batch(config, seed)
     tokens = np.pad(tokens, ((0, 0), (0, config.text_length - tokens.shape[1])))
-    tokens[0] = [1, 4, 5, 6, 7, 8, 9, 2]
+    tokens[0] = [1, *range(4, config.text_length + 2), 2]
     for name, gradient in flatten(backend.gradients(params, config, images, tokens)).items():
         size = np.abs(gradient).max()
         if name.endswith(".key.bias"):

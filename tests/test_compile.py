@@ -1,5 +1,6 @@
 """The compile gate: every shipped configuration compiles without a GPU, and to what it should."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 triton = pytest.importorskip("triton")
 report = pytest.importorskip("minicoca.kernels.compile_report")
+attention_config = report.configs.attention_config
 
 if not (report.TOOLS / "nvdisasm").is_file():
     pytest.skip("this Triton comes without a disassembler", allow_module_level=True)
@@ -58,3 +60,31 @@ def test_the_gate_refuses(arch, change, says):
     assert len(found) == 1 and says in found[0] and arch in found[0]
     what = found[0].split(":")[0]
     assert not report.complaints(worse, {"a case, bf16": ROW}, {what: (1e9, "because")})
+
+
+def test_spills_that_are_let_pass_may_not_grow():
+    old, new = ({"a case, bf16": {"sm_90": ROW["sm_90"] | dict(stack=n)}} for n in (40, 48))
+    allowed = {"*/stack": (100, "because")}
+    assert not report.complaints(old, old, allowed)
+    (found,) = report.complaints(new, old, allowed)
+    assert "8 bytes of spills more than 40" in found
+
+
+def test_every_row_of_the_static_table_is_compiled():
+    """Heads over 32; smaller ones have the same tiles."""
+
+    def rows(T, S, K, shared):
+        config = attention_config(T, S, K, shared)
+        wide = config.block_k
+        yield "forward", wide, config.one_tile, config.forward
+        yield "backward", wide, config.short, config.backward
+        yield "dq", wide, config.backward_dq
+
+    lengths = (1, 50, 64, 65, 128, 129, 256, 257, 577)
+    wanted = {
+        row
+        for shape in itertools.product(lengths, lengths, (64, 128), (False, True))
+        for row in rows(*shape)
+    }
+    compiled = {row for T, S, K, _, _, s in report.ATTENTION.values() for row in rows(T, S, K, s)}
+    assert wanted == compiled
