@@ -40,7 +40,8 @@ def do_train(arguments):
         except ValueError as error:
             raise Usage(error) from error
         if settings.data not in config.BUILT_IN:  # to be found again from wherever it is resumed
-            settings = replace(settings, data=os.path.abspath(settings.data))
+            root = settings.image_root and os.path.abspath(settings.image_root)
+            settings = replace(settings, data=os.path.abspath(settings.data), image_root=root)
         folder = arguments.run
         if folder is None:
             folder = new_folder(RUNS, Path(settings.data).resolve().stem or "run")

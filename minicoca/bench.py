@@ -89,8 +89,7 @@ def import_open_clip():
 
 
 class OpenClip:
-    """open_clip's model and loss, as its own trainer puts them together; AdamW fused, as ours is
-    (its trainer's is not, and slower)."""
+    """open_clip's model and loss, as its own trainer puts them together; AdamW fused, as ours is."""
 
     def __init__(self, config, device="cpu"):
         open_clip = import_open_clip()
