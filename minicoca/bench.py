@@ -89,7 +89,7 @@ def import_open_clip():
 
 
 class OpenClip:
-    """open_clip's model and loss, as its own trainer puts them together; AdamW fused, as ours is."""
+    """open_clip's model and loss, put together as by its own trainer; AdamW fused, as ours."""
 
     def __init__(self, config, device="cpu"):
         open_clip = import_open_clip()
