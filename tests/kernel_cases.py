@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
-from kernel_oracles import LargestTensor, Poisoned, judge
+from kernel_oracles import Poisoned, judge
 
 from minicoca.kernels import configs
+from minicoca.kernels.bench.measure import LargestTensor
 from minicoca.reference import attention as reference
 from minicoca.reference import losses
 from minicoca.reference.ops import (
@@ -297,7 +298,7 @@ def check_workspace(module, fused):
     """The largest tensor beyond the gradients is no larger than it may be."""
     x, y = draw_pairs(0, 300, 8, torch.float32)
     scale, options = torch.tensor(10.0, device=DEVICE), dict(workspace=1 << 16, fused=fused)
-    with LargestTensor() as seen:  # which does not look into custom ops: their parts are called
+    with LargestTensor() as seen:  # custom ops would hide theirs: their parts are called
         row, column, _ = module.info_nce_statistics(x, y, scale, **options)
         module.info_nce_gradients(x, y, scale, row, column, row, **options)
     assert x.numel() < seen.bytes <= options["workspace"], f"{seen.bytes} bytes at once"

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import minicoca.kernels
 
@@ -62,19 +61,6 @@ class Poisoned:
     def intact(self):
         bands = [(w[:GUARD], w[GUARD + n :]) for w, n in self.buffers]
         return bool(self.buffers) and all(b.isnan().all() for pair in bands for b in pair)
-
-
-class LargestTensor(TorchDispatchMode):
-    """What the largest result of any torch operation within the block takes."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(x, torch.Tensor):
-                self.bytes = max(self.bytes, x.numel() * x.itemsize)
-        return result
 
 
 def error(got, want):

@@ -210,6 +210,15 @@ def test_an_op_whose_tests_fail_is_not_timed(monkeypatch, capsys):
     assert "There is no GPU here" in out or torch.cuda.is_available()
 
 
+def test_nothing_is_timed_where_all_tests_fail(monkeypatch, capsys):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(bench, "_op_tests", lambda op: "red")
+    with pytest.raises(RuntimeError, match="not timed"):
+        bench.kernels(ops=["info_nce"])
+    out = capsys.readouterr().out
+    assert "pairs, width" not in out and "tokens x" not in out
+
+
 def test_pictures_of_a_report(tmp_path):
     pictures = pytest.importorskip("minicoca.kernels.bench.pictures")
     timed = dict(total_ms=2.0, tflop_s=0.1, gb_s=2.0, peak_mb=5.0)

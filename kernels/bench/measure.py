@@ -4,6 +4,7 @@ import statistics
 import time
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def milliseconds(function, device):
@@ -42,6 +43,20 @@ def kept(function):
     held = torch.cuda.memory_allocated() - before
     del result
     return held
+
+
+class LargestTensor(TorchDispatchMode):
+    """Within the block, `bytes` is what the largest result of any torch operation takes. It does
+    not look into custom ops."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(x, torch.Tensor):
+                self.bytes = max(self.bytes, x.numel() * x.itemsize)
+        return result
 
 
 def roofline(device, dtype):

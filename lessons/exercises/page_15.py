@@ -2,8 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from minicoca.kernels.bench.measure import LargestTensor
 from minicoca.kernels.info_nce import info_nce_gradients, info_nce_statistics, pull_of
 
 from ..exercise import Exercise, distinct, values
@@ -29,19 +29,6 @@ def info_nce_gradients(image, text, scale, row_lse, column_lse, pull):
     """
     raise NotImplementedError
 '''
-
-
-class Watch(TorchDispatchMode):
-    """Within the block, keeps the size of the largest tensor that torch makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        for part in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(part, torch.Tensor):
-                self.largest = max(self.largest, part.numel())
-        return result
 
 
 def _vectors(rng):
@@ -87,10 +74,11 @@ def _pairs(rng):
 
 
 def _watched(function, *arguments):
-    with Watch() as watch:
+    with LargestTensor() as seen:
         found = function(*arguments)
-    B = len(arguments[0])
-    return *values(found, "dimage", "dtext", "dscale"), B if watch.largest >= B * B else ROWS
+    image = arguments[0]
+    whole = seen.bytes >= len(image) ** 2 * image.itemsize
+    return *values(found, "dimage", "dtext", "dscale"), len(image) if whole else ROWS
 
 
 def _expected(*arguments):
