@@ -216,3 +216,14 @@ def test_a_page_that_prints_something_else_is_refused(tmp_path):
     with pytest.raises(ZeroDivisionError) as error:
         pages.run(page)
     assert error.traceback[-1].lineno + 1 == 4 and str(error.traceback[-1].path) == str(page)
+
+
+def test_16a_is_called_without_a_gradient_too():
+    it = EXERCISES["16a"]
+    right = it.load_answer()
+
+    def wrong(logits, targets, gradient):
+        return right(logits, targets, gradient) + (0 if gradient else 1)
+
+    words = judge(it, lambda arguments: it.run(wrong, arguments)).words
+    assert "With gradient=False the total should be the same" in words

@@ -6,10 +6,11 @@ import signal
 
 import numpy as np
 import pytest
+from PIL import Image
 from runs import TRAINERS, few_shapes, metrics, short, silent, stop_after, tensors  # noqa: F401
 
 from minicoca import run
-from minicoca.data import shapes
+from minicoca.data import folder, shapes
 from minicoca.engine import train as engine_train
 from minicoca.params import flatten
 from minicoca.run import Stopped, asked_to_stop, read_config, resume
@@ -153,3 +154,14 @@ def test_data_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed + 1, side))
     with pytest.raises(ValueError, match="shapes has changed since .* began"):
         silent(None, tmp_path / "run", taking_up=True)
+
+
+def test_an_image_file_that_has_changed_is_noticed(tmp_path):
+    for i in range(20):
+        Image.new("RGB", (8, 8), (9 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("a thing")
+    before = run.fingerprint(folder.load(tmp_path, 8))
+    assert before == run.fingerprint(folder.load(tmp_path, 8))
+    dataset = folder.load(tmp_path, 8)
+    Image.new("RGB", (50, 8)).save(dataset.train.paths[0])
+    assert before != run.fingerprint(folder.load(tmp_path, 8))
