@@ -27,7 +27,7 @@ from .engine.optim import adamw, clamp_temperature
 from .interop.open_clip import from_open_clip
 from .kernels.bench import measure
 from .params import flatten, initialise, specs, tree_map
-from .run import machine
+from .training.log import machine
 
 # Tokens of a caption, start and end included: mean 12, at most 24.
 ORDINARY = (5, 24, 7, 10, 12, 9, 17, 11, 6, 13, 10, 20, 8, 14, 11, 15)

@@ -1,109 +1,112 @@
 """Every choice a run can make: one frozen dataclass, named presets, flags made from its fields."""
 
-import argparse
 import dataclasses
 import difflib
 import math
 from dataclasses import dataclass
+from functools import partial
 
 PAD, START, END, UNKNOWN = range(4)  # the token ids that stand for no text
 BUILT_IN = ("shapes", "emoji")  # data sets; any other is a person's own
 
 
-def _option(default, help, choices=None, low=None, high=math.inf):
-    """A field. Numbers are from `low` (1 for whole ones, else 0) to `high`, which is left out."""
+def _option(group, default, help, choices=None, low=None, high=math.inf):
+    """A field, shown in its group of `train --help`. Numbers are from `low` (1 for whole ones, else
+    0) to `high`, which is left out."""
     low = low if low is not None else 1 if type(default) is int else 0
-    metadata = {"help": help, "choices": choices, "low": low, "high": high}
+    metadata = {"group": group, "help": help, "choices": choices, "low": low, "high": high}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+GROUPS = ("data", "model", "losses", "optimiser", "run")
+_data, _model, _loss, _optimiser, _run = (partial(_option, group) for group in GROUPS)
 
 
 @dataclass(frozen=True)
 class Config:
     """A CoCa and how it is trained. Raises ValueError for a combination that cannot be built."""
 
-    preset: str = _option("tiny", "where the settings that are not given come from")
-    init: str = _option("", "a finished run whose weights, tokenizer and settings to begin with")
+    preset: str = _run("tiny", "where the settings that are not given come from")
+    init: str = _run("", "a finished run whose weights, tokenizer and settings to begin with")
     # The image encoder (paper section 3.2; Table 1).
-    image_size: int = _option(32, "side of the square input image, in pixels")
-    patch_size: int = _option(8, "side of a patch, in pixels")
-    image_width: int = _option(64, "width of the image encoder")
-    image_layers: int = _option(3, "layers of the image encoder")
-    image_heads: int = _option(4, "attention heads of the image encoder")
-    image_hidden: int = _option(256, "hidden width of the image encoder's MLPs")
-    stem: str = _option(
+    image_size: int = _model(32, "side of the square input image, in pixels")
+    patch_size: int = _model(8, "side of a patch, in pixels")
+    image_width: int = _model(64, "width of the image encoder")
+    image_layers: int = _model(3, "layers of the image encoder")
+    image_heads: int = _model(4, "attention heads of the image encoder")
+    image_hidden: int = _model(256, "hidden width of the image encoder's MLPs")
+    stem: str = _model(
         "plain",
         "plain: patches and positions; clip: a class token, a norm, no patch bias",
         ("plain", "clip"),
     )
     # Attentional pooling (paper section 3.2; Table 8f).
-    pooler: str = _option(
+    pooler: str = _model(
         "cascade",
         "which tokens the contrastive query and the decoder read",
         ("cascade", "parallel", "shared", "none"),
     )
-    caption_queries: int = _option(256, "pooled image tokens for the decoder")
-    pooler_heads: int = _option(4, "attention heads of the poolers")
+    caption_queries: int = _model(256, "pooled image tokens for the decoder")
+    pooler_heads: int = _model(4, "attention heads of the poolers")
     # The decoupled text decoder (paper section 3.2).
-    vocabulary: int = _option(64, "token ids, special ones included", low=5)
-    text_length: int = _option(24, "longest caption in tokens, start and end included", low=3)
-    text_width: int = _option(64, "width of both halves of the text decoder")
-    text_heads: int = _option(4, "attention heads of the text decoder")
-    text_hidden: int = _option(256, "hidden width of the text decoder's MLPs")
-    unimodal_layers: int = _option(1, "text-only layers")
-    multimodal_layers: int = _option(1, "layers that also read the image")
-    multimodal_mlps: int = _option(
-        1, "MLPs in a multimodal layer: 1 (paper), 2 (open_clip)", (1, 2)
-    )
-    legacy_cls_mask: bool = _option(False, "open_clip's shifted CLS mask, for its weights only")
-    gelu: str = _option("tanh", "which GELU", ("tanh", "exact"))
-    embed_width: int = _option(0, "width of the shared embedding; 0: no projection (paper)", low=0)
+    vocabulary: int = _model(64, "token ids, special ones included", low=5)
+    text_length: int = _model(24, "longest caption in tokens, start and end included", low=3)
+    text_width: int = _model(64, "width of both halves of the text decoder")
+    text_heads: int = _model(4, "attention heads of the text decoder")
+    text_hidden: int = _model(256, "hidden width of the text decoder's MLPs")
+    unimodal_layers: int = _model(1, "text-only layers")
+    multimodal_layers: int = _model(1, "layers that also read the image")
+    multimodal_mlps: int = _model(1, "MLPs in a multimodal layer: 1 (paper), 2 (open_clip)", (1, 2))
+    legacy_cls_mask: bool = _model(False, "open_clip's shifted CLS mask, for its weights only")
+    gelu: str = _model("tanh", "which GELU", ("tanh", "exact"))
+    embed_width: int = _model(0, "width of the shared embedding; 0: no projection (paper)", low=0)
     # Losses (paper Eq. 2 to 4).
-    contrastive_weight: float = _option(1.0, "weight of the contrastive loss; 0 leaves it out")
-    caption_weight: float = _option(2.0, "weight of the captioning loss; 0 leaves it out")
+    contrastive_weight: float = _loss(1.0, "weight of the contrastive loss; 0 leaves it out")
+    caption_weight: float = _loss(2.0, "weight of the captioning loss; 0 leaves it out")
     # Data.
-    data: str = _option("shapes", "shapes, emoji, or a file or folder of images and captions")
-    image_root: str = _option(
-        "", "own data: where a list's image paths begin; else beside the list"
-    )
-    held_out: str = _option("twemoji", "emoji: the vendor that is tested on and never trained on")
-    exclude: str = _option("", "emoji: vendors to leave out altogether, separated by commas")
-    emoji_source: str = _option("", "emoji: where drawings are, as vendor=PATH,vendor=PATH")
-    unseen_names: bool = _option(False, "emoji: keep 5 % of the names from training, and test them")
-    tokenizer: str = _option("word", "sentencepiece model type", ("word", "unigram", "bpe"))
-    distinct: bool = _option(False, "spread equal captions, so that a batch seldom holds two")
-    augment: float = _option(0.0, "strength of random changes to training images; 0: none")
-    pixel_mean: tuple = _option((0.5, 0.5, 0.5), "mean of red, green, blue; set by the data")
-    pixel_std: tuple = _option((0.5, 0.5, 0.5), "their standard deviation; set by the data")
+    data: str = _data("shapes", "shapes, emoji, or a file or folder of images and captions")
+    image_root: str = _data("", "own data: where a list's image paths begin; else beside the list")
+    held_out: str = _data("twemoji", "emoji: the vendor that is tested on and never trained on")
+    exclude: str = _data("", "emoji: vendors to leave out altogether, separated by commas")
+    emoji_source: str = _data("", "emoji: where drawings are, as vendor=PATH,vendor=PATH")
+    unseen_names: bool = _data(False, "emoji: keep 5 % of the names from training, and test them")
+    tokenizer: str = _data("word", "sentencepiece model type", ("word", "unigram", "bpe"))
+    distinct: bool = _data(False, "spread equal captions, so that a batch seldom holds two")
+    augment: float = _data(0.0, "strength of random changes to training images; 0: none")
+    pixel_mean: tuple = _data((0.5, 0.5, 0.5), "mean of red, green, blue; set by the data")
+    pixel_std: tuple = _data((0.5, 0.5, 0.5), "their standard deviation; set by the data")
     # Optimisation.
-    backend: str = _option(
+    backend: str = _run(
         "auto",
         "what computes. auto: torch, with Triton's kernels on CUDA; numpy: the reference",
         ("auto", "torch", "triton", "numpy"),
     )
-    device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")
-    precision: str = _option(
+    device: str = _run("auto", "torch device; auto: cuda where there is one, else cpu")
+    precision: str = _run(
         "auto",
         "compute type; weights stay float32. auto: bfloat16 on cuda, else float32",
         ("auto", "float32", "bfloat16"),
     )
-    compile: bool = _option(False, "compile the training step with torch.compile")
-    steps: int = _option(3100, "optimiser steps")
-    batch_size: int = _option(64, "pairs per step")
-    accumulate: int = _option(1, "micro-batches per step: less memory, the same gradient")
-    learning_rate: float = _option(3e-3, "peak learning rate")
-    warmup: int = _option(100, "steps of linear warm-up", low=0)
-    schedule: str = _option("cosine", "how the rate falls after warm-up", ("cosine", "linear"))
-    final_rate: float = _option(0.02, "last learning rate, as a part of the peak")
-    weight_decay: float = _option(0.05, "decoupled weight decay of matrices")
-    beta1: float = _option(0.9, "AdamW: decay of the mean of gradients", high=1)
-    beta2: float = _option(0.98, "AdamW: decay of the mean of squared gradients", high=1)
-    epsilon: float = _option(1e-8, "AdamW: added to the root")
-    clip_norm: float = _option(1.0, "largest global norm of the gradient; 0: no clipping")
-    ema: float = _option(0.0, "decay of the averaged weights that are evaluated; 0: none", high=1)
-    freeze_image: bool = _option(False, "keep the image encoder as it is (LiT: with --init)")
-    seed: int = _option(0, "seed of weights, data and order", low=0, high=2**40)
-    evaluate_every: int = _option(1000, "steps between quick looks at validation data", low=0)
-    checkpoint_every: int = _option(600, "steps between checkpoints that --resume can use")
+    compile: bool = _run(False, "compile the training step with torch.compile")
+    steps: int = _optimiser(3100, "optimiser steps")
+    batch_size: int = _optimiser(64, "pairs per step")
+    accumulate: int = _optimiser(1, "micro-batches per step: less memory, the same gradient")
+    learning_rate: float = _optimiser(3e-3, "peak learning rate")
+    warmup: int = _optimiser(100, "steps of linear warm-up", low=0)
+    schedule: str = _optimiser("cosine", "how the rate falls after warm-up", ("cosine", "linear"))
+    final_rate: float = _optimiser(0.02, "last learning rate, as a part of the peak")
+    weight_decay: float = _optimiser(0.05, "decoupled weight decay of matrices")
+    beta1: float = _optimiser(0.9, "AdamW: decay of the mean of gradients", high=1)
+    beta2: float = _optimiser(0.98, "AdamW: decay of the mean of squared gradients", high=1)
+    epsilon: float = _optimiser(1e-8, "AdamW: added to the root")
+    clip_norm: float = _optimiser(1.0, "largest global norm of the gradient; 0: no clipping")
+    ema: float = _optimiser(
+        0.0, "decay of the averaged weights that are evaluated; 0: none", high=1
+    )
+    freeze_image: bool = _optimiser(False, "keep the image encoder as it is (LiT: with --init)")
+    seed: int = _run(0, "seed of weights, data and order", low=0, high=2**40)
+    evaluate_every: int = _run(1000, "steps between quick looks at validation data", low=0)
+    checkpoint_every: int = _run(600, "steps between checkpoints that --resume can use")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -303,36 +306,3 @@ def from_dict(fields):
             near = difflib.get_close_matches(name, known, 1, 0)[0]
             raise ValueError(f"unknown setting {name!r}; did you mean {near!r}?")
     return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-
-
-def add_flags(parser, only=None):
-    """Add `--a-field` for every field of Config; flags not given stay None."""
-    for field in dataclasses.fields(Config):
-        if field.name in (*DATA_FIELDS, "preset") or only and field.name not in only:
-            continue
-        flag, kind = "--" + field.name.replace("_", "-"), type(field.default)
-        value = PRESETS["tiny"].get(field.name, field.default)
-        text = field.metadata["help"] + (f" (tiny: {value})" if value != "" else "")
-        extra = (
-            {"action": argparse.BooleanOptionalAction}
-            if kind is bool
-            else {"type": kind, "choices": field.metadata["choices"], "metavar": kind.__name__}
-        )
-        if field.metadata["choices"]:
-            del extra["metavar"]
-        parser.add_argument(flag, default=None, help=text.replace("%", "%%"), **extra)
-
-
-def from_flags(arguments, earlier=None):
-    """The preset of an argparse namespace (or an `earlier` Config) under its other flags.
-
-    Without a preset, data of a person's own, which may hold any words, has settings for that.
-    """
-    names = [field.name for field in dataclasses.fields(Config)]
-    given = {n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None}
-    name = given.pop("preset", None)
-    if earlier:
-        return dataclasses.replace(earlier, **given)
-    if not name and given.get("data", "shapes") not in BUILT_IN:
-        given = {"tokenizer": "unigram", "vocabulary": 8000, "text_length": 64} | given
-    return preset(name or "tiny", **given)

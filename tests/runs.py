@@ -11,7 +11,7 @@ from minicoca.config import preset
 from minicoca.data import shapes
 from minicoca.engine import train as engine_train
 from minicoca.reference import train as reference_train
-from minicoca.run import train
+from minicoca.training.run import train
 
 SHORT = dict(steps=14, checkpoint_every=5, evaluate_every=6, batch_size=8, warmup=3, image_layers=1)
 TRAINERS = {"torch": engine_train.Trainer, "numpy": reference_train.Trainer}

@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from minicoca import __main__ as cli
+from minicoca.commands.flags import from_flags
 from minicoca.data import shapes
 from minicoca.tasks import captioning, files
 
@@ -109,7 +111,7 @@ def test_a_file_whose_name_is_no_text(run, tmp_path, capsys, monkeypatch):
         env={
             **os.environ,
             "PYTHONIOENCODING": "utf-8:strict",
-            "PYTHONPATH": str(cli.Path(cli.__file__).parent.parent),
+            "PYTHONPATH": str(Path(cli.__file__).parent.parent),
         },
     )
     assert process.returncode == 0 and b"caf\\udce9.png" in process.stdout, process.stderr
@@ -279,7 +281,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_taken_up(tmp_path, name):
     code += "shapes.load = lambda seed, side: load(seed, side, 60, 20); "
     code += "from minicoca.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "train", "--steps", "100000", "--warmup", "5"]
-    environment = {**os.environ, "PYTHONPATH": str(cli.Path(cli.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
     process = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
         env=environment, text=True,
@@ -318,7 +320,7 @@ def test_own_data_has_settings_of_its_own_unless_a_preset_is_named():
     from minicoca import config
 
     def settings(*flags):
-        return config.from_flags(cli.build_parser().parse_args(["train", *flags]))
+        return from_flags(cli.build_parser().parse_args(["train", *flags]))
 
     own = settings("--data", "x.csv")
     assert (own.tokenizer, own.vocabulary, own.text_length) == ("unigram", 8000, 64)

@@ -10,21 +10,17 @@ import torch
 from runs import SHORT, TRAINERS, few_shapes, metrics, short, silent, stop_after, tensors  # noqa: F401
 from strategies import model_and_batch, small_config
 
-from minicoca import params, run
+from minicoca import params
 from minicoca.data import shapes
 from minicoca.data.order import Order
 from minicoca.engine import train as engine_train
 from minicoca.params import flatten, initialise
 from minicoca.reference import train as reference_train
 from minicoca.reference.optim import learning_rate
-from minicoca.run import (
-    Stopped,
-    load_model,
-    make_trainer,
-    new_folder,
-    read_config,
-    resume,
-)
+from minicoca.training import loop
+from minicoca.training.checkpoint import load_model, new_folder, read_config
+from minicoca.training.loop import Stopped
+from minicoca.training.run import make_trainer, resume
 
 
 def test_accumulated_gradient_is_the_gradient():
@@ -133,7 +129,7 @@ def test_averaged_weights_are_the_ones_that_are_used():
 def test_settings_reach_what_they_set(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(torch, "compile", lambda function: seen.append("compile") or function)
-    monkeypatch.setattr(run, "Order", lambda *given: seen.append(given[3]) or Order(*given))
+    monkeypatch.setattr(loop, "Order", lambda *given: seen.append(given[3]) or Order(*given))
     silent(short(compile=True, distinct=True, steps=2), tmp_path / "run")
     assert seen == ["compile", True]
 

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 from runs import TRAINERS, few_shapes, metrics, short, silent, stop_after, tensors  # noqa: F401
 
-from minicoca import run
 from minicoca.data import folder, shapes
 from minicoca.engine import train as engine_train
 from minicoca.params import flatten
-from minicoca.run import Stopped, asked_to_stop, read_config, resume
+from minicoca.training import loop
+from minicoca.training.checkpoint import fingerprint, read_config
+from minicoca.training.loop import Stopped, asked_to_stop
+from minicoca.training.run import resume
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_a_look_that_finds_nan_leaves_the_advice_to_the_guard(tmp_path, monkeypa
         raise ValueError("similarity holds NaN")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "evaluate", no_figures)
+        patch.setattr(loop, "evaluate", no_figures)
         silent(short(), tmp_path / "looks")  # a failed look is no reason to stop
 
 
@@ -160,8 +162,8 @@ def test_an_image_file_that_has_changed_is_noticed(tmp_path):
     for i in range(20):
         Image.new("RGB", (8, 8), (9 * i, 0, 0)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text("a thing")
-    before = run.fingerprint(folder.load(tmp_path, 8))
-    assert before == run.fingerprint(folder.load(tmp_path, 8))
+    before = fingerprint(folder.load(tmp_path, 8))
+    assert before == fingerprint(folder.load(tmp_path, 8))
     dataset = folder.load(tmp_path, 8)
     Image.new("RGB", (50, 8)).save(dataset.train.paths[0])
-    assert before != run.fingerprint(folder.load(tmp_path, 8))
+    assert before != fingerprint(folder.load(tmp_path, 8))

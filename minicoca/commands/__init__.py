@@ -1,0 +1,31 @@
+"""The commands, in the order of --help: modules of HELP, add_flags(parser) and run(arguments)."""
+
+from .. import __version__
+from . import bench, caption, classify, data, embed, info, search, train
+from .flags import Parser
+
+COMMANDS = {
+    "train": train,
+    "caption": caption,
+    "classify": classify,
+    "search": search,
+    "embed": embed,
+    "info": info,
+    "data": data,
+    "bench": bench,
+}
+
+
+def build_parser():
+    """The whole command line's parser."""
+    parser = Parser(
+        prog="minicoca",
+        description="Train a CoCa on images and captions, then caption, classify and search.",
+        epilog="Start with: minicoca train",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    found = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        sub = found.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        module.add_flags(sub)
+    return parser

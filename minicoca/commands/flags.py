@@ -1,0 +1,73 @@
+"""The grammar that all commands share: flags made from the settings, and mistakes in words."""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+
+from .. import config
+
+
+class Usage(ValueError):
+    """A wrong command line, though every flag in it exists."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that names the nearest flag when one is wrong."""
+
+    def error(self, message):
+        words = message.partition("unrecognized arguments: ")[2].split()
+        wrong = next((word for word in words if word.startswith("--")), None)
+        if wrong:
+            near = difflib.get_close_matches(wrong.split("=")[0], self.known_flags(), 1, 0.5)
+            message += f"; did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def parse_args(self, argv=None):
+        self.argv = sys.argv[1:] if argv is None else argv
+        return super().parse_args(argv)
+
+    def known_flags(self):
+        inside = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        chosen = [sub for a in inside for name, sub in a.choices.items() if name in self.argv[:1]]
+        return [flag for p in (self, *chosen) for flag in p._option_string_actions]
+
+
+def add_settings(parser, names):
+    """Add `--a-field` for the named fields of Config, in that order; flags not given stay None."""
+    for field in (config.Config.__dataclass_fields__[name] for name in names):
+        flag, kind = "--" + field.name.replace("_", "-"), type(field.default)
+        value = config.PRESETS["tiny"].get(field.name, field.default)
+        text = field.metadata["help"] + (f" (tiny: {value})" if value != "" else "")
+        extra = (
+            {"action": argparse.BooleanOptionalAction}
+            if kind is bool
+            else {"type": kind, "choices": field.metadata["choices"], "metavar": kind.__name__}
+        )
+        if field.metadata["choices"]:
+            del extra["metavar"]
+        parser.add_argument(flag, default=None, help=text.replace("%", "%%"), **extra)
+
+
+def settings_by_group():
+    """{"data": [names], "model": [names], ...}: the fields of Config that a person may set."""
+    groups = {group: [] for group in config.GROUPS}
+    for field in dataclasses.fields(config.Config):
+        if field.name not in (*config.DATA_FIELDS, "preset"):
+            groups[field.metadata["group"]].append(field.name)
+    return groups
+
+
+def from_flags(arguments, earlier=None):
+    """The preset of an argparse namespace (or an `earlier` Config) under its other flags.
+
+    Without a preset, data of a person's own, which may hold any words, has settings for that.
+    """
+    names = [field.name for field in dataclasses.fields(config.Config)]
+    given = {n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None}
+    name = given.pop("preset", None)
+    if earlier:
+        return dataclasses.replace(earlier, **given)
+    if not name and given.get("data", "shapes") not in config.BUILT_IN:
+        given = {"tokenizer": "unigram", "vocabulary": 8000, "text_length": 64} | given
+    return config.preset(name or "tiny", **given)

@@ -1,0 +1,63 @@
+"""`minicoca info`: what is installed, and what a run or a preset is."""
+
+import json
+import sys
+from pathlib import Path
+
+from .. import __version__, config, params
+from ..training.checkpoint import read_config
+from ..training.log import machine
+
+HELP = "what is installed, and what a run or a preset is"
+
+
+def add_flags(parser):
+    parser.add_argument("--run", type=Path, help="a run to describe")
+    parser.add_argument("--preset", choices=config.PRESETS, help="a preset to describe")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def run(arguments):
+    import torch
+
+    from ..engine.ops import complaint, implementations
+
+    facts = {"versions": versions(), "machine": machine(), "cuda": torch.cuda.is_available()}
+    facts["operations"] = implementations()
+    if complaint():
+        facts["warning"] = complaint()
+    chosen = None
+    if arguments.run:
+        chosen = read_config(arguments.run)
+        results = arguments.run / "results.json"
+        facts["run"] = json.loads(results.read_text()) if results.is_file() else "not finished"
+    elif arguments.preset:
+        chosen = config.preset(arguments.preset)
+    if chosen:
+        tree = params.specs(chosen)
+        facts["parameters"] = {name: params.count(part) for name, part in tree.items()}
+        facts["parameters"]["in all"] = params.count(tree)
+        facts["settings"] = chosen.to_dict()
+    if arguments.json:
+        print(json.dumps(facts, indent=1))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, inner in value.items():
+                print(f"  {key:20} {inner:,}" if type(inner) is int else f"  {key:20} {inner}")
+        else:
+            print(f"{name + ':':22} {value}")
+
+
+def versions():
+    """{what: version} of Python, this package and what it stands on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"minicoca": __version__, "python": sys.version.split()[0]}
+    for name in ("numpy", "torch", "triton", "pillow", "sentencepiece", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

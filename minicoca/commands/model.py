@@ -1,0 +1,55 @@
+"""What the commands share that use a trained model: which one, and how results are shown."""
+
+import json
+import sys
+from pathlib import Path
+
+from ..training.checkpoint import RUNS, load_model
+
+
+def add_flags(parser):
+    """Which model, computed how, shown how."""
+    parser.add_argument("--run", type=Path, help=f"a trained run (default: the newest in {RUNS}/)")
+    parser.add_argument("--backend", default="auto", choices=("auto", "torch", "triton", "numpy"))
+    parser.add_argument("--device", default="auto", help="torch device (default auto)")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def add_images(parser):
+    """Which pictures."""
+    parser.add_argument("images", nargs="+", help="image files or folders of them")
+
+
+def open_model(arguments):
+    """(CoCa, Tokenizer) of --run, or of the newest trained run."""
+    folder = arguments.run
+    if folder is None:
+        trained = sorted(Path(RUNS).glob("*/model.safetensors"), key=lambda p: p.stat().st_mtime)
+        if not trained:
+            raise ValueError(f"no trained run in {RUNS}/; start with: minicoca train")
+        folder = trained[-1].parent
+    return load_model(folder, arguments.backend, arguments.device)
+
+
+def tell_unknown(tokenizer, texts):
+    """Say which of the texts hold words that the run's captions did not: they tell it nothing."""
+    unknown = [repr(text) for text in texts if tokenizer.unknown_share([text])]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        print(
+            f"minicoca: this model never saw a word of {', '.join(unknown[:5])}{more}",
+            file=sys.stderr,
+        )
+
+
+def show(arguments, rows, line, skipped):
+    """Print rows as lines or as JSON, and what was skipped to stderr."""
+    if arguments.json:
+        print(json.dumps({"results": rows, "skipped": skipped}, indent=1))
+    elif rows:
+        print("\n".join(map(line, rows)))
+    if skipped:
+        print(f"skipped {len(skipped)} of the files:", file=sys.stderr)
+        print("\n".join(f"  {error}" for error in skipped), file=sys.stderr)
+    if not rows:
+        raise ValueError("none of the images could be read")

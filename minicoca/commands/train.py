@@ -1,0 +1,75 @@
+"""`minicoca train`: a run begun, or gone on with."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from .. import config
+from ..training.checkpoint import RUNS, new_folder, read_config
+from ..training.run import train
+from .flags import Usage, add_settings, from_flags, settings_by_group
+
+HELP = "train a model; with no flags, on drawn shapes, in minutes"
+FIRST = ("data", "image_root", "init", "steps", "seed", "backend", "device")
+RESUME_FLAGS = ("learning_rate", "clip_norm", "device", "precision", "compile")
+
+
+def add_flags(parser):
+    parser.usage = "%(prog)s [--data DATA] [--preset PRESET] [--run FOLDER] [--resume RUN] [flags]"
+    parser.epilog = "Settings are saved with the run; those not given are the preset's."
+    first = parser.add_argument_group("what one needs first")
+    add_settings(first, FIRST)
+    first.add_argument("--preset", choices=config.PRESETS, help="(default tiny)")
+    first.add_argument("--run", type=Path, help=f"folder to write (default {RUNS}/DATA, numbered)")
+    first.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    first.add_argument("--json", action="store_true", help="print the results as JSON")
+    for group, names in settings_by_group().items():
+        add_settings(parser.add_argument_group(group), [n for n in names if n not in FIRST])
+
+
+def run(arguments):
+    say = (lambda text: print(text, file=sys.stderr)) if arguments.json else print
+    results = _resume(arguments, say) if arguments.resume else _begin(arguments, say)
+    if arguments.json:
+        print(json.dumps(results))
+
+
+def _resume(arguments, say):
+    fields = ("run", *config.Config.__dataclass_fields__)
+    given = {n: getattr(arguments, n) for n in fields if getattr(arguments, n, None) is not None}
+    if wrong := [n for n in given if n not in RESUME_FLAGS]:
+        flags = ", ".join("--" + name.replace("_", "-") for name in wrong)
+        raise Usage(f"--resume goes on as the run began; leave out {flags}")
+    return train(None, arguments.resume, taking_up=True, changes=given, say=say)
+
+
+def _begin(arguments, say):
+    settings, folder = _settings(arguments), arguments.run
+    if folder is None:
+        folder = new_folder(RUNS, Path(settings.data).resolve().stem or "run")
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; choose another --run, or --resume {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return train(settings, folder, say=say)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()  # it failed before there was anything to keep
+
+
+def _settings(arguments):
+    """The Config that the flags ask for. Raises Usage."""
+    try:
+        if arguments.init and arguments.preset:
+            raise ValueError("--init takes the settings of its run; leave out --preset")
+        earlier = read_config(arguments.init) if arguments.init else None
+        settings = from_flags(arguments, earlier)
+    except ValueError as error:
+        raise Usage(error) from error
+    if settings.data in config.BUILT_IN:
+        return settings
+    # To be found again from wherever it is resumed.
+    root = settings.image_root and os.path.abspath(settings.image_root)
+    return replace(settings, data=os.path.abspath(settings.data), image_root=root)

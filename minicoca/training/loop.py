@@ -1,0 +1,108 @@
+"""The steps of a run: one after another, until the last, a signal, or numbers that are none."""
+
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from ..data.order import Order, batches
+from ..evaluate import evaluate
+
+LOOK = 256  # validation pairs in a quick look during training
+LOG_EVERY = 10
+
+
+class Stopped(Exception):
+    """A run that ended before its last step; the message says why and what to do."""
+
+
+def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked):
+    """Steps `first` to the last. Raises Stopped."""
+    order = Order(dataset.train.captions, config.batch_size, config.seed, config.distinct)
+
+    def encode(texts):
+        return tokenizer.encode(texts, config.text_length)
+
+    with tqdm(total=config.steps, initial=first, unit="step", mininterval=0.5) as bar:
+        for step, images, tokens in batches(dataset.train, order, encode, first, config.steps):
+            report = trainer.step(step, images, tokens)
+            if not all(map(math.isfinite, report.values())):
+                raise Stopped(diverged(step, report, folder))
+            bar.update()
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
+                elapsed = time.perf_counter() - begun
+                log.write({"step": step + 1, "seconds": round(elapsed, 3)} | report)
+                bar.set_postfix_str(_brief(report), refresh=False)
+            last = step + 1 == config.steps
+            if config.evaluate_every and (step + 1) % config.evaluate_every == 0 and not last:
+                _look(trainer, tokenizer, dataset, step + 1, log, bar)
+            if asked or last or (step + 1) % config.checkpoint_every == 0:
+                checkpoint(step + 1)
+            if asked and not last:
+                bar.close()
+                raise Stopped(
+                    f"stopped after step {step + 1} of {config.steps}; go on with: "
+                    f"minicoca train --resume {shlex.quote(str(folder))}"
+                )
+
+
+def _look(trainer, tokenizer, dataset, step, log, bar):
+    """A quick figure on validation pairs, so that a person sees whether it learns."""
+    if dataset.validation is None or not len(dataset.validation):
+        return
+    try:
+        figures, _ = evaluate(trainer.model(), tokenizer, dataset.validation, limit=LOOK)
+    except ValueError as error:  # no image can be decoded; or NaN, which the next step will find
+        bar.write(f"step {step}: no look at validation data: {error}", file=sys.stderr)
+        return
+    log.write({"step": step, "validation": figures})
+    shown = {
+        "captions exact": figures.get("caption_exact"),
+        "image to text R@1": figures.get("image_to_text_r1"),
+    }
+    text = ", ".join(f"{name} {value:.1%}" for name, value in shown.items() if value is not None)
+    bar.write(f"step {step}: validation {text}", file=sys.stderr)
+
+
+def _brief(report):
+    parts = {"loss": "loss", "contrastive": "contrast", "caption": "caption"}
+    return " ".join(
+        f"{short} {report[name]:.3f}" for name, short in parts.items() if name in report
+    )
+
+
+def diverged(step, report, folder):
+    bad = next(name for name, value in report.items() if not math.isfinite(value))
+    return (
+        f"{bad} is {report[bad]} at step {step}; {folder} keeps its last checkpoint. Go on from it "
+        f"more carefully: minicoca train --resume {shlex.quote(str(folder))} --learning-rate "
+        "(a third of what it was); or begin anew with a longer --warmup or --clip-norm 1"
+    )
+
+
+@contextmanager
+def asked_to_stop():
+    """A list that is empty until Ctrl-C or a polite kill; a second one ends at once."""
+    asked, before = [], {}
+
+    def ask(number, frame):
+        signal.signal(number, before[number])
+        asked.append(number)
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+                before[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        pass
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
