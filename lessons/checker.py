@@ -1,7 +1,9 @@
 """Is an answer right, and if not: which known mistake is it, or where does it differ?"""
 
 import copy
-import importlib.util
+import os
+import subprocess
+import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,9 @@ import numpy as np
 
 from minicoca.params import flatten
 
-from .compiled import try_compiler
+from .compare import same
 from .exercise import Told
+from .learner import load_learners
 
 DRAWS = 3  # fresh inputs for each check
 
@@ -24,29 +27,33 @@ class Verdict:
     words: str
 
 
-def load_learners(exercise, path):
-    """The function in a learner's file."""
-    spec = importlib.util.spec_from_file_location(f"lesson_work_{exercise.name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, exercise.function):
-        raise AttributeError(f"the file has no function {exercise.function}")
-    return getattr(module, exercise.function)
-
-
 def check(exercise, path):
     """The Verdict on a learner's file."""
     try:
         function = load_learners(exercise, path)
         verdict = judge(exercise, lambda arguments: exercise.run(function, arguments))
         if verdict.right and exercise.constants:
-            try_compiler(exercise, path)
+            _try_compiler(exercise, path)
             return Verdict(True, "right, and a card's compiler takes it too")
         return verdict
     except Told as told:
         return Verdict(False, str(told))
     except Exception as error:
         return Verdict(False, _raised(error, path))
+
+
+def _try_compiler(exercise, path):
+    """Raises Told, with the compiler's words, where it refuses the kernel in the file."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lessons.compiled", exercise.name, str(Path(path).resolve())],
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        words = (done.stdout or done.stderr).strip()
+        raise Told(f"Right in the interpreter, but a card's compiler refuses it:\n{words}")
 
 
 def _raised(error, path):
@@ -133,18 +140,6 @@ def _numbers(value):
         return np.asarray(value).dtype.kind in "biuf"
     except (TypeError, ValueError, RuntimeError):  # a ragged list; a tensor with a gradient
         return False
-
-
-def same(got, expected, close):
-    """Whether two arrays are equal but for rounding; infinities must stand in the same places, and
-    so must NaN (a mistake may make some; what is right has none)."""
-    finite = np.isfinite(expected)
-    alike = np.array_equal(got[~finite], expected[~finite], equal_nan=True)
-    if not alike or not np.isfinite(got[finite]).all():
-        return False
-    a, b = got[finite].astype(float), expected[finite].astype(float)
-    scale = max(float(np.abs(b).max(initial=0)), 1e-300)
-    return float(np.abs(a - b).max(initial=0)) <= close * scale
 
 
 def _mistake(exercise, arguments, got, expected):

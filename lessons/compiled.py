@@ -3,26 +3,7 @@
 Compiled for an H100, without one. In a process of its own: the checker's Triton only interprets.
 """
 
-import os
-import subprocess
 import sys
-from pathlib import Path
-
-from .exercise import Told
-
-
-def try_compiler(exercise, path):
-    """Raises Told, with the compiler's words, where it refuses the kernel in the file."""
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, exercise.name, str(Path(path).resolve())],
-        env=os.environ | {"TRITON_INTERPRET": "0"},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        words = (done.stdout or done.stderr).strip()
-        raise Told(f"Right in the interpreter, but a card's compiler refuses it:\n{words}")
 
 
 def main(name, path):
@@ -33,8 +14,8 @@ def main(name, path):
 
     from minicoca.kernels.compile_report import TARGETS
 
-    from .checker import load_learners
     from .exercises import EXERCISES
+    from .learner import load_learners
 
     exercise = EXERCISES[name]
     kernel = load_learners(exercise, path)

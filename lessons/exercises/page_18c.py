@@ -7,7 +7,7 @@ import numpy as np
 from minicoca.reference.losses import contrastive_loss, contrastive_loss_backward
 from minicoca.reference.ops import l2_normalise, l2_normalise_backward
 
-from ..checker import same
+from ..compare import same
 from ..exercise import Exercise, Told, distinct, values
 
 MICRO = 4
