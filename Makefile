@@ -4,14 +4,18 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/installed
 EMOJI_INSTALLED = $(VENV)/installed-emoji
+SLOW = $(VENV)-slow
 
-.PHONY: train test lint train-emoji kernel-report clean
+.PHONY: train test test-slow lint train-emoji kernel-report clean
 
 train: $(INSTALLED)  ## train on drawn shapes: two minutes on two cores
 	$(BIN)/python -m minicoca train
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## on all cores; the tests take one thread each
+	$(BIN)/python -m pytest -n auto
+
+test-slow: $(SLOW)/installed data/emoji/fetched  ## full size, real drawings, open_clip beside us
+	$(SLOW)/bin/python -m pytest -n auto -m "slow or extras" --no-skips
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -27,6 +31,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(EMOJI_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[emoji]"
+	touch $@
+
+# open_clip needs torchvision, and that the torch that it was built for.
+$(SLOW)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SLOW)
+	grep -vE "^(torch|triton)==" constraints.txt > $(SLOW)/constraints.txt
+	$(SLOW)/bin/python -m pip install --quiet --constraint $(SLOW)/constraints.txt \
+	    torch==2.14.1 torchvision==0.29.1 --editable ".[dev,emoji,open-clip,notebook]"
 	touch $@
 
 # Twemoji's and Fluent's drawings; Noto's as pictures where its font is not installed.
@@ -48,4 +60,4 @@ kernel-report: $(INSTALLED)  ## registers, spills, loads of every kernel, with t
 	done
 
 clean:  ## the virtual environment and caches; never your runs or data
-	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) $(SLOW) .pytest_cache .hypothesis .ruff_cache

@@ -38,3 +38,19 @@ settings.register_profile(
     ],
 )
 settings.load_profile("minicoca")
+
+
+def pytest_addoption(parser):
+    help = "a test that is skipped for want of anything but a card fails the session"
+    parser.addoption("--no-skips", action="store_true", help=help)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Sees the reports of all workers: it acts where they come together."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not session.config.getoption("--no-skips") or hasattr(session.config, "workerinput"):
+        return
+    reasons = {str(report.longrepr[-1]) for report in reporter.stats.get("skipped", [])}
+    if wrong := sorted(reason for reason in reasons if "needs a card" not in reason):
+        reporter.write_line("\nskipped, with --no-skips: " + "; ".join(wrong))
+        session.exitstatus = 1

@@ -155,6 +155,8 @@ def test_ordinary_captions_are_as_long_as_said(batch):
     assert (bench.make_batch(config, "full", batch)[1] != 0).all()
 
 
+@pytest.mark.slow
+@pytest.mark.extras
 @pytest.mark.filterwarnings("ignore")
 def test_the_step_is_open_clips_step(tmp_path):
     """At its real sizes: losses and every gradient, padded and full; then the figures' file."""

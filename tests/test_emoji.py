@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, features
 from minicoca.data import emoji, emoji_drawings
 
 pytest.importorskip("emoji")
+pytestmark = pytest.mark.extras
 
 KEYS = sum((keys[:4] for keys in emoji.things().values()), ())
 TINTS = {"one": "red", "two": "green", "three": "blue"}

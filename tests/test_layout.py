@@ -28,9 +28,9 @@ OURS = {
     "metrics.py": {"numpy"},
     "tasks": {"numpy", "PIL", "tqdm", "minicoca.tasks", "minicoca.images", "minicoca.engine"},
     "training": {
-        "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data", "minicoca.tokenizer",
-        "minicoca.evaluate", "minicoca.report", "minicoca.engine", "minicoca.reference",
-        "minicoca.training",
+        "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data",
+        "minicoca.tokenizer", "minicoca.evaluate", "minicoca.report", "minicoca.engine",
+        "minicoca.reference", "minicoca.training",
     },
 }  # fmt: skip
 
