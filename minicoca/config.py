@@ -71,6 +71,9 @@ class Config:
     emoji_source: str = _data("", "emoji: where drawings are, as vendor=PATH,vendor=PATH")
     unseen_names: bool = _data(False, "emoji: keep 5 % of the names from training, and test them")
     tokenizer: str = _data("word", "sentencepiece model type", ("word", "unigram", "bpe"))
+    fold: bool = _data(
+        False, "fold case and kinds of letters (sentencepiece's nfkc_cf); else captions as written"
+    )
     distinct: bool = _data(False, "spread equal captions, so that a batch seldom holds two")
     augment: float = _data(0.0, "strength of random changes to training images; 0: none")
     pixel_mean: tuple = _data((0.5, 0.5, 0.5), "mean of red, green, blue; set by the data")
@@ -187,6 +190,7 @@ def _square(width, heads, hidden, unimodal, multimodal, image_layers, image_hidd
         unimodal_layers=unimodal,
         multimodal_layers=multimodal,
         tokenizer="unigram",
+        fold=False,
         weight_decay=0.01,
         beta2=0.999,
         learning_rate=8e-4,
@@ -220,6 +224,7 @@ def _open_clip(size, patch, width, layers, heads, embed, text_heads):
         multimodal_mlps=2,
         embed_width=embed,
         gelu="exact",
+        fold=True,  # as CLIP's own tokenizer does
         learning_rate=5e-4,
         weight_decay=0.2,
         epsilon=1e-6,
@@ -231,7 +236,7 @@ def _open_clip(size, patch, width, layers, heads, embed, text_heads):
 # `tiny` decodes from all patch tokens: with 16 patches there is nothing for 256 queries to pool
 # (DECISIONS.md), and the paper finds the two alike (Table 8f, n_query = 0).
 PRESETS = {
-    "tiny": dict(pooler="none"),
+    "tiny": dict(pooler="none", fold=False),
     # Chosen with Noto's drawings held out and Twemoji's, the test, left out (DECISIONS.md).
     "emoji": dict(
         pooler="none",
@@ -244,6 +249,7 @@ PRESETS = {
         multimodal_layers=2,
         data="emoji",
         tokenizer="word",
+        fold=False,
         vocabulary=2000,
         text_length=16,
         distinct=True,
@@ -270,6 +276,7 @@ PRESETS = {
         unimodal_layers=6,
         multimodal_layers=6,
         tokenizer="unigram",
+        fold=False,
         batch_size=256,
         learning_rate=1e-3,
         warmup=1000,

@@ -7,11 +7,12 @@ it. A model that scores everything alike has found nothing.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+
+from .words import words_of
 
 LONGEST_NGRAM = 4  # both BLEU-4 and CIDEr-D count sequences of one to four words
 CIDER_SIGMA = 6.0  # how fast CIDEr-D punishes a difference in length, in words
@@ -38,10 +39,25 @@ def recall_at_k(
 ) -> dict[int, float]:
     """Share of the n queries that find a right candidate among their k best of m.
 
+    Arguments and errors are those of `wrong_before`. Image to text: `recall_at_k(s, r)` with
+    `r = right_texts(...)`; text to image: `recall_at_k(s.T, r.T)`. A query without a right
+    candidate fails.
+    """
+    return recall(wrong_before(similarity, right), ks)
+
+
+def recall(ranks: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+    """Share of the queries that have a rank, as `wrong_before` counts them, under k."""
+    return {k: float((ranks < k).mean()) for k in ks}
+
+
+def wrong_before(similarity: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """How many wrong candidates each of n queries ranks before its best right one: [n].
+
     `similarity` is real [n, m]; `right` is bool [n, m], or int [n] if each query has one right
-    candidate. Image to text: `recall_at_k(s, r)` with `r = right_texts(...)`; text to image:
-    `recall_at_k(s.T, r.T)`. A query without a right candidate fails. Raises ValueError for no
-    queries, NaN, or shapes or indices that do not fit.
+    candidate. Infinite for a query without a right candidate. A set that is too large for one
+    [n, m] can be counted a few queries at a time. Raises ValueError for no queries, NaN, or shapes
+    or indices that do not fit.
     """
     similarity, right = np.asarray(similarity), np.asarray(right)
     if similarity.ndim != 2 or not similarity.size:
@@ -56,8 +72,7 @@ def recall_at_k(
         raise ValueError(f"right is {right.shape} but similarity {similarity.shape}")
     best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
     before = (~right & (similarity >= best)).sum(axis=1)
-    found = right.any(axis=1)
-    return {k: float((found & (before < k)).mean()) for k in ks}
+    return np.where(right.any(axis=1), before, np.inf)
 
 
 def top_k_accuracy(
@@ -97,13 +112,15 @@ def bleu_4(generated: Sequence[str], references: Sequence[Sequence[str]]) -> flo
 
     The geometric mean of the precisions of one to four words, each n-gram counted at most as often
     as in a single reference, times a penalty for being shorter than the nearest references. Words
-    are runs of letters, digits and apostrophes in lower case. Raises as `exact_match` does.
+    are those of `words_of`. If no generated caption has four words, there is no precision of four
+    to count: the mean is of those that there are (sacrebleu's effective order), and the figure is
+    BLEU-3, 2 or 1, as `bleu_order` says. Raises as `exact_match` does.
     """
     _check(generated, references)
     hits, total = np.zeros(LONGEST_NGRAM), np.zeros(LONGEST_NGRAM)
     length = nearest = 0
     for text, own in zip(generated, references, strict=True):
-        words, rights = _words(text), [_words(reference) for reference in own]
+        words, rights = words_of(text), [words_of(reference) for reference in own]
         length += len(words)
         # Of two references equally near in length, the shorter one counts.
         nearest += min((abs(len(right) - len(words)), len(right)) for right in rights)[1]
@@ -114,10 +131,16 @@ def bleu_4(generated: Sequence[str], references: Sequence[Sequence[str]]) -> flo
             counts = _ngrams(words, n + 1)
             hits[n] += (counts & allowed).total()
             total[n] += counts.total()
-    if not hits.all():
+    hits, total = hits[total > 0], total[total > 0]
+    if not hits.size or not hits.all():
         return 0.0
     brevity = min(0.0, 1 - nearest / length)
     return float(np.exp(brevity + np.log(hits / total).mean()))
+
+
+def bleu_order(generated: Sequence[str]) -> int:
+    """How many words the longest sequence has that `bleu_4` counts: 4, or the longest caption's."""
+    return min(LONGEST_NGRAM, max(len(words_of(text)) for text in generated))
 
 
 def cider_d(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -127,12 +150,13 @@ def cider_d(generated: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     The likeness of n-gram counts, those rare among the images weighing more, averaged over the
     references and over n. An n-gram repeated beyond the reference gains nothing, nor does a wrong
     length. Rarity is taken from the references given, so the figure depends on the set, and is 0
-    for a single image. Words are as in `bleu_4`; raises as it does.
+    for a single image; captions of one, two or three words reach 2.5, 5 or 7.5. Words are as in
+    `bleu_4`; raises as it does.
     """
     _check(generated, references)
     images: Counter = Counter()  # in how many images' references each n-gram occurs
     for own in references:
-        images.update(set().union(*(_all_ngrams(_words(reference)) for reference in own)))
+        images.update(set().union(*(_all_ngrams(words_of(reference)) for reference in own)))
     everything = math.log(len(references))
 
     def vectors(words: list[str]) -> list[dict[tuple[str, ...], float]]:
@@ -155,7 +179,7 @@ def cider_d(generated: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         return cosines / LONGEST_NGRAM * math.exp(-(gap**2) / (2 * CIDER_SIGMA**2))
 
     scores = [
-        np.mean([likeness(_words(text), _words(reference)) for reference in own])
+        np.mean([likeness(words_of(text), words_of(reference)) for reference in own])
         for text, own in zip(generated, references, strict=True)
     ]
     return 10 * float(np.mean(scores))
@@ -166,10 +190,6 @@ def _check(generated: Sequence[str], references: Sequence[Sequence[str]]) -> Non
         raise ValueError(f"{len(generated)} captions for {len(references)} sets of references")
     if any(isinstance(own, str) or not own for own in references):
         raise ValueError("every caption needs a sequence of at least one reference")
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[\w']+", text.lower())
 
 
 def _ngrams(words: list[str], n: int) -> Counter:

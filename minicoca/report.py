@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 from matplotlib.figure import Figure
 
+from .evaluate import nearest_truth, written
 from .tasks import embed_texts
 
 ROWS = {
@@ -30,9 +31,13 @@ def table(results):
                 f"{results[n][key]:>16.1%}" if key in results[n] else f"{'-':>16}" for n in splits
             )
             lines.append(f"{label:26}" + "".join(cells))
-    galleries = {results[n]["gallery"] for n in splits if "gallery" in results[n]}
+    galleries = sorted({_gallery(results[n]) for n in splits if "gallery" in results[n]})
     if galleries:
-        lines.append(f"(R@1: found first among {', '.join(map(str, sorted(galleries)))})")
+        lines.append(f"(R@1: found first among {', '.join(galleries)})")
+    for name in splits:
+        if (order := results[name].get("caption_bleu_order", 4)) < 4:
+            most = f"no caption has more than {order} words"
+            lines.append(f"({name.replace('_', ' ')}: {most}, so BLEU-4 is BLEU-{order})")
     if "pixel_nearest_neighbour_top1" in results:
         top1, top5 = (results[f"pixel_nearest_neighbour_top{k}"] for k in (1, 5))
         lines.append(f"(nearest in pixels: {top1:.1%} right, {top5:.1%} right in 5)")
@@ -46,6 +51,12 @@ def table(results):
     lines.append(f"\ntrained for {seconds:.0f} s ({speed:.0f} images a second)")
     lines.append(f"run folder: {results['folder']}")
     return "\n".join(lines)
+
+
+def _gallery(figures):
+    size = figures["gallery"]
+    captions = figures.get("gallery_captions", size)
+    return f"{size}" if captions == size else f"{size} images and their {captions} captions"
 
 
 def make_picture(folder, model, tokenizer, name, pairs, captions):
@@ -72,9 +83,9 @@ def _figure(folder, model, tokenizer, pairs, captions, name):
             continue
         axis.imshow(pairs.batch([i])[0], interpolation="nearest")
         if captions:
-            truths = [tokenizer.normalise(text) for text in pairs.captions[i]]
-            ok = captions[i] in truths
-            text = captions[i] if ok else f"{captions[i]}\n[{truths[0]}]"
+            truth = nearest_truth(captions[i], written(pairs, i))
+            ok = captions[i] == truth
+            text = captions[i] if ok else f"{captions[i]}\n[{truth}]"
             text = "\n".join(textwrap.fill(part, 24) for part in text.split("\n"))
             axis.text(
                 0.5, -0.06, text, transform=axis.transAxes, fontsize=6.5, ha="center", va="top",
@@ -92,8 +103,9 @@ def _similarity(axis, model, tokenizer, pairs):
         axis.set_axis_off()
         return
     image_vectors = model.embed_images(pairs.batch(np.arange(n)))
-    text_vectors = embed_texts(model, tokenizer, [pairs.captions[i][0] for i in range(n)])
-    shown = axis.imshow(image_vectors @ text_vectors.T, cmap="viridis", vmin=-0.2, vmax=1)
+    texts = [text for i in range(n) for text in pairs.captions[i]]
+    cosines = image_vectors @ embed_texts(model, tokenizer, texts).T
+    shown = axis.imshow(cosines, cmap="viridis", vmin=-0.2, vmax=1, aspect=n / len(texts))
     axis.figure.colorbar(shown, ax=axis)
     axis.set(title="cosine of image and text", xlabel="text", ylabel="image")
 

@@ -17,8 +17,14 @@ import sentencepiece
 
 from .config import END, PAD, START, UNKNOWN
 from .params import write_atomically
+from .words import clean
 
 MODEL_TYPES = ("word", "bpe", "unigram")
+MARK = "\u2047"  # what `decode` writes for unknown
+# SentencePiece keeps these for itself (a space, an unknown, an end of text, the names of its ids):
+# inside it, code points that are no text stand for them.
+STAND_INS = str.maketrans("\u2581\u2585\0<", "\ufdd0\ufdd1\ufdd2\ufdd3")
+STOOD_FOR = {stand_in: character for character, stand_in in STAND_INS.items()}
 
 
 class Tokenizer:
@@ -39,6 +45,8 @@ class Tokenizer:
         special = (pieces.pad_id(), pieces.bos_id(), pieces.eos_id(), pieces.unk_id())
         if special != (PAD, START, END, UNKNOWN):
             raise ValueError(f"pad, start, end and unknown are {special}, not 0, 1, 2, 3")
+        # Of a run from before captions were kept as written, the mark brings spaces.
+        self._stands_in = pieces.decode([UNKNOWN]) == MARK
 
     @classmethod
     def train(
@@ -46,20 +54,21 @@ class Tokenizer:
         captions: Iterable[str],
         vocab_size: int,
         model_type: str = "word",
-        lower: bool = True,
+        fold: bool = False,
         coverage: float = 1.0,
     ) -> Tokenizer:
         """Learn a vocabulary of at most `vocab_size` pieces, fewer if the text has no more to give.
 
         "word" splits at spaces, "bpe" and "unigram" also spell unseen words from known parts.
-        Text is brought to Unicode form NFKC, and to lower case if `lower`, here and in `encode`
-        alike. `coverage` is the share of all characters that must have a piece; below 1 the rarest
-        become unknown. The same captions give the same vocabulary.
+        Text is taken as `clean` leaves it, here and in `encode` alike; `fold` brings it to lower
+        case and Unicode form NFKC too (SentencePiece's nfkc_cf), which `decode` cannot undo.
+        `coverage` is the share of all characters that must have a piece; below 1 the rarest become
+        unknown. The same captions give the same vocabulary.
         Raises ValueError for an unknown type, no text, or too few pieces for the characters.
         """
         if model_type not in MODEL_TYPES:
             raise ValueError(f"no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}")
-        model, captions = io.BytesIO(), list(captions)
+        model, captions = io.BytesIO(), [clean(text).translate(STAND_INS) for text in captions]
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(captions),
@@ -69,11 +78,12 @@ class Tokenizer:
                 model_type=model_type,
                 character_coverage=coverage,
                 max_sentence_length=2**20,  # bytes; a longer one would be left out unsaid
-                normalization_rule_name="nmt_nfkc_cf" if lower else "nmt_nfkc",
+                normalization_rule_name="nfkc_cf" if fold else "identity",
                 pad_id=PAD,
                 bos_id=START,
                 eos_id=END,
                 unk_id=UNKNOWN,
+                unk_surface=MARK,
                 num_threads=1,  # sums in a fixed order
                 minloglevel=2,  # errors only, and those are raised
             )
@@ -119,9 +129,22 @@ class Tokenizer:
         """How many of the captions `encode` would cut."""
         return sum(len(row) + 2 > length for row in self._split(captions))
 
+    @property
+    def folds(self) -> bool:
+        """Whether case and compatibility letters are folded away before the text is split."""
+        return self._pieces.normalize("A").endswith("a")
+
     def normalise(self, text: str) -> str:
-        """The text as the model sees it: case, width and spaces folded away."""
-        return " ".join(self._pieces.normalize(text).replace("\u2581", " ").split())
+        """The text as the model sees it: as written, in single spaces, or folded if it folds."""
+        return self._plain(self._pieces.normalize(self._prepared(text)).replace("\u2581", " "))
+
+    def unseen(self, text: str) -> list[str]:
+        """What in a text has no piece, each once: words, or letters for "bpe" and "unigram"."""
+        pieces = self._pieces.encode_as_pieces(self._prepared(text))
+        ids = self._split([text])[0]
+        unknown = (piece for piece, id in zip(pieces, ids, strict=True) if id == UNKNOWN)
+        parts = " ".join(unknown).replace("\u2581", " ")
+        return list(dict.fromkeys(self._plain(parts).split()))
 
     def unknown_share(self, captions: Sequence[str]) -> float:
         """How many of the captions' pieces the vocabulary does not have, as a part of all."""
@@ -145,9 +168,15 @@ class Tokenizer:
                 raise ValueError(f"id {token} is outside the vocabulary of {self.vocab_size}")
             if token not in (PAD, START):
                 kept.append(token)
-        return " ".join(self._pieces.decode(kept).split())  # the mark for unknown brings spaces
+        return self._plain(self._pieces.decode(kept))
+
+    def _prepared(self, text: str) -> str:
+        return clean(text).translate(STAND_INS if self._stands_in else {})
+
+    def _plain(self, text: str) -> str:
+        return " ".join(text.translate(STOOD_FOR).split())
 
     def _split(self, captions: Sequence[str]) -> list[list[int]]:
         if isinstance(captions, str):
             raise TypeError("captions is a sequence of strings, not a string")
-        return self._pieces.encode(list(captions))
+        return self._pieces.encode(list(map(self._prepared, captions)))

@@ -4,6 +4,7 @@ tokenizer, and uint8 images [n, side, side, 3]."""
 import numpy as np
 
 BATCH = 256
+QUOTED = 5  # texts in a message
 
 
 def batched(function, items):
@@ -18,3 +19,25 @@ def embed_texts(model, tokenizer, texts):
         raise ValueError("this model was trained with contrastive_weight 0: it cannot compare")
     length = model.config.text_length
     return batched(lambda part: model.embed_texts(tokenizer.encode(part, length)), list(texts))
+
+
+def unread(model, tokenizer, texts):
+    """What the model does not read of the texts, as sentences: words it never saw, cut ends."""
+    length = model.config.text_length
+    unknown = [text for text in texts if tokenizer.unseen(text)]
+    cut = [text for text in texts if tokenizer.too_long([text], length)]
+    said = [f"this model never saw a word of {quoted(unknown)}"] if unknown else []
+    if cut:
+        said.append(f"this model reads {length} tokens of a text, and not the end of {quoted(cut)}")
+    return said
+
+
+def quoted(texts):
+    """The first of them in quotes, long ones without their middle, and how many more there are."""
+    more = f" and {len(texts) - QUOTED} more" if len(texts) > QUOTED else ""
+    return ", ".join(map(shortened, texts[:QUOTED])) + more
+
+
+def shortened(text, most=40):
+    """A text in quotes; of one over `most` letters, both ends."""
+    return repr(text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}")

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from . import embed_texts
+from ..words import clean
+from . import embed_texts, shortened
 
 
 def class_scores(model, tokenizer, image_vectors, prompts):
@@ -22,6 +23,38 @@ def fill_templates(labels, templates):
         if "{}" not in template:
             raise ValueError(f"template {template!r} has no {{}} for the label to stand in")
     return [tuple(template.replace("{}", label) for template in templates) for label in labels]
+
+
+def check_labels(model, tokenizer, labels, prompts):
+    """Raises ValueError, naming them, for an empty label and for two that the model reads as one.
+
+    prompts: those of each label, from `fill_templates`.
+    """
+    for number, label in enumerate(labels, 1):
+        if not tokenizer.normalise(label):
+            raise ValueError(f"label {number}, {label!r}, is empty; leave it out")
+    length, first = model.config.text_length, {}
+    for number, group in enumerate(prompts):
+        for prompt, ids in zip(group, tokenizer.encode(group, length), strict=True):
+            tokens = tuple(ids[ids != tokenizer.pad])
+            other, theirs = first.setdefault(tokens, (number, prompt))
+            if other != number:
+                both = [shortened(labels[i], 80) for i in (other, number)]
+                raise ValueError(_why_one(tokenizer, length, *both, theirs, prompt))
+
+
+def _why_one(tokenizer, length, label, other, prompt, theirs):
+    if label == other:
+        return f"the label {label} is given twice"
+    one = f"the labels {label} and {other} are one to this model"
+    if clean(prompt) == clean(theirs):
+        return f"{one}: both give {shortened(prompt, 80)}"
+    if tokenizer.normalise(prompt) == tokenizer.normalise(theirs):
+        return f"{one}, which folds case and kinds of letters"
+    if tokenizer.too_long([prompt, theirs], length):
+        return f"{one}, which reads {length} tokens of a text; make them shorter"
+    unseen = tokenizer.unseen(prompt) + tokenizer.unseen(theirs)
+    return f"{one}, which never saw {', '.join(map(repr, unseen[:4]))}"
 
 
 def probabilities(scores, log_temperature):
