@@ -1,6 +1,10 @@
-"""Metrics against cases worked by hand and against slow, plain definitions."""
+"""Metrics against cases worked by hand, slow plain definitions, and the programs people use."""
 
+import collections
+import itertools
 import math
+import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicoca import metrics
+from minicoca.words import words_of
 
 small = st.integers(1, 6)
 seeds = st.integers(0, 2**32 - 1)
@@ -123,7 +128,16 @@ def test_bleu_takes_the_nearest_length():
     assert metrics.bleu_4([text], [[text + " f", "a b c d"]]) == pytest.approx(1)  # 4 and 6: 4
     assert metrics.bleu_4([text], [[text + " f"]]) == pytest.approx(math.exp(-0.2))
     assert metrics.bleu_4(["A b, c d."], [["a b c d"]]) == pytest.approx(1)
-    assert metrics.bleu_4([""], [[text]]) == 0 == metrics.bleu_4(["a b c"], [[text]])
+    assert metrics.bleu_4([""], [[text]]) == 0 == metrics.bleu_4(["p q"], [[text]])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_bleu_of_captions_under_four_words_counts_the_sequences_there_are(n):
+    right = [" ".join(words) for words in ("abcde"[:n], "xyzpq"[:n])]
+    assert metrics.bleu_4(right, [[text, f"{text} and so on"] for text in right]) == 1
+    assert metrics.bleu_order(right) == metrics.bleu_order([right[0], "", "x"]) == min(n, 4)
+    worse = [right[0], right[1].replace("x", "-")]
+    assert metrics.bleu_4(worse, [[text] for text in right]) < 1
 
 
 def test_cider_by_hand():
@@ -160,3 +174,177 @@ def test_scores_of_the_truth_are_the_best(captions):
     worse = metrics.caption_scores([c + " zebra" for c in captions], [[c] for c in captions])
     assert worse["exact_match"] == 0 and worse["bleu_4"] < 1
     assert worse["cider_d"] <= truth["cider_d"] <= 10 + 1e-9
+
+
+WORDS = {
+    "A dog's red ball, on a t-shirt.": ["a", "dog's", "red", "ball", "on", "a", "t-shirt"],
+    "the dogs’ 'big' dog’s bowl": ["the", "dogs", "big", "dog's", "bowl"],
+    "at 10:30 (1,000 x 3.5)... 7.": ["at", "10:30", "1,000", "x", "3.5", "7"],
+    "c++ is not c#": ["c", "+", "+", "is", "not", "c", "#"],
+    "50 % & $3 @ x_1": ["50", "%", "&", "$", "3", "@", "x_1"],
+    "एक लड़की पानि": ["एक", "लड़की", "पानि"],
+    "ಒಂದು ಕೆಂಪು চাকা": ["ಒಂದು", "ಕೆಂಪು", "চাকা"],
+    "ශ්\u200dරී ලංකා": ["ශ්\u200dරී", "ලංකා"],
+    "می\u200cروم به خانه": ["می\u200cروم", "به", "خانه"],
+    "שָׁלוֹם צה״ל\u200f": ["שָׁלוֹם", "צה״ל"],
+    "ΈΝΑΣ ΣΚΎΛΟΣ; cafe\u0301": ["ένας", "σκύλος", "café"],
+    "小狗在草地。": list("小狗在草地"),
+    "猫のスーパー": list("猫のスーパー"),
+    "น้ำใน": ["น้ำ", "ใ", "น"],
+    "한국어 강아지": ["한국어", "강아지"],
+    "10 m² ½": ["10", "m²", "½"],
+    "a 🐶🐱 ❤️‍🔥!": ["a", "🐶", "🐱", "❤️‍🔥"],
+    "👍🏽👩‍👩‍👧 🇩🇪🇫🇷": ["👍🏽", "👩‍👩‍👧", "🇩🇪", "🇫🇷"],
+    "1️⃣ 👁️‍🗨️ 🏴\U000e0067\U000e0062\U000e007f": ["1️⃣", "👁️‍🗨️", "🏴\U000e0067\U000e0062\U000e007f"],
+    "": [],
+    " ... ?!": [],
+}
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_words_of_every_script(text):
+    assert words_of(text) == WORDS[text]
+
+
+letters = st.sampled_from("aZ9é'-.,:+#ंक्षีน้犬カ🐶🇩🏽\u200d\u200c\ufe0f½_ \u200b“") | st.characters(
+    codec="utf-8"
+)
+
+
+@given(st.text(letters, max_size=12))
+def test_no_letter_mark_digit_or_symbol_is_lost(text):
+    words, whole = words_of(text), unicodedata.normalize("NFC", text).lower()
+    kept = [c for c in "".join(words) if unicodedata.category(c)[0] in "LMN"]
+    assert kept == [c for c in whole if unicodedata.category(c)[0] in "LMN"]
+    symbols = [c for c in whole if unicodedata.category(c) in ("So", "Sm", "Sc")]
+    assert not collections.Counter(symbols) - collections.Counter("".join(words))
+    assert words == [w for word in words for w in words_of(word)] and all(words)
+
+
+def test_what_differs_counts_as_different():
+    for one, other in (
+        ("c++", "c#"),
+        ("पानी", "पानि"),
+        ("🐶", "🐱"),
+        ("🇩🇪", "🇫🇷"),
+        ("dogs", "dog's"),
+    ):
+        right, wrong = f"one big {one} on mats", f"one big {other} on mats"
+        assert metrics.bleu_4([wrong, "x y"], [[right], ["x y"]]) < 1
+        assert metrics.cider_d([right, "x y"], [[right], ["x y"]]) > metrics.cider_d(
+            [wrong, "x y"], [[right], ["x y"]]
+        )
+
+
+def plain_ngrams(words, n):
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def plain_cider(generated, references):
+    """Vedantam et al. 2015, Eq. 1 to 4 and the D of section 5, over lists, word for word."""
+    total = 0.0
+    for candidate, own in zip(generated, references, strict=True):
+        for n, reference in itertools.product((1, 2, 3, 4), own):
+            vectors = []
+            for text in (candidate, reference):
+                grams, vector = plain_ngrams(text, n), {}
+                for gram in grams:
+                    holding = sum(any(gram in plain_ngrams(r, n) for r in o) for o in references)
+                    rarity = math.log(len(references) / max(1, holding))
+                    vector[gram] = grams.count(gram) * rarity
+                vectors.append(vector)
+            ours, right = vectors
+            norms = math.prod(math.sqrt(sum(x * x for x in v.values())) for v in vectors)
+            product = sum(
+                min(ours[gram], right[gram]) * right[gram] for gram in ours if gram in right
+            )
+            gap = len(candidate) - len(reference)
+            cosine = product / norms if norms else 0
+            total += cosine * math.exp(-(gap**2) / 72) / 4 / len(own)
+    return 10 * total / len(generated)
+
+
+def plain_bleu(generated, references):
+    """Papineni et al. 2002, section 2.3; of captions under n words no precision of n is taken."""
+    precisions = []
+    for n in (1, 2, 3, 4):
+        hits = all_of_them = 0
+        for candidate, own in zip(generated, references, strict=True):
+            grams = plain_ngrams(candidate, n)
+            all_of_them += len(grams)
+            most = {gram: max(plain_ngrams(r, n).count(gram) for r in own) for gram in grams}
+            hits += sum(min(grams.count(gram), most[gram]) for gram in set(grams))
+        precisions += [hits / all_of_them] if all_of_them else []
+    if not precisions or min(precisions) == 0:
+        return 0.0
+    length = sum(map(len, generated))
+    nearest = sum(
+        min((abs(len(r) - len(g)), len(r)) for r in own)[1]
+        for g, own in zip(generated, references, strict=True)
+    )
+    brevity = 1 if length >= nearest else math.exp(1 - nearest / length)
+    return brevity * math.prod(precisions) ** (1 / len(precisions))
+
+
+VOCABULARY = ["a", "red", "dog's", "isn't", "dogs", "t-shirt", "小", "पानी", "🐶", "#"]
+sentences = st.lists(st.sampled_from(VOCABULARY), max_size=8)
+an_image = st.tuples(sentences, st.lists(sentences, min_size=1, max_size=4))
+
+
+@given(st.lists(an_image, min_size=1, max_size=5))
+def test_scores_are_the_plain_definitions(images):
+    generated, references = [list(side) for side in zip(*images, strict=True)]
+    texts = [" ".join(words) for words in generated]
+    rights = [[" ".join(words) for words in own] for own in references]
+    assert metrics.cider_d(texts, rights) == pytest.approx(plain_cider(generated, references))
+    assert metrics.bleu_4(texts, rights) == pytest.approx(plain_bleu(generated, references))
+
+
+ENGLISH = ["a", "dog's", "red", "dog", "runs", "on", "the", "half-open", "door", "3.5", "isn't"]
+english = st.lists(st.sampled_from(ENGLISH), min_size=4, max_size=12).map(" ".join)
+pairs = st.lists(
+    st.tuples(english, st.lists(english, min_size=2, max_size=2)), min_size=2, max_size=6
+)
+
+
+@given(pairs)
+def test_english_scores_are_those_of_pycocoevalcap(pairs):
+    pytest.importorskip("pycocoevalcap")
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+
+    generated, references = [list(side) for side in zip(*pairs, strict=True)]
+    said = {i: [text] for i, text in enumerate(generated)}
+    right = dict(enumerate(references))
+    cider = Cider().compute_score(right, said)[0]
+    assert metrics.cider_d(generated, references) == pytest.approx(cider)
+    bleu = Bleu(4).compute_score(right, said, verbose=0)[0][3]
+    assert metrics.bleu_4(generated, references) == pytest.approx(bleu, abs=1e-3)  # 1e-9 for hits
+
+
+@given(pairs)
+def test_english_bleu_is_that_of_sacrebleu(pairs):
+    sacrebleu = pytest.importorskip("sacrebleu")
+    generated, references = [list(side) for side in zip(*pairs, strict=True)]
+    by_rank = [list(texts) for texts in zip(*references, strict=True)]
+    theirs = sacrebleu.corpus_bleu(generated, by_rank, smooth_method="none", lowercase=True)
+    assert metrics.bleu_4(generated, references) == pytest.approx(theirs.score / 100)
+
+
+def test_english_words_are_those_of_coco():
+    """Its tokenizer is a Java program; contractions, two words there, are not among these."""
+    pytest.importorskip("pycocoevalcap")
+    if not shutil.which("java"):
+        pytest.skip("no java here")
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    texts = [
+        "A black-and-white cat, on a T-shirt.",
+        "Two dogs' bowls: 'red' and \"blue\"; none is green!",
+        "At 10:30 it costs $3.50 -- or 1,000 % more?",
+        "One # & two + three = five o'clock",
+        "An e-mail -- a naïve café ... Straße",
+    ]
+    theirs = PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(texts)})
+    for i, text in enumerate(texts):
+        assert words_of(text) == theirs[i][0].split()

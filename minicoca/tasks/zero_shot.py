@@ -39,14 +39,14 @@ def check_labels(model, tokenizer, labels, prompts):
             tokens = tuple(ids[ids != tokenizer.pad])
             other, theirs = first.setdefault(tokens, (number, prompt))
             if other != number:
-                both = [shortened(labels[i], 80) for i in (other, number)]
+                both = labels[other], labels[number]
                 raise ValueError(_why_one(tokenizer, length, *both, theirs, prompt))
 
 
 def _why_one(tokenizer, length, label, other, prompt, theirs):
     if label == other:
-        return f"the label {label} is given twice"
-    one = f"the labels {label} and {other} are one to this model"
+        return f"the label {shortened(label, 80)} is given twice"
+    one = f"the labels {shortened(label, 80)} and {shortened(other, 80)} are one to this model"
     if clean(prompt) == clean(theirs):
         return f"{one}: both give {shortened(prompt, 80)}"
     if tokenizer.normalise(prompt) == tokenizer.normalise(theirs):
