@@ -6,7 +6,15 @@ tokenizer makes of it.
 
 import numpy as np
 
-from .metrics import bleu_order, caption_scores, recall, right_texts, top_k_accuracy, wrong_before
+from .metrics import (
+    bleu_order,
+    caption_scores,
+    places,
+    recall,
+    sharing,
+    top_k_accuracy,
+    wrong_before,
+)
 from .tasks import BATCH, embed_texts
 from .tasks.captioning import caption
 from .tasks.zero_shot import class_scores
@@ -76,10 +84,9 @@ def retrieval(image_vectors, text_vectors, references, gallery=0):
     found = []
     for start in range(0, len(references) - size + 1, size):
         images, own = image_vectors[start : start + size], references[start : start + size]
-        texts, said = text_vectors[ends[start] : ends[start + size]], [t for o in own for t in o]
-        to_text = _ranks(images, texts, lambda part: right_texts(own[part], said))  # noqa: B023
-        to_image = _ranks(texts, images, lambda part: right_texts(own, said[part]).T)  # noqa: B023
-        found.append([recall(to_text), recall(to_image)])
+        texts, said = text_vectors[ends[start] : ends[start + size]], [[t] for o in own for t in o]
+        ranks = _ranks(images, texts, own, said), _ranks(texts, images, said, own)
+        found.append([recall(of_one_way) for of_one_way in ranks])
     mean = {
         f"{way}_r{k}": float(np.mean([pair[side][k] for pair in found]))
         for side, way in enumerate(("image_to_text", "text_to_image"))
@@ -88,7 +95,10 @@ def retrieval(image_vectors, text_vectors, references, gallery=0):
     return mean | {"gallery": size, "gallery_captions": int(ends[size * len(found)]) // len(found)}
 
 
-def _ranks(queries, candidates, right):
-    """`wrong_before` of every query, BATCH of them at a time; `right` of a slice of them."""
-    parts = [slice(i, i + BATCH) for i in range(0, len(queries), BATCH)]
-    return np.concatenate([wrong_before(queries[p] @ candidates.T, right(p)) for p in parts])
+def _ranks(queries, candidates, asked, held):
+    """`wrong_before` of every query, BATCH at a time. asked, held: the texts of either side's."""
+    others, found = places(held), []
+    for i in range(0, len(queries), BATCH):
+        right = sharing(asked[i : i + BATCH], others, len(held))
+        found.append(wrong_before(queries[i : i + BATCH] @ candidates.T, right))
+    return np.concatenate(found)

@@ -24,13 +24,24 @@ def right_texts(captions: Sequence[Sequence[str]], texts: Sequence[str]) -> np.n
     Equal texts are equally right: different images may share a caption, and to tell such texts
     apart is no achievement.
     """
-    columns: dict[str, list[int]] = {}
-    for column, text in enumerate(texts):
-        columns.setdefault(text, []).append(column)
-    right = np.zeros((len(captions), len(texts)), bool)
+    return sharing(captions, places([[text] for text in texts]), len(texts))
+
+
+def places(captions: Sequence[Sequence[str]]) -> dict[str, list[int]]:
+    """Of every text, the indices of those that have it among their captions."""
+    found: dict[str, list[int]] = {}
+    for i, own in enumerate(captions):
+        for text in own:
+            found.setdefault(text, []).append(i)
+    return found
+
+
+def sharing(captions: Sequence[Sequence[str]], others: dict[str, list[int]], m: int) -> np.ndarray:
+    """Which of m others, given by their `places`, shares a text with each of n: bool [n, m]."""
+    right = np.zeros((len(captions), m), bool)
     for row, own in enumerate(captions):
         for text in own:
-            right[row, columns.get(text, [])] = True
+            right[row, others.get(text, [])] = True
     return right
 
 

@@ -1,10 +1,17 @@
 """Figures worked by hand: galleries, best prompts, temperatures, nearest neighbours."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from minicoca import evaluate as evaluate_module
+from minicoca import report
 from minicoca.data import Pairs, ZeroShot
-from minicoca.evaluate import evaluate, retrieval, zero_shot
+from minicoca.evaluate import evaluate, nearest_truth, retrieval, written, zero_shot
+from minicoca.metrics import recall_at_k
 from minicoca.tasks import embed_texts
 from minicoca.tasks.captioning import caption
 from minicoca.tasks.retrieval import nearest
@@ -26,38 +33,115 @@ class Model:
         return np.array([list(WORDS.values())[i] for i in images[:, 0, 0, 0]])
 
     def embed_texts(self, tokens):
-        return np.array([list(WORDS.values())[i] for i in tokens[:, 0]])
+        return np.array([list(WORDS.values())[max(0, i - 1)] for i in tokens[:, 0]])
 
     def generate(self, images, prompt, **how):
-        return images[:, 0, 0, :1].astype(int)
+        return images[:, 0, 0, :1].astype(int) + 1
 
 
 class Tokenizer:
+    pad = 9
+
     def encode(self, texts, length):
         return np.array(
-            [[list(WORDS).index(text), 0] if text in WORDS else [0, 0] for text in texts]
+            [[list(WORDS).index(text) + 1, 0] if text in WORDS else [0, 0] for text in texts]
         )
 
     def decode(self, ids):
-        return list(WORDS)[ids[0]]
+        return ["", *WORDS][ids[0]]
 
     def count(self, text):
         return len(text.split())
 
-    def normalise(self, text):
-        return text.lower()
+    def unseen(self, text):
+        return [word for word in text.split() if word not in (*WORDS, "word")]
 
 
-def pairs(*names, task=None):
+def pairs(*names, task=None, captions=None):
     images = np.zeros((len(names), 1, 1, 3), np.uint8)
-    images[:, 0, 0, 0] = [list(WORDS).index(name.lower()) for name in names]
-    return Pairs(images, tuple((name,) for name in names), task)
+    images[:, 0, 0, 0] = [list(WORDS).index(name) for name in names]
+    return Pairs(images, captions or tuple((name,) for name in names), task)
 
 
 def test_a_model_that_knows_scores_one():
-    figures, captions = evaluate(Model(), Tokenizer(), pairs("Red", "blue", "purple"))
+    figures, captions = evaluate(Model(), Tokenizer(), pairs("red", "blue", "purple"))
     assert captions == ["red", "blue", "purple"]
-    assert figures["caption_exact"] == 1 == figures["image_to_text_r1"]  # "Red" is "red"
+    assert figures["caption_exact"] == 1 == figures["image_to_text_r1"] == figures["caption_bleu_4"]
+    assert figures["caption_bleu_order"] == 1 and figures["gallery_captions"] == 3
+
+
+def test_captions_are_compared_with_what_was_written():
+    for text, right in (("red", 1), (" red\n", 1), ("Red", 0), ("ｒｅｄ", 0)):
+        figures, _ = evaluate(Model(), Tokenizer(), pairs("red", captions=((text,),)))
+        assert figures["caption_exact"] == right
+
+
+def test_every_caption_of_an_image_counts_in_retrieval():
+    """Of each image the second caption is right and the first one says something else."""
+    captions = (("blue", "red"), ("purple", "blue"), ("red", "purple"))
+    figures, _ = evaluate(Model(), Tokenizer(), pairs("red", "blue", "purple", captions=captions))
+    assert figures["image_to_text_r1"] == 1 and figures["gallery_captions"] == 6
+    # Each word is said of two images, and the one that it shows is the nearest.
+    assert figures["text_to_image_r1"] == 1 == figures["caption_exact"]
+    captions = (("blue",), ("purple", "blue"), ("red", "purple"))
+    figures, _ = evaluate(Model(), Tokenizer(), pairs("red", "blue", "purple", captions=captions))
+    assert figures["image_to_text_r1"] == pytest.approx(2 / 3)
+    # "red" is said of the purple image alone, and the red one is nearer.
+    assert figures["text_to_image_r1"] == pytest.approx(4 / 5)
+
+
+random_sets = st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4), min_size=1)
+
+
+@given(random_sets, st.integers(0, 5), st.integers(1, 4), st.integers(0, 99))
+def test_retrieval_in_chunks_is_that_of_whole_galleries(own, gallery, chunk, seed):
+    rng = np.random.default_rng(seed)
+    texts = [text for captions in own for text in captions]
+    which = np.repeat(np.arange(len(own)), [len(captions) for captions in own])
+    images = rng.integers(-2, 3, (len(own), 3)).astype(float)
+    vectors = {text: rng.integers(-2, 3, 3).astype(float) for text in "abcdefgh"}
+    said = np.array([vectors[text] for text in texts])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate_module, "BATCH", chunk)
+        figures = retrieval(images, said, own, gallery)
+    size, found = min(gallery or len(own), len(own)), []
+    for start in range(0, len(own) - size + 1, size):
+        inside = (which >= start) & (which < start + size)
+        mine = own[start : start + size]
+        similarity = images[start : start + size] @ said[inside].T
+        right = np.array([[text in m for t, text in enumerate(texts) if inside[t]] for m in mine])
+        found.append([recall_at_k(similarity, right)[1], recall_at_k(similarity.T, right.T)[1]])
+    both = [figures["image_to_text_r1"], figures["text_to_image_r1"]]
+    assert both == pytest.approx(np.mean(found, axis=0).tolist())
+
+
+def test_retrieval_never_holds_all_similarities():
+    n = 1500
+    vectors = np.ones((n, 2), np.float32)
+    captions = [[f"{i}"] for i in range(n)]
+    tracemalloc.start()
+    retrieval(vectors, vectors, captions)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < n * n * 4 / 2, f"{peak:,} bytes; all similarities are {n * n * 4:,}"
+
+
+def test_the_table_says_what_its_figures_are():
+    """A caption that is the second right one is right; BLEU of two words is no BLEU-4."""
+    captions = (("a thing", "red"), ("blue", "x"), ("red", "y"))
+    split = pairs("red", "blue", "purple", captions=captions)
+    figures, said = evaluate(Model(), Tokenizer(), split)
+    assert figures["caption_exact"] == pytest.approx(2 / 3)
+    samples = [
+        {"caption": text, "truth": nearest_truth(text, written(split, i))}
+        for i, text in enumerate(said)
+    ]
+    results = {"held_out": figures, "samples": samples, "train_seconds": 1, "folder": "x"}
+    shown = report.table(results | {"images_per_second": 1}).splitlines()
+    assert "= red" in shown and "= blue" in shown and "x purple" in shown
+    assert shown[shown.index("x purple") + 1] == "  truth: red"
+    assert "(R@1: found first among 3 images and their 6 captions)" in shown
+    assert "(held out: no caption has more than 1 words, so BLEU-4 is BLEU-1)" in shown
 
 
 def test_limit_looks_at_the_first_and_leaves_out_the_rest():
@@ -83,10 +167,10 @@ def test_a_class_scores_its_best_prompt():
 def test_galleries_are_averaged_and_the_rest_is_left_out():
     image = np.eye(5)
     text = np.eye(5)[[0, 1, 3, 2, 4]]  # images 2 and 3 are taken for each other
-    words = list("abcde")
-    figures = retrieval(image, text, [[w] for w in words], words, gallery=2)
+    words = [[word] for word in "abcde"]
+    figures = retrieval(image, text, words, gallery=2)
     assert figures["image_to_text_r1"] == 0.5 and figures["gallery"] == 2
-    assert retrieval(image, text, [[w] for w in words], words)["text_to_image_r1"] == 0.6
+    assert retrieval(image, text, words)["text_to_image_r1"] == 0.6
 
 
 def test_probabilities_use_the_temperature():

@@ -19,18 +19,24 @@ OURS = {
     },
     "data": {
         "numpy", "PIL", "tqdm", "emoji", "minicoca.config", "minicoca.params", "minicoca.data",
-        "minicoca.images", "minicoca.metrics",
+        "minicoca.images", "minicoca.metrics", "minicoca.words",
     },
     "config.py": set(),
     "params.py": {"numpy", "safetensors"},
-    "tokenizer.py": {"numpy", "sentencepiece", "minicoca.config", "minicoca.params"},
+    "tokenizer.py": {
+        "numpy", "sentencepiece", "minicoca.config", "minicoca.params", "minicoca.words",
+    },
     "images.py": {"numpy", "PIL"},
-    "metrics.py": {"numpy"},
-    "tasks": {"numpy", "PIL", "tqdm", "minicoca.tasks", "minicoca.images", "minicoca.engine"},
+    "metrics.py": {"numpy", "minicoca.words"},
+    "words.py": set(),
+    "tasks": {
+        "numpy", "PIL", "tqdm", "minicoca.tasks", "minicoca.images", "minicoca.engine",
+        "minicoca.words",
+    },
     "training": {
         "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data",
-        "minicoca.tokenizer", "minicoca.evaluate", "minicoca.report", "minicoca.engine",
-        "minicoca.reference", "minicoca.training",
+        "minicoca.tokenizer", "minicoca.words", "minicoca.evaluate", "minicoca.report",
+        "minicoca.engine", "minicoca.reference", "minicoca.training",
     },
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from .flags import Usage
 from .model import add_flags as add_model_flags
-from .model import add_images, open_model, show, tell_unknown
+from .model import add_images, open_model, show
 
 HELP = "write a caption for each image"
 MOST_BEAMS = 64
@@ -26,7 +26,6 @@ def run(arguments):
     how = decoding(arguments)
     paths = find_images(arguments.images)
     model, tokenizer = open_model(arguments)
-    tell_unknown(tokenizer, [arguments.prompt])
     rows, skipped = [], []
     for kept, images in decoded(paths, model.config.image_size, skipped):
         if "seed" in how:  # every file draws from a stream of its own, whatever batch it is in

@@ -8,7 +8,7 @@ import numpy as np
 from ..params import write_atomically
 from .flags import Usage
 from .model import add_flags as add_model_flags
-from .model import open_model, show, tell_unknown
+from .model import open_model, show, tell_unread
 
 HELP = "write unit vectors of images, or of sentences"
 
@@ -29,7 +29,7 @@ def run(arguments):
     skipped = []
     if arguments.text:
         model, tokenizer = open_model(arguments)
-        tell_unknown(tokenizer, arguments.inputs)
+        tell_unread(model, tokenizer, arguments.inputs)
         names, vectors = arguments.inputs, embed_texts(model, tokenizer, arguments.inputs)
     else:
         paths = find_images(arguments.inputs)

@@ -31,15 +31,12 @@ def open_model(arguments):
     return load_model(folder, arguments.backend, arguments.device)
 
 
-def tell_unknown(tokenizer, texts):
-    """Say which of the texts hold words that the run's captions did not: they tell it nothing."""
-    unknown = [repr(text) for text in texts if tokenizer.unknown_share([text])]
-    if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        print(
-            f"minicoca: this model never saw a word of {', '.join(unknown[:5])}{more}",
-            file=sys.stderr,
-        )
+def tell_unread(model, tokenizer, texts):
+    """Say what the model does not read of the texts: words that it never saw, ends that are cut."""
+    from ..tasks import unread
+
+    for line in unread(model, tokenizer, texts):
+        print(f"minicoca: {line}", file=sys.stderr)
 
 
 def show(arguments, rows, line, skipped):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .flags import Usage
 from .model import add_flags as add_model_flags
-from .model import open_model, show, tell_unknown
+from .model import open_model, show, tell_unread
 
 HELP = "find images by a sentence, or by an image"
 
@@ -36,7 +36,7 @@ def run(arguments):
     if is_image:
         query = embed(model, [Path(arguments.query)], [])[1]
     else:
-        tell_unknown(tokenizer, [arguments.query])
+        tell_unread(model, tokenizer, [arguments.query])
         query = embed_texts(model, tokenizer, [arguments.query])
     found, cosines = nearest(query, vectors, min(arguments.k, len(kept)))
     rows = [

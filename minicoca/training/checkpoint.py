@@ -51,7 +51,19 @@ def read_weights(folder, config):
         )
     weights, _ = params.load(path)
     params.check(weights, config, path)
-    return weights, Tokenizer.load(folder / "tokenizer.model")
+    return weights, read_tokenizer(folder, config)
+
+
+def read_tokenizer(folder, config):
+    """The Tokenizer of a run. Raises ValueError if it is not the one that the run began with."""
+    path = folder / "tokenizer.model"
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size != config.vocabulary:
+        raise ValueError(
+            f"{path} has {tokenizer.vocab_size} pieces, but the run was trained with "
+            f"{config.vocabulary}: it is another run's; copy this run's own back"
+        )
+    return tokenizer
 
 
 def load_model(folder, backend="auto", device="auto"):

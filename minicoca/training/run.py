@@ -16,10 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from .. import data, params
-from ..evaluate import evaluate
+from ..evaluate import evaluate, nearest_truth, written
 from ..report import make_picture, table
 from ..tokenizer import Tokenizer
-from .checkpoint import all_captions, fingerprint, read_config, read_weights, save_config
+from ..words import clean
+from .checkpoint import (
+    all_captions,
+    fingerprint,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    save_config,
+)
 from .log import Log, machine
 from .loop import Stopped, asked_to_stop, diverged, loop
 
@@ -84,10 +92,17 @@ def start(config, folder, say):
         weights, tokenizer = read_weights(config.init, config)
     dataset = data.load(config)
     texts = all_captions(dataset)
-    tokenizer = tokenizer or Tokenizer.train(texts, config.vocabulary, config.tokenizer)
-    if (unknown := tokenizer.unknown_share(texts)) > 0.001:
+    tokenizer = tokenizer or Tokenizer.train(
+        texts, config.vocabulary, config.tokenizer, config.fold
+    )
+    if config.fold and not tokenizer.folds:
+        raise ValueError("--fold: the run that --init names keeps captions as written")
+    if tokenizer.folds and (folded := sum(tokenizer.normalise(t) != clean(t) for t in texts)):
+        say(f"{folded:,} captions are folded (--fold): case and letters are not kept as written")
+    if unknown := tokenizer.unknown_share(texts):
+        share = f"{unknown:.1%}" if unknown > 0.001 else "under 0.1%"
         advice = "the run that --init names had others" if weights else "more fit in --vocabulary"
-        say(f"{unknown:.1%} of the words are unknown to the tokenizer; {advice}")
+        say(f"{share} of the words are unknown to the tokenizer; {advice}")
     if config.batch_size > len(dataset.train):
         say(f"batches of {len(dataset.train)}, all the pairs there are")
     if config.warmup >= config.steps:
@@ -97,6 +112,7 @@ def start(config, folder, say):
         batch_size=min(config.batch_size, len(dataset.train)),
         warmup=config.warmup if config.warmup < config.steps else config.steps // 10,
         vocabulary=tokenizer.vocab_size,
+        fold=tokenizer.folds,
     )
     if not weights:  # else pixels must stay what the weights know
         mean, std = (tuple(map(float, x)) for x in (dataset.mean, dataset.std))
@@ -119,7 +135,7 @@ def resume(folder, **changes):
     params.check(tree["params"], config, path)
     trainer = make_trainer(tree["params"], config)
     trainer.load(tree)
-    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    tokenizer = read_tokenizer(folder, config)
     dataset = data.load(config)
     if metadata.get("data", fingerprint(dataset)) != fingerprint(dataset):
         raise ValueError(f"{config.data} has changed since {folder} began; it cannot go on exactly")
@@ -158,9 +174,9 @@ def finish(model, tokenizer, dataset, config, folder, seconds, say=print):
             say(f"{name} is left out: {error}")
             continue
         for i in range(min(4, len(captions[name]))):
-            truth = tokenizer.normalise(pairs.captions[i][0])
-            sample = {"split": name, "truth": truth, "caption": captions[name][i]}
-            results["samples"].append(sample)
+            text = captions[name][i]
+            truth = nearest_truth(text, written(pairs, i))
+            results["samples"].append({"split": name, "truth": truth, "caption": text})
     params.write_atomically(folder / "results.json", json.dumps(results, indent=1).encode())
     say(table(results))
     if not dataset.evaluations:
