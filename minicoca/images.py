@@ -1,32 +1,75 @@
 """Image files to arrays: decode, turn upright, convert to RGB, resize, crop.
 
 Whatever a file holds (palette, grey, 16 bit, CMYK, transparency) comes out as 8-bit RGB, and
-whatever is wrong with it comes out as an `ImageError` that names the file.
+whatever is wrong with it as an `ImageError` that names the file. One that cannot be *read* (the
+drive is away, too many files are open) is a `ReadError`: it may be whole all the same.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import importlib
 import os
+import stat
+import time
 import warnings
-from typing import BinaryIO
+from collections.abc import Callable
+from io import BytesIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the data that CLIP was trained on
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 64_000_000  # more is refused unread: a small file can claim to hold gigabytes
+MAX_BYTES = 2**30
 WHITE = (255, 255, 255)
-IMAGE_SUFFIXES = {
-    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm",
-}  # fmt: skip
+WAITS = (0.1, 0.5, 2.0)  # seconds after which reading is tried again
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit is above ours
 
+# What Pillow lists, but does not decode by itself: another program (Ghostscript) or Windows does,
+# or nothing; and IPTC, which wraps a picture of any format, these included.
+REFUSED = {"EPS", "WMF", "IPTC", "MPEG", "BUFR", "GRIB", "HDF5", "FPX", "MIC"}
+with contextlib.suppress(ImportError):  # HEIC, where its plugin is installed
+    importlib.import_module("pillow_heif").register_heif_opener()
+Image.init()
+FORMATS = tuple(name for name in Image.ID if name not in REFUSED)
+IMAGE_SUFFIXES = {  # Pillow opens MPO, JPEGs in one file, as JPEG
+    suffix for suffix, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO")
+}
+CLAIMED_SUFFIXES = {  # pictures, or so they say, of kinds that nothing here opens
+    ".heic", ".heif", ".hif", ".svg", ".svgz", ".eps", ".ps", ".ai", ".wmf", ".emf", ".jxl", ".jxr",
+    ".avif", ".webp", ".jp2", ".tif", ".tiff", ".exr", ".hdr", ".psb", ".xcf", ".kra", ".djvu",
+    ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
+} - IMAGE_SUFFIXES  # fmt: skip
+NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
+
 ImageFile = str | os.PathLike | BinaryIO
+Result = TypeVar("Result")
 
 
 class ImageError(ValueError):
     """A file is no image, is damaged, or is too large; the message names it and says which."""
+
+
+class NoFileError(ImageError):
+    """There is no such file, or none that we may read."""
+
+
+class ReadError(OSError):
+    """A file could not be opened or read; later it may."""
+
+
+def patiently(read: Callable[[], Result], again=OSError) -> Result:
+    """`read()`, tried again after each of WAITS where it raises `again`; then that is raised."""
+    for wait in WAITS:
+        try:
+            return read()
+        except again:
+            time.sleep(wait)
+    return read()
 
 
 def load_image(
@@ -41,7 +84,8 @@ def load_image(
     crop: "center" scales the shorter side to `side` and keeps the middle of the longer one;
         "squash" scales both sides and keeps everything.
 
-    Raises ImageError for files that cannot be decoded, ValueError for an unknown `crop`.
+    Raises ImageError for files that cannot be decoded, ReadError for those that cannot be read,
+    ValueError for an unknown `crop`.
     """
     if crop not in ("center", "squash"):
         raise ValueError(f"crop={crop!r} is neither 'center' nor 'squash'")
@@ -61,43 +105,86 @@ def decode(
     at_least: the caller will shrink it to this many pixels or fewer a side, so that large JPEGs
         may be decoded at a half, quarter or eighth of their size, which is much faster.
 
-    Raises ImageError for files that cannot be decoded or have more than MAX_PIXELS pixels.
+    Raises ImageError for files that cannot be decoded or have more than MAX_PIXELS pixels, and
+    ReadError for those that cannot be read.
     """
-    with open_image(source) as image:
+    # Read whole before anything is decoded: a decoder says the same of bytes that did not come as
+    # of bytes that are wrong.
+    with open_file(source) as file:
+        content = read(file, source)
+    with open_image(BytesIO(content), name_of(source)) as image:
         try:
             if at_least is not None:
                 image.draft(None, (at_least, at_least))
             image.load()
             return to_rgb(upright(image), background)
         except Exception as error:
-            raise failure(source, error) from error
+            raise failure(name_of(source), error) from error
 
 
 def check(source: ImageFile) -> None:
-    """Reads no more than the header. Raises ImageError if even that shows the file to be bad."""
-    open_image(source).close()
+    """Reads no more than the header. Raises ImageError if even that shows the file to be bad, and
+    ReadError if it cannot be read."""
+    with open_file(source) as file:
+        open_image(file, name_of(source)).close()
 
 
-def open_image(source: ImageFile) -> Image.Image:
-    """Opens a file without decoding its pixels, and refuses it if there are too many of them."""
-    # A pipe or a device would be waited for without end.
-    if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
-        raise ImageError(f"{source}: no such file")
+def open_file(source: ImageFile) -> contextlib.AbstractContextManager[BinaryIO]:
+    """The file of a path, opened for a `with`; a file that is open already is left so."""
+    if not isinstance(source, str | os.PathLike):
+        return contextlib.nullcontext(source)
     try:
-        image = Image.open(source)
+        # A pipe or a device would be waited for without end.
+        if stat.S_ISREG(os.stat(source).st_mode):
+            return open(source, "rb")
+    except OSError as error:
+        raise failure(name_of(source), error) from error
+    except ValueError as error:  # a name that no file can have
+        raise NoFileError(f"{source}: no such file") from error
+    raise NoFileError(f"{source}: no file, but a folder, pipe or device")
+
+
+def read(file: BinaryIO, source: ImageFile) -> bytes:
+    """All that an open file holds. Raises ImageError if that is over MAX_BYTES."""
+    try:
+        content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise failure(name_of(source), error) from error
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"{name_of(source)}: over the limit of {MAX_BYTES:,} bytes")
+    return content
+
+
+def open_image(file: BinaryIO, name: str) -> Image.Image:
+    """Opens an image without decoding its pixels, and refuses it if there are too many of them."""
+    try:
+        image = Image.open(file, formats=FORMATS)
     except Exception as error:
-        raise failure(source, error) from error
+        raise failure(name, error) from error
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height}"
         image.close()
-        raise ImageError(f"{name_of(source)}: {size} is over the limit of {MAX_PIXELS} pixels")
+        raise ImageError(f"{name}: {size} is over the limit of {MAX_PIXELS} pixels")
     return image
 
 
-def failure(source: ImageFile, error: Exception) -> ImageError:
+def failure(name: str, error: Exception) -> ImageError | ReadError:
+    """What to raise instead: the system numbers its errors, and decoders do not."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return NoFileError(f"{name}: no such file")
+    if number in NO_FILE:
+        return NoFileError(f"{name}: {error.strerror}")
+    # EINVAL: wrong bytes sent a decoder to a place before the file's beginning.
+    if number not in (None, errno.EINVAL):
+        return ReadError(f"{name} cannot be read: {error.strerror}")
+    if os.path.splitext(name)[1].lower() in CLAIMED_SUFFIXES:
+        return ImageError(f"{name}: this kind cannot be opened here; convert it to PNG or JPEG")
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError(f"{name}: not an image, or of an unknown kind")
     # Given a hostile file, Pillow's decoders raise almost anything (struct.error, IndexError,
     # zlib.error, SyntaxError, ...), hence every Exception is caught where a file is read.
-    return ImageError(f"{name_of(source)}: {error or type(error).__name__}")
+    return ImageError(f"{name}: {error or type(error).__name__}")
 
 
 def name_of(source: ImageFile) -> str:
