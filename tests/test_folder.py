@@ -111,7 +111,7 @@ def test_captions_are_cleaned_and_empty_ones_reported(tmp_path):
             "x.json",
             '{"images": [{"id": 1, "file_name": 5}],'
             ' "annotations": [{"image_id": 1, "caption": "a"}]}',
-            "annotation 1: its image's file_name must be a path: 5",
+            "annotation 1: image must be a path: 5",
         ),
         ("x.json", "[" * 100_000, r"not JSON"),
         (

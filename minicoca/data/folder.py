@@ -1,70 +1,43 @@
-"""Your own images and captions: a CSV, TSV or JSONL list, COCO captions, or a folder of both.
+"""Your own images and captions, from a list or a folder of both (layouts.py says how written).
 
-- CSV, TSV, JSONL (one object a line): an image column (image, path, filepath, file, filename or
-  image_path) and a caption column (caption, captions, text or title). In JSONL a caption may be a
-  list of them; in all three an image with several captions may also come several times.
-- JSON: COCO captions ("images" and "annotations"), or a list of objects as in JSONL.
-- A folder: every image with a text file of the same name beside it, one caption a line.
-
-A mistake in a list stops at once with the line to mend. An image that is missing or damaged does
-not: it is left out and counted.
+An image is a file, whatever it is called: other spellings of its path and links to it are the same
+image, and byte-equal copies go where the first of them goes. An image that is missing or damaged is
+left out and counted; one that cannot be *read* stops the run, which can then be resumed.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
-import unicodedata
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path, PurePath
 
 import numpy as np
 
+from minicoca.data.files import EXAMPLES, Report, equal_bytes
+from minicoca.data.layouts import read_captions
 from minicoca.data.pairs import Dataset, ZeroShot
-from minicoca.images import IMAGE_SUFFIXES, WHITE, ImageError, check, load_image
+from minicoca.images import (
+    WHITE,
+    ImageError,
+    NoFileError,
+    ReadError,
+    check,
+    load_image,
+    patiently,
+)
 
-IMAGE_COLUMNS = ("image", "path", "filepath", "file", "filename", "image_path")
-CAPTION_COLUMNS = ("caption", "captions", "text", "title")
-EXAMPLES = 5  # of each kind of trouble, quoted in a report
 SAMPLE = 256  # images from which the mean and std of pixels are taken
-
-Record = tuple[str, object, str]  # image path as written, caption(s), where it was written
-
-
-@dataclass
-class Report:
-    """What was left out or replaced, by the reason."""
-
-    named: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, reason: str, what: str) -> None:
-        self.named[reason].append(what)
-
-    def whole(self, most: int | None = None) -> str:
-        """Every name, or the first `most` of each reason."""
-        lines = []
-        for reason, names in self.named.items():
-            lines.append(f"{len(names)} {reason}:")
-            lines.extend(f"  {name}" for name in names[:most])
-            if most and len(names) > most:
-                lines.append(f"  ... and {len(names) - most} more")
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
-        return self.whole(EXAMPLES)
 
 
 class FolderPairs:
     """One split whose images are decoded when asked for, by `workers` threads; stands in for Pairs.
 
-    A file that turns out to be damaged only then is replaced for good by the next good image of
-    the split, captions and all: take `captions` after `batch`. Images are kept once decoded if all
-    of them fit into `cache_bytes`.
+    A file that turns out to be damaged only then is replaced by the next good image of the split,
+    captions and all, which depends on the files alone: take `captions` after `batch`. A file that
+    cannot be read is not damaged, and never replaced. Images are kept once decoded if all of them
+    fit into `cache_bytes`.
     """
 
     def __init__(
@@ -73,6 +46,7 @@ class FolderPairs:
         captions: Sequence[tuple[str, ...]],
         side: int,
         *,
+        copies: Mapping[int, int] | None = None,
         background: tuple[int, int, int] = WHITE,
         workers: int = 4,
         cache_bytes: int = 256 * 2**20,
@@ -81,6 +55,10 @@ class FolderPairs:
         self.captions = list(captions)
         self.zero_shot: ZeroShot | None = None
         self.trouble = Report()
+        self.same = np.arange(len(self.paths))  # the first row that shows the same image
+        for row, first in (copies or {}).items():
+            self.same[row] = first
+        self._shown = np.arange(len(self.paths))
         self._side, self._background = side, background
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         shape = (len(self.paths), side, side, 3)
@@ -94,7 +72,8 @@ class FolderPairs:
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The images at `indices` [B] as a new uint8 array [B, side, side, 3].
 
-        Raises ValueError if no image of the split can be decoded any more.
+        Raises ValueError if no image of the split can be decoded, ReadError if one that is needed
+        cannot be read.
         """
         wanted = range(len(self))
         rows = [wanted[int(index)] for index in indices]  # negative ones count from the end
@@ -104,15 +83,26 @@ class FolderPairs:
                 images[row] = self._replace(row, image)
         return np.stack([images[row] for row in rows])
 
+    def shown(self, indices: np.ndarray) -> np.ndarray:
+        """After `batch`: the rows whose images were given, others where these are damaged."""
+        return self._shown[indices]
+
     def report(self, most: int | None = EXAMPLES) -> str:
         """Which images were replaced so far, and why, at `most` so many by name; empty if none."""
         return self.trouble.whole(most)
 
     def _image_or_error(self, row: int) -> np.ndarray | ImageError:
+        row = self._shown[row]
         if self._is_kept[row]:
             return self._kept[row]
+
+        def load() -> np.ndarray:
+            return load_image(self.paths[row], self._side, background=self._background)
+
         try:
-            image = load_image(self.paths[row], self._side, background=self._background)
+            image = patiently(load, (OSError, NoFileError))
+        except NoFileError as error:  # it was there when the data set was opened
+            raise ReadError(str(error)) from error
         except ImageError as error:
             return error
         if self._kept is not None:
@@ -126,7 +116,7 @@ class FolderPairs:
             other = (row + step) % len(self)
             image = self._image_or_error(other)
             if not isinstance(image, ImageError):
-                self.paths[row], self.captions[row] = self.paths[other], self.captions[other]
+                self._shown[row], self.captions[row] = self._shown[other], self.captions[other]
                 return image
         raise ValueError(f"none of the {len(self)} images can be decoded; the last: {error}")
 
@@ -137,56 +127,59 @@ def load(
     *,
     seed: int = 0,
     held_out: float = 0.05,
+    validation: float | None = None,
+    keep_copies: bool = False,
     image_root: str | os.PathLike | None = None,
     background: tuple[int, int, int] = WHITE,
     workers: int = 4,
 ) -> Dataset:
     """Images of `side` x `side` pixels with their captions, from a list or a folder.
 
-    held_out: this part of the images becomes `validation` and as many again the evaluation
-        "held_out". An image's path (as written) and `seed` alone decide where it goes, so more
-        images do not move the ones already there.
+    held_out, validation: the parts of the images that become the evaluation "held_out" and
+        `validation` (None: as large). An image's place below the root and `seed` alone decide where
+        it goes, so more images do not move the ones already there; where that would leave nothing
+        to train on, the image nearest to training is trained on.
+    keep_copies: byte-equal copies go where their own names send them, not all where the first goes.
     image_root: what paths in a list are relative to; by default the list's own folder.
 
     Raises ValueError if the source cannot be understood (naming the line) or no usable image
-    remains. Images left out are counted in the data set's `notes`.
+    remains, OSError if it cannot be read. What is left out is counted in the data set's `notes`.
     """
     source = Path(source)
-    if not 0 <= held_out < 0.5:
-        raise ValueError(f"held_out={held_out} is not from 0 to just under 0.5")
+    validation = held_out if validation is None else validation
+    if not (min(held_out, validation) >= 0 and held_out + validation < 1):
+        raise ValueError(f"held_out={held_out} and validation={validation} leave no part of 1")
     report = Report()
-    captions = read_captions(source, report)
+    written = read_captions(source, report)
     root = Path(image_root) if image_root else source if source.is_dir() else source.parent
+    captions, places = one_file_once(written, root, report)
     with ThreadPoolExecutor(workers) as pool:
-        usable = pool.map(lambda name: usable_or_error(root / name), captions)
-        for name, error in zip(list(captions), usable, strict=True):
-            if error:
-                report.add("images left out", error)
-                del captions[name]
-
-    parts: dict[str, list[str]] = {"train": [], "validation": [], "held_out": []}
-    for name in captions:
-        parts[part_of(name, seed, held_out)].append(name)
-    if not parts["train"]:
-        lost = "; ".join(f"{len(them)} {why}, as {them[0]}" for why, them in report.named.items())
-        raise ValueError(
-            f"{source}: no image is left to train on; paths begin in {root} (--image-root)"
-            + (f". {lost}" if lost else "")
+        left_out = leave_out_unusable(captions, root, pool, report)
+        if not captions:
+            raise ValueError(nothing_left(source, root, left_out, report))
+        names = list(captions)
+        copies = {} if keep_copies else equal_bytes([root / name for name in names], pool)
+    for row, first in copies.items():
+        report.add(
+            "byte-equal copies, in the split of the first", f"{names[row]} is {names[first]}"
         )
+    parts = split_names(names, copies, places, seed, held_out, validation, report)
 
     def split(part: str) -> FolderPairs:
-        names = parts[part]
+        rows = parts[part]
+        place = {row: number for number, row in enumerate(rows)}
         return FolderPairs(
-            [root / name for name in names],
-            [captions[name] for name in names],
+            [root / names[row] for row in rows],
+            [captions[names[row]] for row in rows],
             side,
+            copies={place[row]: place[copies[row]] for row in rows if row in copies},
             background=background,
             workers=workers,
         )
 
     train = split("train")
     mean, std = pixel_statistics(train)
-    sizes = ", ".join(f"{part} {len(names)}" for part, names in parts.items())
+    sizes = ", ".join(f"{part} {len(rows)}" for part, rows in parts.items())
     return Dataset(
         name=source.stem,
         train=train,
@@ -199,19 +192,103 @@ def load(
     )
 
 
-def usable_or_error(path: Path) -> str:
+def one_file_once(
+    written: Mapping[str, tuple[str, ...]], root: Path, report: Report
+) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """(captions, places) by the first name that is written of each file, with all its captions.
+
+    A place is what decides the split: the real path below the root. What lies elsewhere is known by
+    its written name, so that a folder can be moved or linked and no image changes sides.
+    """
+    home, first = Path(os.path.realpath(root)), {}
+    captions, places = {}, {}
+    for name, texts in written.items():
+        real = real_path(root / name)
+        known = first.setdefault(real, name)
+        if known == name:
+            captions[name] = texts
+            inside = real.is_relative_to(home)
+            places[name] = (real.relative_to(home) if inside else PurePath(name)).as_posix()
+        else:
+            report.add("other names of an image, one with the first", f"{name} is {known}")
+            captions[known] = tuple(dict.fromkeys(captions[known] + texts))
+    return captions, places
+
+
+def real_path(path: Path) -> Path:
     try:
-        check(path)
-    except ImageError as error:
-        return str(error)
-    return ""
+        return Path(os.path.realpath(path))
+    except ValueError:  # a name that no file can have
+        return path
 
 
-def part_of(name: str, seed: int, held_out: float) -> str:
+def leave_out_unusable(
+    captions: dict[str, tuple[str, ...]], root: Path, pool: Executor, report: Report
+) -> list[ImageError]:
+    """Takes images that are missing or damaged out of `captions`; returns what is wrong."""
+
+    def error_of(name: str) -> ImageError | None:
+        try:
+            patiently(lambda: check(root / name))
+        except ImageError as error:
+            return error
+        return None
+
+    found = zip(list(captions), pool.map(error_of, captions), strict=True)
+    errors = {name: error for name, error in found if error}
+    for name, error in errors.items():
+        report.add("images left out", str(error))
+        del captions[name]
+    return list(errors.values())
+
+
+def nothing_left(source: Path, root: Path, errors: list[ImageError], report: Report) -> str:
+    """Why there is nothing to train on, in words."""
+    missing = any(isinstance(error, NoFileError) for error in errors) and not source.is_dir()
+    where = f"; paths begin in {root} (--image-root)" if missing else ""
+    often = sorted(report.named.items(), key=lambda item: -len(item[1]))[:2]
+    lost = "; ".join(f"{len(them)} {reason}, as {them[0]}" for reason, them in often)
+    return f"{source}: no image with a caption can be used{where}" + (lost and f". {lost}")
+
+
+def split_names(
+    names: Sequence[str],
+    copies: Mapping[int, int],
+    places: Mapping[str, str],
+    seed: int,
+    held_out: float,
+    validation: float,
+    report: Report,
+) -> dict[str, list[int]]:
+    """Rows of `names` by the part they belong to; copies are where the first of them is."""
+    firsts = [row for row in range(len(names)) if row not in copies]
+    part = {row: part_of(places[names[row]], seed, held_out, validation) for row in firsts}
+    if "train" not in part.values():
+        nearest = max(firsts, key=lambda row: place_of(places[names[row]], seed))
+        part[nearest] = "train"
+        report.add("images trained on, since the split left none for it", names[nearest])
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "held_out": []}
+    for row in range(len(names)):
+        parts[part[copies.get(row, row)]].append(row)
+    return parts
+
+
+def part_of(name: str, seed: int, held_out: float, validation: float | None = None) -> str:
     """ "train", "validation" or "held_out", the same for this image in every list it is in."""
+    place = place_of(name, seed)
+    if place < held_out:
+        return "held_out"
+    return (
+        "validation"
+        if place < held_out + (held_out if validation is None else validation)
+        else "train"
+    )
+
+
+def place_of(name: str, seed: int) -> float:
+    """Where a name falls in 0..1; even over many names."""
     digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
-    place = int.from_bytes(digest[:6], "big") / 2**48  # even over 0..1
-    return "held_out" if place < held_out else "validation" if place < 2 * held_out else "train"
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def pixel_statistics(split: FolderPairs) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -219,131 +296,3 @@ def pixel_statistics(split: FolderPairs) -> tuple[tuple[float, ...], tuple[float
     rows = np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(np.int64))
     pixels = split.batch(rows).reshape(-1, 3) / 255
     return tuple(pixels.mean(0).tolist()), tuple(np.maximum(pixels.std(0), 1 / 255).tolist())
-
-
-def read_captions(source: Path, report: Report) -> dict[str, tuple[str, ...]]:
-    """Image path as written -> its captions, cleaned and each once; empty ones go to `report`.
-
-    Raises ValueError if the source is missing, is of an unknown kind or breaks its own rules.
-    """
-    if not source.exists():
-        raise ValueError(f"{source} does not exist")
-    readers = {
-        ".csv": lambda path: read_table(path, ","),
-        ".tsv": lambda path: read_table(path, "\t"),
-        ".jsonl": read_jsonl,
-        ".json": read_json,
-    }
-    reader = read_folder if source.is_dir() else readers.get(source.suffix.lower())
-    if reader is None:
-        kinds = ", ".join(readers)
-        raise ValueError(f"{source} is neither a folder nor one of {kinds}; rename or convert it")
-
-    captions: dict[str, dict[str, None]] = {}  # the inner dict is a set that keeps its order
-    try:
-        for name, texts, where in reader(source):
-            texts = [texts] if isinstance(texts, str) else texts
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"{where}: a caption must be text or a list of texts: {texts!r}")
-            cleaned = [text for text in map(clean, texts) if text]
-            if cleaned and len(cleaned) < len(texts):
-                report.add("rows with an empty caption beside others", where)
-            if not name:
-                report.add("rows without an image left out", where)
-            elif not cleaned:
-                report.add("rows without a caption left out", where)
-            else:
-                captions.setdefault(name, {}).update(dict.fromkeys(cleaned))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 ({error}); convert it and try again") from error
-    return {name: tuple(texts) for name, texts in captions.items()}
-
-
-def clean(text: str) -> str:
-    """One way to write what looks the same: Unicode NFC, single spaces, none at the ends; empty if
-    nothing can be seen. Halves of surrogate pairs, which are no text, are dropped."""
-    text = unicodedata.normalize("NFC", text.encode(errors="ignore").decode())
-    words = [word for word in text.split() if any(map(str.isprintable, word))]
-    return " ".join(words)
-
-
-def read_table(path: Path, delimiter: str) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-        try:
-            columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
-            image = pick(columns, IMAGE_COLUMNS, f"{path}, line 1")
-            caption = pick(columns, CAPTION_COLUMNS, f"{path}, line 1")
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row:
-                    raise ValueError(
-                        f"{where}: more fields than the {len(columns)} columns; "
-                        f"put a field that holds {delimiter!r} between double quotes"
-                    )
-                yield (row[columns[image]] or "").strip(), row[columns[caption]] or "", where
-        except csv.Error as error:
-            raise ValueError(
-                f"{path}, line {reader.reader.line_num}: {error}; mend the quotes"
-            ) from error
-
-
-def pick(columns: Sequence[str] | dict, wanted: Sequence[str], where: str) -> str:
-    for name in wanted:
-        if name in columns:
-            return name
-    names, given = ", ".join(wanted), ", ".join(columns) or "nothing"
-    raise ValueError(f"{where}: has {given}, but one must be called {names}")
-
-
-def read_jsonl(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            if line.strip():
-                yield record_of(parse(line, where), where)
-
-
-def read_json(path: Path) -> Iterator[Record]:
-    content = parse(path.read_text("utf-8-sig"), str(path))
-    if isinstance(content, list):
-        for number, entry in enumerate(content, 1):
-            yield record_of(entry, f"{path}, entry {number}")
-        return
-    try:
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        for number, note in enumerate(content["annotations"], 1):
-            where = f"{path}, annotation {number}"
-            if note["image_id"] not in names:
-                raise ValueError(f"{where}: no image has the id {note['image_id']!r}")
-            name = names[note["image_id"]]
-            if not isinstance(name, str):
-                raise ValueError(f"{where}: its image's file_name must be a path: {name!r}")
-            yield name, note["caption"], where
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not COCO captions: {error!r} is missing or wrong") from error
-
-
-def parse(text: str, where: str) -> object:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON ({error}); mend or remove it") from error
-
-
-def record_of(entry: object, where: str) -> Record:
-    if not isinstance(entry, dict):
-        raise ValueError(f'{where}: not an object such as {{"image": "a.png", "caption": "a cat"}}')
-    image, caption = (pick(entry, names, where) for names in (IMAGE_COLUMNS, CAPTION_COLUMNS))
-    if not isinstance(entry[image], str):
-        raise ValueError(f"{where}: {image} must be a path: {entry[image]!r}")
-    return entry[image], entry[caption], where
-
-
-def read_folder(folder: Path) -> Iterator[Record]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            text = path.with_suffix(".txt")
-            lines = text.read_text("utf-8-sig").splitlines() if text.exists() else []
-            captions = [line for line in lines if line.strip()]
-            yield path.relative_to(folder).as_posix(), captions, f"{text} (missing or empty)"

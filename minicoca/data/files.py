@@ -1,0 +1,155 @@
+"""Files as a person has them: what a folder holds, and which files are one under several names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minicoca.images import CLAIMED_SUFFIXES, IMAGE_SUFFIXES, NO_FILE, patiently
+
+EXAMPLES = 5  # of each kind of trouble, quoted in a report
+TEXT_SUFFIX = ".txt"
+BEGINNING = 4096  # bytes, by which most files of one size already differ
+
+
+@dataclass
+class Report:
+    """What was left out, joined or replaced, by the reason."""
+
+    named: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, reason: str, what: str) -> None:
+        self.named[reason].append(what)
+
+    def whole(self, most: int | None = None) -> str:
+        """Every name, or the first `most` of each reason."""
+        lines = []
+        for reason, names in self.named.items():
+            lines.append(f"{len(names)} {reason}:")
+            lines.extend(f"  {name}" for name in names[:most])
+            if most and len(names) > most:
+                lines.append(f"  ... and {len(names) - most} more")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.whole(EXAMPLES)
+
+
+def is_image(path: Path) -> bool:
+    """By its name alone."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def images_below(folder: Path, report: Report) -> list[Path]:
+    """The files below `folder` that are named as images; see `files_below`."""
+    return [path for path in files_below(folder, report) if is_image(path)]
+
+
+def files_below(folder: Path, report: Report) -> list[Path]:
+    """Every file below `folder`, in order of name.
+
+    Links are followed, and each real folder is searched once, at its own place if that is below
+    `folder`. What is left alone goes to `report`: hidden files, links that lead back or nowhere,
+    and pictures of kinds that cannot be opened here. Raises OSError where reading a folder fails.
+    """
+    home = Path(os.path.realpath(folder))
+    found, seen = [], set()
+    waiting, links = [(folder, home)], []
+    while waiting or links:
+        here, real = waiting.pop() if waiting else links.pop(0)
+        if real in seen:
+            report.add("folders found twice through links, searched once", f"{here} is {real}")
+            continue
+        seen.add(real)
+        for entry in entries(here, report):
+            path, kind = here / entry.name, kind_of(entry)
+            if reason := left_alone(path, kind):
+                report.add(reason, str(path))
+            elif kind == "file":
+                found.append(path)
+            elif not entry.is_symlink():
+                waiting.append((path, real / entry.name))
+            elif home.is_relative_to(target := Path(os.path.realpath(path))):
+                report.add("links that lead back to where they are", f"{path} is {target}")
+            else:
+                links.append((path, target))
+    return sorted(found)
+
+
+def entries(folder: Path, report: Report) -> list[os.DirEntry]:
+    def listed() -> list[os.DirEntry]:
+        try:
+            with os.scandir(folder) as inside:
+                return list(inside)
+        except PermissionError:
+            report.add("folders that may not be read left out", str(folder))
+            return []
+
+    return patiently(listed)
+
+
+def kind_of(entry: os.DirEntry) -> str:
+    """What an entry is, or what its link leads to: folder, file or nothing."""
+
+    def linked() -> str:
+        try:
+            return "folder" if stat.S_ISDIR(os.stat(entry.path).st_mode) else "file"
+        except OSError as error:
+            if error.errno in NO_FILE:
+                return "nothing"
+            raise
+
+    if entry.is_symlink():
+        return patiently(linked)
+    return "folder" if entry.is_dir() else "file"
+
+
+def left_alone(path: Path, kind: str) -> str:
+    """Why an entry of a folder is left alone; empty if it is not."""
+    suffix = path.suffix.lower()
+    if path.name.startswith("."):  # as ._a.png, which macOS writes beside a.png on other drives
+        counts = kind == "folder" or suffix in {*IMAGE_SUFFIXES, *CLAIMED_SUFFIXES, TEXT_SUFFIX}
+        return f"hidden {kind}s left alone" * counts
+    if kind == "nothing":
+        return "links that lead nowhere left out"
+    if kind == "file" and suffix in CLAIMED_SUFFIXES:
+        return "pictures of kinds that cannot be opened here left out; convert them to PNG or JPEG"
+    return ""
+
+
+def equal_bytes(paths: Sequence[Path], pool: Executor) -> dict[int, int]:
+    """Files that hold the same bytes as an earlier one: their place in `paths` -> the first's."""
+    marks: list[tuple] = [() for _ in paths]
+    alike = list(range(len(paths)))
+    for mark_of in (size, beginning, digest):  # each reads more, of fewer files
+        found = pool.map(lambda row, mark_of=mark_of: patiently(lambda: mark_of(paths[row])), alike)
+        for row, mark in zip(alike, found, strict=True):
+            marks[row] += (mark,)
+        many = Counter(marks[row] for row in alike)
+        alike = [row for row in alike if many[marks[row]] > 1]
+    first: dict[tuple, int] = {}
+    return {row: first[marks[row]] for row in alike if first.setdefault(marks[row], row) != row}
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(BEGINNING)).digest()
+
+
+def digest(path: Path) -> bytes:
+    """SHA-256 of the whole file."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            sha.update(part)
+    return sha.digest()

@@ -1,0 +1,258 @@
+"""How images and captions are listed: CSV, TSV, JSON lines, COCO, or texts beside the images.
+
+- CSV, TSV, JSON lines (one object a line): an image column (image, path, filepath, file, filename
+  or image_path) and a caption column (caption, captions, text or title). In JSON a caption may be a
+  list of them; in all three an image with several captions may also come several times.
+- JSON: COCO captions ("images" and "annotations"), or a list of objects as in JSON lines.
+- A folder: every image with a text file of the same name beside it, one caption a line.
+
+A mistake in a list stops at once with the line to mend. What has no image or no caption does not:
+it is left out and counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+
+from minicoca.data.files import TEXT_SUFFIX, Report, files_below, is_image
+from minicoca.images import open_file, patiently, read
+
+IMAGE_COLUMNS = ("image", "path", "filepath", "file", "filename", "image_path")
+CAPTION_COLUMNS = ("caption", "captions", "text", "title")
+TABLES = {".csv": ",", ".tsv": "\t"}  # the suffix of a table, and what parts its fields
+LINES = {".jsonl", ".ndjson"}
+
+Record = tuple[object, object, str]  # image path as written, caption(s), where it was written
+
+
+def read_captions(source: Path, report: Report) -> dict[str, tuple[str, ...]]:
+    """Image path as written -> its captions, cleaned and each once; empty ones go to `report`.
+
+    Raises ValueError if the source is missing, is of an unknown kind or breaks its own rules.
+    """
+    captions: dict[str, dict[str, None]] = {}  # the inner dict is a set that keeps its order
+    try:
+        for name, texts, where in records(source, report):
+            cleaned = clean_all(texts, where, report)
+            if not isinstance(name, str | None):
+                raise ValueError(f"{where}: image must be a path: {name!r}")
+            if not name:
+                report.add("rows without an image left out", where)
+            elif not cleaned:
+                report.add("rows without a caption left out", where)
+            else:
+                captions.setdefault(name, {}).update(dict.fromkeys(cleaned))
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(source)) from error
+    return {name: tuple(texts) for name, texts in captions.items()}
+
+
+def records(source: Path, report: Report) -> Iterator[Record]:
+    """What a list or folder holds, by its suffix; what no suffix tells, by how it begins."""
+    suffix = source.suffix.lower()
+    if not source.exists():
+        raise ValueError(f"{source} does not exist")
+    if source.is_dir():
+        return read_folder(source, report)
+    if suffix in TABLES:
+        return read_table(source, TABLES[suffix], report)
+    if suffix in LINES or is_json_lines(source):
+        return read_json_lines(source, report)
+    if suffix == ".json" or begins_as_json(source):
+        return read_json(source, report)
+    kinds = ", ".join((*TABLES, ".json", ".jsonl"))
+    raise ValueError(f"{source} is neither a folder nor one of {kinds}; rename or convert it")
+
+
+def clean_all(texts: object, where: str, report: Report) -> list[str]:
+    """The captions of a record that can be seen; raises ValueError for what is no text."""
+    texts = texts if isinstance(texts, list) else [texts]
+    if not all(isinstance(text, str | None) for text in texts):
+        raise ValueError(f"{where}: a caption must be text or a list of texts: {texts!r}")
+    cleaned = [text for text in map(clean, filter(None, texts)) if text]
+    if cleaned and len(cleaned) < len(texts):
+        report.add("rows with an empty caption beside others", where)
+    return cleaned
+
+
+def clean(text: str) -> str:
+    """One way to write what looks the same: Unicode NFC, single spaces, none at the ends; empty if
+    nothing can be seen. Halves of surrogate pairs, which are no text, are dropped."""
+    text = unicodedata.normalize("NFC", text.encode(errors="ignore").decode())
+    words = [word for word in text.split() if any(map(str.isprintable, word))]
+    return " ".join(words)
+
+
+def not_utf8(path: Path) -> str:
+    """Where a file is not UTF-8, in words."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                byte = f"byte {error.start + 1} of line {number} is 0x{line[error.start]:02x}"
+                return f"{path} is not UTF-8 ({byte}); save it as UTF-8"
+    return f"{path} was not UTF-8 when it was read"
+
+
+def read_table(path: Path, delimiter: str, report: Report) -> Iterator[Record]:
+    where = f"{path}, line 1"
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            header = next(reader, [])
+            names = [name.strip().lower() for name in header]
+            refuse_twice([name for name in names if name], where, "columns")
+            image, caption = (
+                names.index(pick(names, wanted, where, report))
+                for wanted in (IMAGE_COLUMNS, CAPTION_COLUMNS)
+            )
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if not row:
+                    continue
+                if len(row) > len(names):
+                    raise ValueError(
+                        f"{where}: more fields than the {len(names)} columns; "
+                        f"put a field that holds {delimiter!r} between double quotes"
+                    )
+                row += [""] * (len(names) - len(row))
+                yield row[image].strip(), row[caption], where
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}; mend the quotes") from error
+
+
+def refuse_twice(names: Sequence[str], where: str, what: str) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{where}: two {what} are called {twice[0]}; rename or join them")
+
+
+def pick(names: Sequence[str] | dict, wanted: Sequence[str], where: str, report: Report) -> str:
+    """The first wanted name that there is; others that would do are not read, which is said."""
+    there = [name for name in wanted if name in names]
+    if not there:
+        names, given = ", ".join(wanted), ", ".join(names) or "nothing"
+        raise ValueError(f"{where}: has {given}, but one must be called {names}")
+    if there[1:]:
+        report.add(f"rows or tables read for {there[0]} alone", f"{where}: {', '.join(there[1:])}")
+    return there[0]
+
+
+def begins_as_json(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether the first line with anything on it is an object by itself, and another follows."""
+    if not begins_as_json(path):
+        return False
+    with path.open(encoding="utf-8-sig") as file:
+        lines = (line for line in file if line.strip())
+        first, second = next(lines, ""), next(lines, "")
+    try:
+        return bool(second) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def read_json_lines(path: Path, report: Report) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            if line.strip():
+                yield record_of(parse(line, where), where, report)
+
+
+def read_json(path: Path, report: Report) -> Iterator[Record]:
+    content = parse(path.read_text("utf-8-sig"), str(path))
+    if isinstance(content, list):
+        for number, entry in enumerate(content, 1):
+            yield record_of(entry, f"{path}, entry {number}", report)
+    elif isinstance(content, dict) and not {"images", "annotations"} & content.keys():
+        yield record_of(content, f"{path}, line 1", report)
+    else:
+        try:
+            yield from read_coco(path, content["images"], content["annotations"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not COCO captions: {error!r} is missing or wrong"
+            ) from error
+
+
+def read_coco(path: Path, images: list[dict], notes: list[dict]) -> Iterator[Record]:
+    names: dict[object, object] = {}
+    for image in images:
+        name = names.setdefault(image["id"], image["file_name"])
+        if name != image["file_name"]:
+            both = f"{name!r} and {image['file_name']!r}"
+            raise ValueError(f"{path}: the image id {image['id']!r} is given to {both}")
+    for number, note in enumerate(notes, 1):
+        where = f"{path}, annotation {number}"
+        if note["image_id"] not in names:
+            raise ValueError(f"{where}: no image has the id {note['image_id']!r}")
+        yield names[note["image_id"]], note["caption"], where
+    described = {note["image_id"] for note in notes}
+    for key, name in names.items():
+        if key not in described:
+            yield name, None, f"{path}, image id {key!r} ({name}): no annotation"
+
+
+def parse(text: str, where: str) -> object:
+    def once(fields: list[tuple[str, object]]) -> dict:
+        found = dict(fields)
+        if len(found) < len(fields):
+            refuse_twice([name for name, _ in fields], where, "fields of an object")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error}); mend or remove it") from error
+
+
+def record_of(entry: object, where: str, report: Report) -> Record:
+    if not isinstance(entry, dict):
+        raise ValueError(f'{where}: not an object such as {{"image": "a.png", "caption": "a cat"}}')
+    columns = (IMAGE_COLUMNS, CAPTION_COLUMNS)
+    image, caption = (pick(entry, wanted, where, report) for wanted in columns)
+    return entry[image], entry[caption], where
+
+
+def read_folder(folder: Path, report: Report) -> Iterator[Record]:
+    """Every image below `folder` with the lines of its text file."""
+    files = files_below(folder, report)
+    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == TEXT_SUFFIX}
+    texts |= {path.with_suffix(""): path for path in files if path.suffix == TEXT_SUFFIX}
+    images = [path for path in files if is_image(path)]
+    for path in images:
+        text = texts.get(path.with_suffix(""), path.with_suffix(TEXT_SUFFIX))
+        try:
+            lines = lines_of(text) if path.with_suffix("") in texts else []
+        except ValueError as error:
+            report.add("caption files that cannot be read left out, with their images", str(error))
+        else:
+            yield path.relative_to(folder).as_posix(), lines, f"{text} (missing or empty)"
+    described = {texts.get(path.with_suffix("")) for path in images}
+    for path in files:
+        if path.suffix.lower() == TEXT_SUFFIX and path not in described:
+            report.add("caption files without a picture", str(path))
+
+
+def lines_of(text: Path) -> list[str]:
+    """The lines of a caption file. Raises ValueError if it is not UTF-8 or may not be read."""
+
+    def content() -> bytes:
+        with open_file(text) as file:
+            return read(file, text)
+
+    try:
+        whole = patiently(content).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(text)) from error
+    return [line for line in StringIO(whole, newline=None) if line.strip()]
