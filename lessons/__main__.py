@@ -41,9 +41,9 @@ def page(number):
 def do_list(arguments):
     """Every page with its exercises; what you have done is ticked."""
     for path in pages.all_pages():
-        print(f"{path.stem[:2]}  {pages.title(path)}")
-        for name, it in EXERCISES.items():
-            if int(name[:-1]) == int(path.stem[:2]):
+        print(f"{pages.label(path):<3} {pages.title(path)}")
+        for name in pages.exercises(path):
+            if it := EXERCISES.get(name):
                 print(f"      [{_mark(name)}] {name}  {it.dots}  {it.minutes:>3} min  {it.task}")
     if WITHOUT_TRITON:
         print(f"\nThe kernels' exercises are not shown: this {LINUX}")
@@ -140,7 +140,7 @@ def main(argv=None):
         text = function.__doc__.splitlines()[0]
         sub = commands.add_parser(name, help=text, description=text)
         if name in ("run", "notebook"):
-            sub.add_argument("page", help="a page's number, as 4")
+            sub.add_argument("page", help="a page's number, as 4 or 11b")
         elif name != "list":
             sub.add_argument("name", help="an exercise, as 4a")
         if name == "run":

@@ -8,7 +8,7 @@ from minicoca.config import preset
 from minicoca.kernels.bench.pictures import memory_model
 from minicoca.reference.optim import learning_rate
 
-from .drawing import BLUE, GREY, ORANGE, figure
+from .drawing import BLUE, GREY, ORANGE, canvas, figure
 
 
 def learned_pairs(rng, B, E):
@@ -55,7 +55,33 @@ def page_11_roofline(axes):
         axes.plot(at, rate, marker="o", linestyle="none", color=colour)
         place = (6, -12) if number != 3 else (-30, 8)  # two names on the roof must not meet
         axes.annotate(label, (at, rate), place, textcoords="offset points", fontsize=9)
+    exp = 4 * 32 * 3.9  # a head of 32: so many operations for each of 3.9e12 exponentials a second
+    axes.axhline(exp, color=GREY, linewidth=1, linestyle="--")
+    axes.annotate("exp, heads of 32", (1, exp), (0, 5), textcoords="offset points", fontsize=9)
+    axes.annotate("exp, heads of 64", (1, peak), (0, 5), textcoords="offset points", fontsize=9)
+    axes.axhline(peak, color=GREY, linewidth=1, linestyle="--")
     axes.set(xlabel="operations a byte", ylabel="Tflop/s at most", ylim=(2, 4000))
+
+
+@figure(7.0, 2.8, columns=2)
+def page_11b_tiles(left, right):
+    """A product's tile and what its program reads; operations a byte against the tile's side."""
+    canvas(left, 12, 9)
+    x, w, y = ((0.5, 0.5), (3, 4)), ((4.5, 5.2), (6.5, 3)), ((4.5, 0.5), (6.5, 4))
+    for (corner, (width, height)), name in ((x, "x [R, D]"), (w, "w [D, F]"), (y, "y [R, F]")):
+        left.add_patch(matplotlib.patches.Rectangle(corner, width, height, fill=False, ec=GREY))
+        top = corner[1] + height + 0.15
+        left.text(corner[0] + width / 2, top, name, ha="center", fontsize=9)
+    strips = (((0.5, 2.5), 3, 1, BLUE), ((7.5, 5.2), 1, 3, BLUE), ((7.5, 2.5), 1, 1, ORANGE))
+    for corner, width, height, colour in strips:
+        left.add_patch(matplotlib.patches.Rectangle(corner, width, height, color=colour, alpha=0.7))
+    sides = 2.0 ** np.arange(4, 10)
+    right.loglog(sides, sides / 2, marker="o", markersize=3, label="read anew by each program")
+    right.axhline(989 / 3.35, color=GREY, linestyle="--", label="an H100's 295")
+    right.set(xlabel="side of the tile", title="operations a byte, bfloat16", ylim=(4, 2000))
+    right.set_xticks(sides, [f"{side:.0f}" for side in sides])
+    right.minorticks_off()
+    right.legend(fontsize=9, loc="upper left")
 
 
 @figure(7.0, 2.8, columns=2)

@@ -15,16 +15,26 @@ class Differs(Exception):
 
 def all_pages():
     """The pages in order."""
-    return sorted(FOLDER.glob("[0-9][0-9]_*.md"))
+    return sorted(FOLDER.glob("[0-9][0-9]*_*.md"))
+
+
+def label(path):
+    """What stands before a page's name: "04", "11b"."""
+    return path.stem.partition("_")[0]
 
 
 def find(number):
-    """The page of a number ("4" or "04"). Raises ValueError naming those there are."""
-    for path in all_pages():
-        if str(number).isdigit() and int(path.stem[:2]) == int(number):
-            return path
-    numbers = ", ".join(str(int(path.stem[:2])) for path in all_pages())
-    raise ValueError(f"no page {number!r}; there are {numbers}")
+    """The page of a number ("4", "04", "11b"). Raises ValueError naming those there are."""
+    found = {label(path).lstrip("0"): path for path in all_pages()}
+    wanted = str(number).lower().lstrip("0")
+    if wanted not in found:
+        raise ValueError(f"no page {number!r}; there are {', '.join(found)}")
+    return found[wanted]
+
+
+def exercises(path):
+    """The names of a page's exercises, as its table has them."""
+    return re.findall(r"^\| (\d+[a-z]) \|", path.read_text(), re.M)
 
 
 def title(path):
