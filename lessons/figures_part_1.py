@@ -10,7 +10,9 @@ from minicoca.params import flatten, initialise, tree_map
 from minicoca.reference.attention import (
     causal_mask,
     mlp_layer,
+    mlp_layer_backward,
     self_attention_layer,
+    self_attention_layer_backward,
     text_mask,
 )
 from minicoca.reference.losses import caption_loss, caption_loss_backward
@@ -125,23 +127,40 @@ def page_05_block(axes):
         axes.text(start + 5.2, 0.6, "+", ha="center", va="center", fontsize=14, color=ORANGE)
 
 
-@figure(6.0, 2.4)
-def page_05_alike(axes):
-    """How alike 16 tokens are after each of 24 blocks, with and without the straight path."""
+def up_and_down(straight):
+    """Of 24 blocks: the tokens' mean cosine, and the part of a gradient that is a token's own."""
     blocks = initialise(preset("tiny", image_layers=24), dtype=np.float64)["image"]["blocks"]
+    rng = np.random.default_rng(1)
+    x, alike, own, caches = rng.standard_normal((1, 16, 64)), [], [], []
+    for b in (blocks[str(i)] for i in range(24)):
+        y, first = self_attention_layer(x, b["norm_attention"], b["attention"], 4)
+        x = y if straight else y - x
+        y, second = mlp_layer(x, b["norm_mlp"], b["mlp"], "tanh")
+        x = y if straight else y - x
+        unit = x[0] / np.linalg.norm(x[0], axis=-1, keepdims=True)
+        alike.append((unit @ unit.T)[~np.eye(16, dtype=bool)].mean())
+        caches.append((first, second))
+    d = rng.standard_normal(x.shape)
+    for first, second in caches[::-1]:
+        for backward, cache in (
+            (mlp_layer_backward, second),
+            (self_attention_layer_backward, first),
+        ):
+            dx = backward(d, cache)[0]
+            d = dx if straight else dx - d
+        own.append(np.linalg.norm(d - d.mean(1, keepdims=True)) / np.linalg.norm(d))
+    return alike, own[::-1]
+
+
+@figure(7.5, 2.6, columns=2)
+def page_05_alike(left, right):
+    """How alike tokens become, with and without the straight path; what a gradient says of one."""
     for straight, label in ((True, "with the straight path"), (False, "without")):
-        x, found = np.random.default_rng(1).standard_normal((1, 16, 64)), []
-        for i in range(24):
-            b = blocks[str(i)]
-            y = self_attention_layer(x, b["norm_attention"], b["attention"], 4)[0]
-            x = y if straight else y - x
-            y = mlp_layer(x, b["norm_mlp"], b["mlp"], "tanh")[0]
-            x = y if straight else y - x
-            unit = x[0] / np.linalg.norm(x[0], axis=-1, keepdims=True)
-            found.append((unit @ unit.T)[~np.eye(16, dtype=bool)].mean())
-        axes.plot(range(1, 25), found, marker="o", markersize=3, label=label)
-    axes.set(xlabel="block", ylabel="mean cosine of tokens", ylim=(-0.05, 1.05))
-    axes.legend(loc="center right")
+        for axes, found in zip((left, right), up_and_down(straight), strict=True):
+            axes.plot(range(1, 25), found, marker="o", markersize=3, label=label)
+    left.set(xlabel="block", title="mean cosine of tokens", ylim=(-0.05, 1.05))
+    right.set(xlabel="block", title="a token's own part of the gradient", ylim=(-0.05, 1.05))
+    left.legend(loc="center right")
 
 
 @figure(7.5, 2.4, columns=4)
