@@ -15,6 +15,7 @@ import torch
 
 from .checks import check_caption
 from .products import add_product
+from .wanted import chosen, stand_ins
 
 CHUNK = 256  # rows of logits at a time on a CPU
 CUDA_CHUNK = 4096  # enough to fill a GPU
@@ -52,10 +53,11 @@ def caption_loss_forward(
     targets: torch.Tensor,
     pad: int,
     chunk: int,
-    wanted: bool,
+    wanted: list[bool],
     fused: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(loss, 1 / count, and where wanted the sum's gradients with respect to hidden and weight).
+    """(loss, 1 / count, the sum's gradients with respect to hidden and weight, empty where they are
+    not wanted).
 
     The gradients are not yet divided by the count, so that a float16 holds them; weight's is wide.
     """
@@ -64,22 +66,23 @@ def caption_loss_forward(
     whole = len(real) == len(targets)  # then nothing is copied
     x_RD, t_R = (hidden, targets) if whole else (hidden[real], targets[real])
     _check_range(t_R, weight.shape[1])
-    dx_RD = torch.empty_like(x_RD) if wanted else hidden.new_empty(0)
-    dweight_DV = weight.new_zeros(weight.shape if wanted else 0, dtype=wide)
+    dx_RD = torch.empty_like(x_RD) if wanted[0] else None
+    dweight_DV = weight.new_zeros(weight.shape, dtype=wide) if wanted[1] else None
     total = torch.zeros((), dtype=wide, device=hidden.device)
     # One buffer for all chunks: memory fresh from the system costs a page fault every 4 kB.
     buffer_RV = x_RD.new_empty(min(len(t_R), chunk), weight.shape[1])
     for first in range(0, len(t_R), chunk):
         rows = slice(first, first + chunk)
         logits_RV = torch.mm(x_RD[rows], weight, out=buffer_RV[: len(t_R[rows])])
-        total += _rows(fused)(logits_RV, t_R[rows], wanted)
-        if wanted:
+        total += _rows(fused)(logits_RV, t_R[rows], any(wanted))
+        if wanted[0]:
             torch.mm(logits_RV, weight.T, out=dx_RD[rows])
+        if wanted[1]:
             add_product(dweight_DV, x_RD[rows].T, logits_RV)
-    if wanted and not whole:
+    if wanted[0] and not whole:
         dx_RD = torch.zeros_like(hidden).index_copy(0, real, dx_RD)
     share = torch.full_like(total, 1 / max(1, len(t_R)))
-    return total * share, share, dx_RD, dweight_DV
+    return total * share, share, *stand_ins(total, (dx_RD, dweight_DV))
 
 
 def _check_range(t_R, V):
@@ -94,9 +97,25 @@ def _check_range(t_R, V):
 @caption_loss_forward.register_fake
 def _(hidden, weight, targets, pad, chunk, wanted, fused):
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    scalars = (hidden.new_empty((), dtype=wide) for _ in range(2))
-    dx = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
-    return *scalars, dx, weight.new_empty(weight.shape if wanted else 0, dtype=wide)
+    loss, share = (hidden.new_empty((), dtype=wide) for _ in range(2))
+    dx = torch.empty_like(hidden) if wanted[0] else None
+    dweight = weight.new_empty(weight.shape, dtype=wide) if wanted[1] else None
+    return loss, share, *stand_ins(loss, (dx, dweight))
+
+
+@torch.library.custom_op("minicoca::caption_loss_backward", mutates_args=())
+def caption_loss_backward(
+    dloss: torch.Tensor, share: torch.Tensor, gradients: list[torch.Tensor], dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """The gradients, scaled. An op, since it has no derivative: asking for the second one raises,
+    where plain torch would take the gradients for constants."""
+    factor = dloss * share  # float32, as dweight: rounded once, at the end
+    return [(d.to(share.dtype) * factor).to(dtype) for d in gradients]
+
+
+@caption_loss_backward.register_fake
+def _(dloss, share, gradients, dtype):
+    return [d.new_empty(d.shape, dtype=dtype) for d in gradients]
 
 
 def _save(ctx, inputs, output):
@@ -106,8 +125,8 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, dloss, *_):
     share, *gradients = ctx.saved_tensors
-    factor = dloss * share  # float32, as dweight: rounded once, at the end
-    return *((d.to(share.dtype) * factor).to(ctx.dtype) for d in gradients), *[None] * 5
+    gradients = caption_loss_backward(dloss, share, gradients, ctx.dtype)
+    return *chosen(ctx.needs_input_grad[:2], gradients), *[None] * 5
 
 
 caption_loss_forward.register_autograd(_backward, setup_context=_save)
@@ -122,7 +141,7 @@ def caption_loss(hidden, head_weight, targets, *, pad_id=0, chunk=None, fused=Tr
     """
     check_caption(hidden, head_weight, targets, chunk)
     chunk = chunk or (CUDA_CHUNK if hidden.is_cuda else CHUNK)
-    wanted = torch.is_grad_enabled() and (hidden.requires_grad or head_weight.requires_grad)
+    wanted = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, head_weight)]
     rows = hidden.reshape(-1, hidden.shape[-1])
     flat = targets.reshape(-1).to(torch.int64).contiguous()
     return caption_loss_forward(rows, head_weight, flat, pad_id, chunk, wanted, fused)[0]

@@ -28,8 +28,8 @@ from .configs import Tile
 FOLDER = Path(__file__).parent
 REPORT = FOLDER / "compile_report.json"
 SOURCES = (
-    "softmax.py", "configs.py", "attention.py", "attention_pool.py", "info_nce_tiles.py",
-    "caption_loss_rows.py",
+    "softmax.py", "configs.py", "attention.py", "attention_general.py", "attention_pool.py",
+    "info_nce_tiles.py", "caption_loss_rows.py",
 )  # fmt: skip
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), 166_912),

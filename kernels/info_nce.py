@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from .checks import check_pairs
 from .products import add_product, product
+from .wanted import chosen, stand_ins
 
 WORKSPACE = 1 << 28  # bytes
 
@@ -65,13 +66,14 @@ class TorchTiles:
         return s.logsumexp(1), s.logsumexp(0)
 
     @classmethod
-    def gradient(cls, x, y, scale, first, rx, ry, row, column):
-        """(G rx ry [c, N], sum of G s), the pairs left out."""
+    def gradient(cls, x, y, scale, first, rx, ry, row, column, for_scale=True):
+        """(G rx ry [c, N], sum of G s or None), the pairs left out."""
         s = cls._logits(x, y, scale, first, rx, ry)
         g = torch.exp(s - row[:, None]).add_(torch.exp(s - column))
-        s.diagonal(first).zero_()
-        # Row by row: over millions of terms torch.dot in float32 keeps four digits.
-        total = torch.bmm(g[:, None], s[:, :, None]).sum()
+        total = None
+        if for_scale:  # row by row: over millions of terms torch.dot in float32 keeps four digits
+            s.diagonal(first).zero_()
+            total = torch.bmm(g[:, None], s[:, :, None]).sum()
         if rx is not None:
             g = g.mul_(rx[:, None]).mul_(ry)
         return g, total
@@ -113,32 +115,38 @@ def info_nce_statistics(
 
 def info_nce_gradients(
     image, text, scale, row, column, pull, *,
-    offset=0, norms=(None, None), workspace=WORKSPACE, fused=False,
+    offset=0, norms=(None, None), workspace=WORKSPACE, fused=False, wanted=(True, True, True),
 ):  # fmt: skip
     """Gradients of sum_i (row_i + column_i) + pull_i s_ii: (dimage [M, E], dtext [N, E], dscale).
 
     row [M], column [N]: each LSE with its own pair; pull [M]: what multiplies ds_ii. All float32 at
     least. dtext and dscale are sums over the images given here. With norms, of the unit vectors'
-    directions too; `without_radial` then takes out what a length cannot change.
+    directions too; `without_radial` then takes out what a length cannot change. None for what is
+    not `wanted`.
     """
     tiles, wide = _tiles(fused), torch.promote_types(image.dtype, torch.float32)
     rx, ry = norms
     scale = scale.to(wide)
-    dimage, dtext = torch.empty_like(image, dtype=wide), torch.zeros_like(text, dtype=wide)
-    dscale = pull.new_zeros(())
+    dimage = torch.empty_like(image, dtype=wide) if wanted[0] else None
+    dtext = torch.zeros_like(text, dtype=wide) if wanted[1] else None
+    dscale = pull.new_zeros(()) if wanted[2] else None
     for rows in _chunks(image, text, workspace, tiles):
         x, mine = image[rows], slice(offset + rows.start, offset + rows.stop)
         g, total = tiles.gradient(
-            x, text, scale, mine.start, _part(rx, rows), ry, row[rows], column
+            x, text, scale, mine.start, _part(rx, rows), ry, row[rows], column, wanted[2]
         )
-        dscale = dscale + total / scale
         own = pull[rows] if rx is None else pull[rows] * rx[rows] * ry[mine]
-        dimage[rows] = product(g, text)
-        dimage[rows] += own[:, None] * text[mine]
-        add_product(dtext, g.T, x)
-        dtext[mine] += own[:, None] * x
+        if wanted[0]:
+            dimage[rows] = product(g, text)
+            dimage[rows] += own[:, None] * text[mine]
+        if wanted[1]:
+            add_product(dtext, g.T, x)
+            dtext[mine] += own[:, None] * x
+        if wanted[2]:
+            dscale = dscale + total / scale
         del g  # before the next chunk's: one workspace at a time
-    return dimage.mul_(scale), dtext.mul_(scale), dscale
+    sums = (None if d is None else d.mul_(scale) for d in (dimage, dtext))
+    return *sums, dscale
 
 
 def without_radial(dx, x, inverse_norm):
@@ -191,37 +199,42 @@ def info_nce_backward(
     normalise: bool,
     workspace: int,
     fused: bool,
+    wanted: list[bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dimage, dtext, dscale)."""
+    """(dimage, dtext, dscale), empty where it is not wanted."""
     norms = (inverse_norms(image), inverse_norms(text)) if normalise else (None, None)
     pull = pull_of(row, column, diagonal)
     dimage, dtext, dscale = info_nce_gradients(
         image, text, scale, torch.logaddexp(row, diagonal), torch.logaddexp(column, diagonal), pull,
-        norms=norms, workspace=workspace, fused=fused,
+        norms=norms, workspace=workspace, fused=fused, wanted=wanted,
     )  # fmt: skip
-    dscale = dscale + torch.dot(pull, diagonal) / scale
-    if normalise:
+    if wanted[2]:
+        dscale = dscale + torch.dot(pull, diagonal) / scale
+    if normalise and wanted[0]:
         dimage = without_radial(dimage, image, norms[0])
+    if normalise and wanted[1]:
         dtext = without_radial(dtext, text, norms[1])
     share = dloss / (2 * len(image))
-    return (
-        (dimage * share).to(image.dtype), (dtext * share).to(text.dtype),
-        (dscale * share).to(scale.dtype),
-    )  # fmt: skip
+    found = zip((dimage, dtext, dscale), (image, text, scale), strict=True)
+    return stand_ins(share, [None if d is None else (d * share).to(x.dtype) for d, x in found])
 
 
 @info_nce_backward.register_fake
-def _(dloss, image, text, scale, row, column, diagonal, normalise, workspace, fused):
-    return torch.empty_like(image), torch.empty_like(text), torch.empty_like(scale)
+def _(dloss, image, text, scale, row, column, diagonal, normalise, workspace, fused, wanted):
+    found = zip((image, text, scale), wanted, strict=True)
+    return stand_ins(dloss, [torch.empty_like(x) if w else None for x, w in found])
 
 
 def _save(ctx, inputs, output):
     image, text, scale, *ctx.options = inputs
     ctx.save_for_backward(image, text, scale, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx, dloss, *_):
-    return *info_nce_backward(dloss, *ctx.saved_tensors, *ctx.options), None, None, None
+    wanted = ctx.needs_input_grad[:3]
+    gradients = info_nce_backward(dloss, *ctx.saved_tensors, *ctx.options, wanted)
+    return *chosen(wanted, gradients), None, None, None
 
 
 info_nce_forward.register_autograd(_backward, setup_context=_save)

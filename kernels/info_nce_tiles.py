@@ -78,7 +78,7 @@ def info_nce_bwd_kernel(
     BLOCK_E: tl.constexpr, GROUP: tl.constexpr,
     WIDE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of G (times both norms), 0 for a pair; its sums of G s [column tiles, M]."""
+    """One tile of G (times both norms), 0 for a pair; its sums of G s [column tiles, M], if any."""
     tile_m, tile_n = tile_position(M, N, BLOCK_M, BLOCK_N, GROUP)
     s, others = tile_scores(
         x_ptr, y_ptr, scale_ptr, rx_ptr, ry_ptr, x_m, y_n, tile_m, tile_n, M, N, first, E,
@@ -91,7 +91,8 @@ def info_nce_bwd_kernel(
     g = tl.exp2(s - row[:, None]) + tl.exp2(s - column[None, :])
     g = tl.where(others, g, 0.0)
     # A sum for each row: Triton 3.7 cannot compile the sum of a whole tile for sm_100.
-    tl.store(total_ptr + tile_n.to(tl.int64) * M + m, tl.sum(g * s, 1) * LN2, mask=m < M)
+    if total_ptr is not None:
+        tl.store(total_ptr + tile_n.to(tl.int64) * M + m, tl.sum(g * s, 1) * LN2, mask=m < M)
     if NORMALISE:
         g *= tl.load(rx_ptr + m, mask=m < M, other=0.0)[:, None]
         g *= tl.load(ry_ptr + n, mask=n < N, other=0.0)[None, :]
@@ -136,14 +137,14 @@ def statistics(x, text, scale, first, rx, ry):
     return row.logsumexp(0), column.logsumexp(0)
 
 
-def gradient(x, text, scale, first, rx, ry, row, column):
-    """(G rx ry [c, N], sum of G s), pairs left out."""
+def gradient(x, text, scale, first, rx, ry, row, column, for_scale=True):
+    """(G rx ry [c, N], sum of G s or None), pairs left out."""
     M, N, (tiles_m, tiles_n) = len(x), len(text), _tiles(x, text)
     wide = torch.promote_types(x.dtype, torch.float32)
     g = x.new_empty(M, N, dtype=gradient_type(x))
-    total = x.new_empty(tiles_n, M, dtype=wide)
+    total = x.new_empty(tiles_n, M, dtype=wide) if for_scale else None
     info_nce_bwd_kernel[(tiles_m * tiles_n,)](
         x, text, scale, rx, ry, row, column, g, total, x.stride(0), text.stride(0), N, M, N, first,
         **_options(x, text, rx),
     )  # fmt: skip
-    return g, total.sum()
+    return g, total.sum() if for_scale else None

@@ -21,6 +21,15 @@ def load_tile(ptr, rows, columns, row_stride, row_count, column_count, UPCAST: t
 
 
 @triton.jit
+def end_of(lengths_ptr, b, count):
+    """How many of the `count` rows of sample b are real: all, where there are no lengths."""
+    end = count
+    if lengths_ptr is not None:
+        end = tl.minimum(tl.load(lengths_ptr + b), count)
+    return end
+
+
+@triton.jit
 def store_tile(ptr, tile, rows, columns, row_stride, row_count, column_count, UPCAST: tl.constexpr):
     """Write what is inside of [R, C] in the type of the memory."""
     inside = (rows[:, None] < row_count) & (columns[None, :] < column_count)

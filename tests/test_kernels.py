@@ -216,7 +216,7 @@ def test_ops_are_good_citizens_of_torch():
     targets = torch.tensor([1, 0, 3, 2, 0], device=DEVICE)
     for fused in (True, False):
         torch.library.opcheck(pair_module.info_nce_forward, (x, y, scale, True, 1 << 20, fused))
-        arguments = (x, w, targets, 0, 2, True, fused)
+        arguments = (x, w, targets, 0, 2, [True, True], fused)
         torch.library.opcheck(caption_module.caption_loss_forward, arguments)
 
 
