@@ -1,4 +1,5 @@
-"""The parameter tree that reference and engine share: names, shapes, first values, files.
+"""The parameter tree that reference and engine share: names, shapes, first values, files;
+and where random numbers come from.
 
 A tree is a nested dict whose leaves are arrays. Axis letters (the same in the whole project):
 P pixels per patch, D width, M width of the tokens read across, F hidden of the MLP, V vocabulary,
@@ -150,6 +151,23 @@ def _sincos(patches, width):
     frequency = (side / 2.0) ** (-np.arange(quarter) / quarter) * np.pi / 2
     waves = [f(p[:, None] * frequency) for p in (row, column) for f in (np.sin, np.cos)]
     return np.concatenate(waves, 1)[:, :width]
+
+
+# What is drawn beside first values, which have the seed's own stream.
+STREAMS = ("order", "captions", "augment", "sample")
+
+
+def stream(use, seed, place):
+    """The random numbers of one use (of STREAMS) at one place (a step, an epoch, a row): a NumPy
+    generator that no other use, seed or place has. Raises ValueError for a seed that is none.
+
+    A spawn key keeps them apart: to NumPy the seeds 5, (5, 0) and (5, 0, 0) are one, and torch's
+    generator on a CPU takes a seed modulo 2^32.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed {seed} is not from 0 to 2^64 - 1")
+    key = STREAMS.index(use), place
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def initialise(config, seed=0, dtype=np.float32):

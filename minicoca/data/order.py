@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from ..params import stream
+
 
 class Order:
     """Every pair once per epoch, in an order drawn from (seed, epoch).
@@ -24,7 +26,7 @@ class Order:
         self._epoch = functools.lru_cache(maxsize=2)(self._draw)
 
     def _draw(self, epoch):
-        rng = np.random.default_rng((self.seed, epoch))
+        rng = stream("order", self.seed, epoch)
         if not self.groups:
             return rng.permutation(len(self.captions))
         # Deal each group's members to rounds; a round holds a caption at most once.
@@ -42,7 +44,7 @@ class Order:
 
     def chosen(self, step, indices):
         """One right caption for each pair of a step."""
-        rng = np.random.default_rng((self.seed, step, 1))
+        rng = stream("captions", self.seed, step)
         draws = rng.integers(0, 1 << 30, len(indices))
         own = (self.captions[i] for i in indices)
         return [texts[draw % len(texts)] for texts, draw in zip(own, draws, strict=True)]

@@ -1,4 +1,4 @@
-"""Random changes to training images, drawn anew for every step from (seed, step).
+"""Random changes to training images, drawn anew for every step.
 
 They stand for what differs between two drawings of one thing: where it stands and its proportions
 (`_warp`), how lines and edges are drawn (`_redraw`), light and colour (`_recolour`), and parts that
@@ -7,16 +7,20 @@ are missing (`_erase`). What the thing is stays.
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 
-def augment(images_BII3, strength, generator):
-    """Change float images in 0..1, each in its own way; strength 1.0 is a lot, 0.5 moderate."""
+def augment(images_BII3, strength, rng):
+    """Change float images in 0..1, each in its own way; strength 1.0 is a lot, 0.5 moderate.
+
+    rng: a NumPy generator.
+    """
 
     def uniform(*shape, low=-1.0):
         """Random numbers from low to 1, [B, *shape], on the images' device."""
-        draw = torch.rand(len(images_BII3), *shape, generator=generator)
+        draw = torch.from_numpy(rng.random((len(images_BII3), *shape), np.float32))
         return (low + (1 - low) * draw).to(images_BII3)
 
     x_B3II = images_BII3.permute(0, 3, 1, 2)

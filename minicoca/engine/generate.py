@@ -5,11 +5,13 @@ import numpy as np
 import torch
 
 from ..config import END, PAD, START, UNKNOWN
-from ..params import tree_map
+from ..params import stream, tree_map
 from .attention import mlp_layer
 from .model import encode_image, encode_text
 from .ops import attention, embedding, layer_norm, linear, pick_device, use
 from .vision import normalise
+
+ROUNDING = 1e-6  # a set that lacks no more than this has probability top_p
 
 
 class Cache:
@@ -73,11 +75,13 @@ class Cache:
 
 def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
     """Divide by the temperature, then keep the k likeliest tokens (Fan et al. 2018) and the
-    smallest set with probability top_p (Holtzman et al. 2020). The likeliest always stays."""
+    smallest set with probability top_p (Holtzman et al. 2020). The likeliest always stays; with
+    top_k 0 and top_p 1 all do."""
     logits_BV = logits_BV / temperature
     sorted_BV, order_BV = torch.sort(logits_BV, dim=-1, descending=True, stable=True)
-    p_BV = torch.softmax(sorted_BV, -1)
-    drop_BV = torch.cumsum(p_BV, -1) - p_BV >= top_p  # probability of the likelier tokens
+    p_BV = torch.softmax(sorted_BV.double(), -1)
+    before_BV = torch.cumsum(p_BV, -1) - p_BV  # probability of the likelier tokens
+    drop_BV = (before_BV >= top_p - ROUNDING) & (top_p < 1)
     drop_BV[:, top_k or logits_BV.shape[-1] :] = True
     drop_BV[:, 0] = False
     kept_BV = sorted_BV.masked_fill(drop_BV, -torch.inf)
@@ -99,12 +103,12 @@ def generate(
 ):
     """Continue each prompt (ids [B, T0]) until end or text_length: ids [B, T], padded.
 
-    temperature 0: greedy. Otherwise row b draws from a stream of its own,
+    temperature 0: greedy. Otherwise row b draws from a stream of its own, that of
     (seed, first_stream + b).
     """
     _, memory = encode_image(params, config, images_BII3)
     cache, tokens_BT, new_BT = Cache(params, config, memory), prompt_BT, prompt_BT
-    streams = [np.random.default_rng((seed, first_stream + b)) for b in range(len(tokens_BT))]
+    streams = [stream("sample", seed, first_stream + b) for b in range(len(tokens_BT))]
     while tokens_BT.shape[1] < config.text_length:
         done_B = (tokens_BT == END).any(1)
         if done_B.all():
@@ -115,7 +119,7 @@ def generate(
         else:
             p_BV = torch.softmax(filter_logits(log_p_BV, temperature, top_k, top_p), -1)
             total_BV = torch.cumsum(p_BV.double(), -1)  # a float32 draw could be a whole 1
-            uniform_B1 = total_BV.new_tensor([[stream.random()] for stream in streams])
+            uniform_B1 = total_BV.new_tensor([[own.random()] for own in streams])
             next_B = (total_BV <= uniform_B1 * total_BV[:, -1:]).sum(-1)
         new_BT = next_B.masked_fill(done_B, PAD)[:, None]
         tokens_BT = torch.cat([tokens_BT, new_BT], 1)

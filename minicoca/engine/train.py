@@ -5,7 +5,7 @@ import math
 import torch
 
 from ..config import PAD
-from ..params import flatten, tree_map, unflatten
+from ..params import flatten, stream, tree_map, unflatten
 from .augment import augment
 from .generate import CoCa
 from .losses import contrastive_loss
@@ -57,8 +57,7 @@ class Trainer:
         config = self.config
         images = torch.from_numpy(images).to(self.device).float() / 255
         if config.augment:
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            images = augment(images, config.augment, generator)
+            images = augment(images, config.augment, stream("augment", config.seed, step))
         return normalise(images, config).to(self.dtype)
 
     def _compute_params(self):

@@ -8,10 +8,13 @@ caption does not depend on the other images of its batch.
 import numpy as np
 
 from ..config import END, PAD, START, UNKNOWN
+from ..params import stream
 from .model import encode_image, encode_text
 from .ops import linear, log_softmax
 from .text import multimodal_decoder
 from .vision import normalise
+
+ROUNDING = 1e-6  # a set that lacks no more than this has probability top_p
 
 
 def next_log_probabilities(params, config, memory_BSM, tokens_BT):
@@ -25,13 +28,14 @@ def next_log_probabilities(params, config, memory_BSM, tokens_BT):
 
 def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
     """Divide by the temperature, then keep the k likeliest tokens (Fan et al. 2018) and the
-    smallest set with probability top_p (Holtzman et al. 2020). The likeliest always stays."""
+    smallest set with probability top_p (Holtzman et al. 2020). The likeliest always stays; with
+    top_k 0 and top_p 1 all do."""
     logits_BV = logits_BV / temperature
     order_BV = np.argsort(-logits_BV, axis=-1, kind="stable")
     sorted_BV = np.take_along_axis(logits_BV, order_BV, -1)
-    p_BV = np.exp(log_softmax(sorted_BV)[0])
+    p_BV = np.exp(log_softmax(sorted_BV.astype(np.float64))[0])
     before_BV = np.cumsum(p_BV, -1) - p_BV  # probability of the likelier tokens
-    drop_BV = before_BV >= top_p
+    drop_BV = (before_BV >= top_p - ROUNDING) & (top_p < 1)
     drop_BV[:, top_k or logits_BV.shape[-1] :] = True
     drop_BV[:, 0] = False
     kept_BV = np.where(drop_BV, -np.inf, sorted_BV)
@@ -46,12 +50,12 @@ def generate(
 ):  # fmt: skip
     """Continue each prompt (ids [B, T0]) until end or text_length: ids [B, T], padded.
 
-    temperature 0: greedy. Otherwise row b draws from a stream of its own,
+    temperature 0: greedy. Otherwise row b draws from a stream of its own, that of
     (seed, first_stream + b).
     """
     _, memory, _ = encode_image(params, config, images_BII3)
     tokens_BT = np.array(prompt)
-    streams = [np.random.default_rng((seed, first_stream + b)) for b in range(len(tokens_BT))]
+    streams = [stream("sample", seed, first_stream + b) for b in range(len(tokens_BT))]
     while tokens_BT.shape[1] < config.text_length:
         done_B = (tokens_BT == END).any(1)
         if done_B.all():
@@ -64,7 +68,7 @@ def generate(
             filtered_BV = filter_logits(log_p_BV, temperature, top_k, top_p)
             p_BV = np.exp(log_softmax(filtered_BV)[0])
             total_BV = np.cumsum(p_BV, -1, dtype=np.float64)  # a float32 draw could be a whole 1
-            uniform_B1 = np.array([[stream.random()] for stream in streams])
+            uniform_B1 = np.array([[own.random()] for own in streams])
             next_B = (total_BV <= uniform_B1 * total_BV[:, -1:]).sum(-1)
         tokens_BT = np.concatenate([tokens_BT, np.where(done_B, PAD, next_B)[:, None]], 1)
     return tokens_BT
