@@ -8,6 +8,9 @@ import torch
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
+from .compare import UNWRITTEN
+from .exercise import Told
+
 GAP = 4096  # numbers between two tensors: who strays by less is told from which one
 SHAPES = {
     "make_shape_compatible": "Two tiles of different shapes met: is a [:, None] or [None, :] "
@@ -25,18 +28,26 @@ def tensor(array, dtype=torch.float32):
 
 
 def empty(*shape, dtype=torch.float32):
-    """Memory that nobody has written: NaN."""
+    """Memory that nobody has written: a NaN of its own where it is float32."""
     count = torch.Size(shape).numel()
     whole = torch.full((count + 2 * GAP,), torch.nan, dtype=dtype)
+    if dtype == torch.float32:
+        whole.view(torch.int32).fill_(UNWRITTEN)
     return whole[GAP : GAP + count].view(shape)
 
 
-class Memory:
-    """The interpreter's own, but an address outside of the tensors raises IndexError."""
+def _is_empty(x):
+    return x.dtype == torch.float32 and bool((x.view(torch.int32) == UNWRITTEN).all())
 
-    def __init__(self, tensors):
+
+class Memory:
+    """The interpreter's own, but an address outside of the tensors raises IndexError, and so does
+    writing into one that was given: all but the empty ones and those in `writes`."""
+
+    def __init__(self, tensors, writes=()):
         self.own = interpreter._interpreter
         self.spans = {name: (x.data_ptr(), x.numel() * x.itemsize) for name, x in tensors.items()}
+        self.given = [n for n, x in tensors.items() if n not in writes and not _is_empty(x)]
 
     def __getattr__(self, name):
         return getattr(self.own, name)
@@ -47,6 +58,7 @@ class Memory:
 
     def store(self, addresses, value, mask):
         self._check("tl.store writes", addresses[mask])
+        self._check_given(addresses[mask].astype(np.int64).ravel())
         return self.own.store(addresses, value, mask)
 
     def _check(self, does, addresses):
@@ -65,6 +77,12 @@ class Memory:
                 "was moved too far"
             )
 
+    def _check_given(self, addresses):
+        for name in self.given:
+            start, size = self.spans[name]
+            if ((addresses >= start) & (addresses < start + size)).any():
+                raise IndexError(f"tl.store writes into {name}'s memory, which is given to read")
+
 
 def _in_words(error):
     """The interpreter's own error, saying what is likely to be missing; where it was stays."""
@@ -74,14 +92,17 @@ def _in_words(error):
     return error
 
 
-def launch(kernel, grid, *arguments, **constants):
+def launch(kernel, grid, *arguments, writes=(), **constants):
     """kernel[grid](...); raises what the kernel itself raised, not the interpreter's wrapping.
 
     NotImplementedError where a function of the kernel returned nothing; IndexError where the kernel
-    reads or writes outside of the tensors, which are contiguous.
+    reads or writes outside of the tensors, which are contiguous, or writes into one that it should
+    read. Told where the file has no kernel.
     """
+    if not hasattr(kernel, "fn"):
+        raise Told("The function is no kernel: @triton.jit stands above it.")
     names = zip(inspect.signature(kernel.fn).parameters, arguments, strict=False)
-    memory = Memory({name: x for name, x in names if isinstance(x, torch.Tensor)})
+    memory = Memory({n: x for n, x in names if isinstance(x, torch.Tensor)}, writes)
     try:
         with mock.patch.object(interpreter, "_interpreter", memory), np.errstate(all="ignore"):
             kernel[grid](*arguments, **constants)  # errstate: a card does not warn either

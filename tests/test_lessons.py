@@ -1,7 +1,6 @@
 """The lessons run as printed, and their exercises know right from wrong."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,7 +76,7 @@ def test_a_stub_is_not_written_and_the_reference_is_right(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, it in EXERCISES.items() if it.expected])
 def test_a_learners_own_kernel_passes(name):
-    path = Path(__file__).parent / "lesson_answers" / f"{name}.py"
+    path = pages.FOLDER / "answers" / f"{name}.py"
     told = check(EXERCISES[name], path)
     assert told.right and ("compiler" in told.words) == bool(EXERCISES[name].constants)
 
@@ -189,7 +188,7 @@ CHANGES = (  # of a right answer: what is told of them
 
 @pytest.mark.parametrize(("name", "old", "new", "words"), CHANGES)
 def test_what_only_the_launch_or_the_compiler_can_see_is_told(name, old, new, words, tmp_path):
-    text = (Path(__file__).parent / "lesson_answers" / f"{name}.py").read_text()
+    text = (pages.FOLDER / "answers" / f"{name}.py").read_text()
     assert text.count(old) == 1
     path = tmp_path / f"{name}.py"
     path.write_text(text.replace(old, new))

@@ -32,6 +32,13 @@ def _linear_mistake(change):
     return wrong
 
 
+def _products(dp, cache):
+    """softmax_backward with its brackets opened."""
+    (p,) = cache
+    shared = (p * dp).sum(-1, keepdims=True)
+    return p * dp - p * shared
+
+
 EXERCISES = (
     Exercise(
         "2a", 1, 10, "the gradient of a linear layer", "minicoca.reference.ops:linear_backward",
@@ -80,6 +87,19 @@ EXERCISES = (
                 lambda dp, c: c[0] * (dp - (c[0] * dp).sum()),
             "The shared sum is added; it must be taken off.":
                 lambda dp, c: c[0] * (dp + (c[0] * dp).sum(-1, keepdims=True)),
+            "That is the gradient of a loss, p minus what was wanted; dp is a gradient already.":
+                lambda dp, c: c[0] - dp,
+            "That is p - p^2, the derivative's diagonal: dp and the other outputs are missing.":
+                lambda dp, c: c[0] - c[0] ** 2,
+            "That is the gradient of log softmax: of softmax it is p (dp - sum of p dp).":
+                lambda dp, c: dp - c[0] * dp.sum(-1, keepdims=True),
+            "dp stands where p should, in front of the bracket.":
+                lambda dp, c: dp * (dp - (c[0] * dp).sum(-1, keepdims=True)),
+            "The shared sum needs the factor p too: p dp - p times the sum.":
+                lambda dp, c: c[0] * dp - (c[0] * dp).sum(-1, keepdims=True),
+            "The sum is a mean over the row; it should be the sum.":
+                lambda dp, c: c[0] * (dp - (c[0] * dp).mean(-1, keepdims=True)),
         },
+        model=(_products,),
     ),
 )  # fmt: skip

@@ -20,6 +20,14 @@ def _arrays(rng):
     return q * 1.5, k, v, mask
 
 
+def _forward_inputs(rng):
+    """Arrays of which one head's scores are all one number, smaller than any fill but -inf."""
+    q, k, v, mask = _arrays(rng)
+    q[0, :, 0, 1:], k[0, :, 0, 1:] = 0, 0
+    q[0, :, 0, 0], k[0, :, 0, 0] = 1, -1e100
+    return q, k, v, mask
+
+
 def _backward_inputs(rng):
     q, k, v, mask = _arrays(rng)
     o, cache = attention(q, k, v, mask)
@@ -34,9 +42,11 @@ def _forward(q, k, v, mask, power=-0.5, fill=-np.inf, heads=None, over=-1, **cha
     """attention, with something changed."""
     q_BHTK, k_BHSK, v_BHSK = (heads(x) if heads else _split(x) for x in (q, k, v))
     s = q_BHTK @ _swap(k_BHSK) * q.shape[-1] ** power * change.get("also", 1)
-    if change.get("before", True):
+    if "masked" in change:
+        s = change["masked"](s, mask[:, None])
+    elif change.get("before", True):
         s = np.where(mask[:, None], s, fill)
-    p = softmax(s)[0] if over == -1 else _swap(softmax(_swap(s))[0])
+    p = s if over is None else softmax(s)[0] if over == -1 else _swap(softmax(_swap(s))[0])
     if change.get("after"):
         p = p * mask[:, None]
     o = p @ v_BHSK
@@ -94,7 +104,7 @@ def _backward(do, cache, total=None, heads=None, factor_k=1, **change):
 EXERCISES = (
     Exercise(
         "4a", 2, 20, "attention with a mask", "minicoca.reference.attention:attention",
-        ("o_BTHK",), _arrays,
+        ("o_BTHK",), _forward_inputs,
         "# the mask is given here: [B, T, S], True where a query may look, the same for all heads\n"
         "# softmax(s) -> (p, cache), over the last axis\n"
         "# return o_BTHK alone, or (o_BTHK, cache); the cache is not compared",
@@ -126,6 +136,20 @@ EXERCISES = (
                 lambda q, k, v, m: _forward(q, k, v, m, pasted=True),
             "The heads were split by a reshape to [B, H, T, K]; that mixes tokens. Transpose.":
                 lambda q, k, v, m: _forward(q, k, v, m, heads=_by_reshape),
+            "The mask was added: True and False are 1 and 0. np.where sets the others to -inf.":
+                lambda q, k, v, m: _forward(q, k, v, m, masked=lambda s, m: s + m),
+            "Masked scores are a large but finite number; a real one may be smaller still: -inf.":
+                lambda q, k, v, m: _forward(q, k, v, m, fill=-1e9),
+            "The causal mask stands in place of the mask that is given.":
+                lambda q, k, v, m: _forward(q, k, v, m, masked=lambda s, m: np.where(
+                    np.tri(*s.shape[2:], dtype=bool), s, -np.inf)),
+            "The softmax is missing: its weights are exp(s) over their sum in each row.":
+                lambda q, k, v, m: _forward(q, k, v, m, fill=0.0, over=None),
+            "The scores take v where k should stand: a score is q . k.":
+                lambda q, k, v, m: _forward(q, v, v, m),
+            "o takes k where v should stand: o = p v.": lambda q, k, v, m: _forward(q, k, k, m),
+            "The scores are multiplied by sqrt(K); divide by it.":
+                lambda q, k, v, m: _forward(q, k, v, m, power=0.5),
         },
         imports=IMPORTS.format("softmax"),
         launch=_told_of_the_pair,

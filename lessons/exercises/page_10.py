@@ -173,7 +173,7 @@ EXERCISES = (
             "The step was made with the old means; update them first.":
                 _adamw(_right, keep=True),
         },
-        imports="import numpy as np\n\nfrom minicoca.params import tree_map",
+        imports="import numpy as np\n\nfrom minicoca.params import tree_map", in_place=True,
     ),
     Exercise(
         "10b", 3, 30, "CoCa's forward, from its pieces", "minicoca.reference.model:coca",

@@ -1,13 +1,12 @@
 """Exercises of page 18: what stands between a gradient and a step."""
 
-import copy
 import math
 
 import numpy as np
 
 from minicoca.config import preset
 
-from ..exercise import Exercise, Told, distinct, values
+from ..exercise import Exercise, distinct, values
 
 CLIP_BODY = '''
 """(gradients scaled so that their global norm is at most `limit`, the norm before).
@@ -30,11 +29,9 @@ def _clip_inputs(rng):
 
 
 def _clip_launch(function, gradients):
-    before, found = copy.deepcopy(gradients), ()
+    found = ()
     for limit in (1.5, 1e4, 0.0):  # below the norm, above, none
         found += values(function(gradients, limit), "the scaled gradients", "the norm before")
-        if any(not np.array_equal(g, before[name]) for name, g in gradients.items()):
-            raise Told("You changed the gradients you were given: return new arrays.")
     return found
 
 
