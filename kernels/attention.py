@@ -30,6 +30,7 @@ from .configs import attention_config, compute_options, is_exact
 from .softmax import (
     LOG2E,
     end_of,
+    live_rows,
     load_tile,
     log_sum_exp,
     narrow,
@@ -105,7 +106,7 @@ def attention_bwd_short_kernel(
     """One program: all queries of one (sample, head), which fit in BLOCK_T, and all its keys.
 
     Five products; every tensor is read once; dQ stays in registers while the keys go by. A gradient
-    whose pointer is None is not computed. (So in the kernels below.)
+    whose pointer is None is not stored, and the compiler drops what only it would need.
     """
     b = (tl.program_id(0) // H).to(tl.int64)
     h = tl.program_id(0) % H
@@ -113,8 +114,12 @@ def attention_bwd_short_kernel(
     c = tl.arange(0, BLOCK_K)
     k_ptr += b * k_b + head_offset(h, k_h, ALIGNED)
     v_ptr += b * v_b + head_offset(h, v_h, ALIGNED)
+    if dk_ptr is not None:
+        dk_ptr += b * dk_b + head_offset(h, dk_h, ALIGNED)
+    if dv_ptr is not None:
+        dv_ptr += b * dv_b + head_offset(h, dv_h, ALIGNED)
     end = end_of(lengths_ptr, b, S)
-    live = tl.minimum(end, 1) * T  # queries without a key are not read
+    live = live_rows(lengths_ptr, end, T)
     q = load_tile(q_ptr + b * q_b + head_offset(h, q_h, ALIGNED), t, c, q_t, live, K, UPCAST)
     do = load_tile(do_ptr + b * do_b + head_offset(h, do_h, ALIGNED), t, c, do_t, live, K, UPCAST)
     o = load_tile(o_ptr + b * o_b + head_offset(h, o_h, ALIGNED), t, c, o_t, live, K, UPCAST)
@@ -126,20 +131,14 @@ def attention_bwd_short_kernel(
         k = load_tile(k_ptr, s, c, k_s, end, K, UPCAST)
         v = load_tile(v_ptr, s, c, v_s, end, K, UPCAST)
         p = probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL, WIDE, PRECISION)
-        if dv_ptr is not None:
-            dv = tl.dot(
-                tl.trans(narrow(p, do, UPCAST)), do, input_precision=PRECISION, out_dtype=WIDE
-            )
-            dv_own = dv_ptr + b * dv_b + head_offset(h, dv_h, ALIGNED)
-            store_tile(dv_own, dv, s, c, dv_s, S, K, UPCAST)
+        dv = tl.dot(tl.trans(narrow(p, do, UPCAST)), do, input_precision=PRECISION, out_dtype=WIDE)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
         ds = narrow(p * (dp - delta[:, None]) * scale, q, UPCAST)
-        if dk_ptr is not None:
-            dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION, out_dtype=WIDE)
-            dk_own = dk_ptr + b * dk_b + head_offset(h, dk_h, ALIGNED)
-            store_tile(dk_own, dk, s, c, dk_s, S, K, UPCAST)
+        dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION, out_dtype=WIDE)
         if dq_ptr is not None:
             dq += tl.dot(ds, k, input_precision=PRECISION, out_dtype=WIDE)
+        store_tile(dk_ptr, dk, s, c, dk_s, S, K, UPCAST)
+        store_tile(dv_ptr, dv, s, c, dv_s, S, K, UPCAST)
     if dq_ptr is not None:
         store_tile(dq_ptr + b * dq_b + head_offset(h, dq_h, ALIGNED), dq, t, c, dq_t, T, K, UPCAST)
 

@@ -5,7 +5,7 @@ attention.py): one kernel for dK and dV, one for dQ, and what all backward kerne
 import triton
 import triton.language as tl
 
-from .softmax import LN2, LOG2E, end_of, load_tile, narrow, score_mask, store_tile
+from .softmax import LN2, LOG2E, end_of, live_rows, load_tile, narrow, score_mask, store_tile
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def attention_bwd_dkdv_kernel(
     dk = tl.zeros([BLOCK_S, BLOCK_K], WIDE)
     dv = tl.zeros([BLOCK_S, BLOCK_K], WIDE)
     first_t = (tl.program_id(0) * BLOCK_S // BLOCK_T) * BLOCK_T if CAUSAL else 0
-    for first in range(first_t, tl.minimum(end, 1) * T, BLOCK_T):  # none where there is no key
+    for first in range(first_t, live_rows(lengths_ptr, end, T), BLOCK_T):
         t = first + tl.arange(0, BLOCK_T)
         q = load_tile(q_ptr, t, c, q_t, T, K, UPCAST)
         do = load_tile(do_ptr, t, c, do_t, T, K, UPCAST)
@@ -90,10 +90,10 @@ def attention_bwd_dkdv_kernel(
             dk += tl.dot(tl.trans(ds), q, input_precision=PRECISION, out_dtype=WIDE)
     if dk_ptr is not None:
         dk_ptr += b * dk_b + head_offset(h, dk_h, ALIGNED)
-        store_tile(dk_ptr, dk, s, c, dk_s, S, K, UPCAST)
     if dv_ptr is not None:
         dv_ptr += b * dv_b + head_offset(h, dv_h, ALIGNED)
-        store_tile(dv_ptr, dv, s, c, dv_s, S, K, UPCAST)
+    store_tile(dk_ptr, dk, s, c, dk_s, S, K, UPCAST)
+    store_tile(dv_ptr, dv, s, c, dv_s, S, K, UPCAST)
 
 
 @triton.jit
@@ -115,8 +115,8 @@ def attention_bwd_dq_kernel(
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     c = tl.arange(0, BLOCK_K)
     dq = tl.zeros([BLOCK_T, BLOCK_K], WIDE)
-    for i in range(tl.minimum(samples, B - slice_ * samples)):
-        b = slice_ * samples + i  # in 64 bits, whatever the loop counts in
+    for i in range(slice_ * samples, tl.minimum(slice_ * samples + samples, B)):
+        b = tl.full([], i, tl.int64)  # whatever the loop counts in
         q_own = q_ptr + b * q_b + head_offset(h, q_h, ALIGNED)
         do_own = do_ptr + b * do_b + head_offset(h, do_h, ALIGNED)
         k_own = k_ptr + b * k_b + head_offset(h, k_h, ALIGNED)

@@ -56,7 +56,11 @@ ATTENTION = {
     "cross 76 x 256": (76, 256, 64, False, False, False),
     "pool 256 x 257": (256, 257, 96, False, False, True),
 }
-POOL = {"one query, 257 x 1024": (257, 1024, 8), "one query, 256 x 1408": (256, 1408, 16)}
+POOL = {  # (N, M, H, lengths)
+    "one query, 257 x 1024": (257, 1024, 8, False),
+    "one query, 256 x 1408": (256, 1408, 16, True),
+}
+ABSENT = {"lengths_ptr": None}
 HEADS, BATCH = 12, 64
 DTYPES = {"bf16": "bf16", "fp32": "fp32"}  # fp16 compiles as bf16 does
 
@@ -101,7 +105,8 @@ def cases(dtype="bf16"):
             sizes[f"{letter}_s"] = HEADS * K
         for letter in ("q", "o", "do", "dq"):
             sizes[f"{letter}_t"] = HEADS * K
-        flags = dict(CAUSAL=causal, LENGTHS=lengths, ALIGNED=True, BLOCK_K=config.block_k, K=K)
+        flags = dict(CAUSAL=causal, ALIGNED=True, BLOCK_K=config.block_k, K=K)
+        flags |= {} if lengths else ABSENT
         flags["PRECISION"] = "ieee"
 
         def row(kernel, tile, sizes=sizes, flags=flags, name=name, **more):
@@ -116,9 +121,10 @@ def cases(dtype="bf16"):
             yield row(attention.attention_delta_kernel, Tile(64, 64, 4, 1))
             yield row(attention.attention_bwd_dkdv_kernel, config.backward)
             yield row(attention.attention_bwd_dq_kernel, config.backward_dq)
-    for name, (N, M, H) in POOL.items():
+    for name, (N, M, H, lengths) in POOL.items():
         sizes = dict(N=N, M=M, H=H, x_b=N * M, x_n=M, g_b=H * M, dx_b=N * M, dx_n=M)
         blocks = dict(BLOCK_N=attention_pool.BLOCK_N, BLOCK_M=attention_pool.BLOCK_M, BLOCK_H=16)
+        blocks |= {} if lengths else ABSENT
         for kernel in ("pool_scores_kernel", "pool_sum_kernel", "pool_dx_kernel"):
             yield (
                 f"{name}: {kernel}", getattr(attention_pool, kernel), sizes,
@@ -161,7 +167,7 @@ def compile_case(kernel, sizes, constexprs, options, target, dtype="bf16"):
         constants["BLOCK_E"] //= 2  # as many bytes
     signature, constexpr_values, attributes = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
-        if kernel.params[place].is_constexpr:
+        if kernel.params[place].is_constexpr or name in constants:
             signature[name], constexpr_values[(place,)] = "constexpr", constants[name]
         elif name.endswith("_ptr"):
             stem = name.removesuffix("_ptr")

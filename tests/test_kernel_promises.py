@@ -1,0 +1,305 @@
+"""What every op promises beyond being right: one property each, over all ops and all their ways.
+
+What is ignored is never read as a number; a second derivative is right or refused; a gradient that
+nobody wants is neither computed nor kept.
+"""
+
+import itertools
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import DEVICE
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton")
+
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
+from minicoca.engine import ops as seam  # noqa: E402
+from minicoca.kernels import attention, attention_pool, caption_loss, info_nce  # noqa: E402
+from minicoca.kernels.softmax import (  # noqa: E402
+    end_of,
+    load_tile,
+    online_softmax,
+    safe_inverse,
+    score_mask,
+    store_tile,
+)
+
+MODULES = attention, attention_pool, caption_loss, info_nce
+PAD = seam.PAD
+
+
+class Case(NamedTuple):
+    """A call, what it differentiates, and of each of these, and of its result, what it ignores."""
+
+    call: Any
+    leaves: list
+    ignored: list
+    result_ignored: Any
+
+
+def generator(seed):
+    return torch.Generator(DEVICE).manual_seed(seed)
+
+
+def normal(seed, *shapes, dtype=torch.float64):
+    """Random tensors of these shapes."""
+    g = generator(seed)
+    return [torch.randn(s, generator=g, device=DEVICE, dtype=dtype) for s in shapes]
+
+
+def some_lengths(seed, B, S):
+    """From 0 to S; one is 0."""
+    lengths = torch.randint(0, S + 1, (B,), generator=generator(seed), device=DEVICE)
+    lengths[seed % B] = 0
+    return lengths
+
+
+def beyond(lengths, S):
+    """[B, S]: whether a row stands beyond its sample's length."""
+    return torch.arange(S, device=DEVICE) >= lengths[:, None]
+
+
+def attention_case(seed, dtype, T=5, S=7, causal=False, shared=False):
+    B, H, K = 3, 2, 16
+    q, k, v = normal(seed, (1 if shared else B, T, H, K), *[(B, S, H, K)] * 2, dtype=dtype)
+    lengths = some_lengths(seed, B, S)
+    keys, none = beyond(lengths, S)[:, :, None, None], (lengths == 0)[:, None, None, None]
+    return Case(
+        lambda q, k, v: attention.attention(q, k, v, causal=causal, key_lengths=lengths),
+        [q, k, v], [None if shared else none, keys, keys], none,
+    )  # fmt: skip
+
+
+def masked_attention_case(seed, dtype):
+    """The engine's, in torch, with a mask: keys that no query may look at are ignored."""
+    case, lengths = attention_case(seed, dtype), some_lengths(seed, 3, 7)
+    mask = ~beyond(lengths, 7)[:, None].expand(3, 5, 7)
+    return case._replace(
+        call=lambda q, k, v: seam.attention(q, k, v, mask=mask),
+        ignored=[None, *case.ignored[1:]], result_ignored=None,
+    )  # fmt: skip
+
+
+def pool_case(seed, dtype, N=9, M=20, H=3):
+    x, g = normal(seed, (4, N, M), (H, M), dtype=dtype)
+    lengths = some_lengths(seed, 4, N)
+    return Case(
+        lambda x, g: attention_pool.attention_pool(x, g, key_lengths=lengths).to(dtype),
+        [x, g], [beyond(lengths, N)[:, :, None], None], (lengths == 0)[:, None, None],
+    )  # fmt: skip
+
+
+def seam_pool_case(seed, dtype):
+    case = pool_case(seed, dtype)
+    return Case(seam.attention_pool, case.leaves, [None, None], None)
+
+
+def pairs_case(seed, dtype, fused, normalise=False):
+    x, y = normal(seed, (6, 11), (6, 11), dtype=dtype)
+    scale = torch.tensor(3.0, device=DEVICE, dtype=dtype)
+    options = dict(normalise=normalise, workspace=1 << 7, fused=fused)
+    return Case(
+        lambda x, y, s: info_nce.info_nce(x, y, s, **options).to(dtype),
+        [x, y, scale], [None] * 3, None,
+    )  # fmt: skip
+
+
+def seam_pairs_case(seed, dtype):
+    return pairs_case(seed, dtype, False)._replace(call=seam.contrastive_loss)
+
+
+def captions_case(seed, dtype, call):
+    hidden, head = normal(seed, (3, 5, 8), (8, 13), dtype=dtype)
+    targets = torch.randint(1, 13, (3, 5), generator=generator(seed), device=DEVICE)
+    targets[beyond(some_lengths(seed, 3, 5), 5)] = PAD
+    return Case(
+        lambda x, w: call(x, w, targets).to(dtype), [hidden, head],
+        [(targets == PAD)[..., None], None], None,
+    )  # fmt: skip
+
+
+CASES = {
+    "attention": attention_case,
+    "attention, tiles of keys": lambda *a: attention_case(*a, T=3, S=135),
+    "attention, causal": lambda *a: attention_case(*a, T=7, causal=True),
+    "attention, general": lambda *a: attention_case(*a, shared=True),
+    "attention, general, tiles": lambda *a: attention_case(*a, T=3, S=70, shared=True),
+    "attention, long": lambda *a: attention_case(*a, T=257, S=5),
+    "attention, masked, torch": masked_attention_case,
+    "attention_pool": pool_case,
+    "attention_pool, tiles": lambda *a: pool_case(*a, N=70, M=140),
+    "attention_pool, torch": seam_pool_case,
+    "info_nce": lambda *a: pairs_case(*a, fused=True),
+    "info_nce, directions": lambda *a: pairs_case(*a, fused=True, normalise=True),
+    "info_nce, chunks": lambda *a: pairs_case(*a, fused=False),
+    "info_nce, directions, chunks": lambda *a: pairs_case(*a, fused=False, normalise=True),
+    "info_nce, torch": seam_pairs_case,
+    "caption_loss": lambda *a: captions_case(
+        *a, lambda x, w, t: caption_loss.caption_loss(x, w, t, chunk=4)
+    ),
+    "caption_loss, torch": lambda *a: captions_case(
+        *a, lambda x, w, t: caption_loss.caption_loss(x, w, t, chunk=4, fused=False)
+    ),
+    "caption_loss, seam": lambda *a: captions_case(
+        *a, lambda x, w, t: seam.caption_loss(x, {"weight": w}, t)
+    ),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+def poisoned(x, ignored, poison):
+    """x with `poison` where it is ignored, and in the memory between its rows."""
+    if not x.ndim:
+        return x
+    memory = torch.full((*x.shape[:-1], x.shape[-1] + 3), poison, dtype=x.dtype, device=x.device)
+    inside = memory[..., : x.shape[-1]]
+    return inside.copy_(x if ignored is None else x.masked_fill(ignored, poison))
+
+
+def results(call, leaves, dy, wanted=None):
+    """The result, and the gradients that are wanted."""
+    wanted = wanted or [True] * len(leaves)
+    leaves = [x.detach().requires_grad_(w) for x, w in zip(leaves, wanted, strict=True)]
+    y = call(*leaves)
+    asked = [x for x in leaves if x.requires_grad]
+    return [y.detach(), *torch.autograd.grad(y, asked, dy)]
+
+
+def gradient_of(case, seed):
+    """A random gradient of the result."""
+    y = case.call(*case.leaves)
+    return torch.randn(y.shape, generator=generator(seed + 1), dtype=y.dtype, device=DEVICE)
+
+
+@every_case
+@settings(max_examples=4)
+@given(
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    poison=st.sampled_from([torch.nan, torch.inf, -torch.inf]),
+)
+def test_what_is_ignored_is_never_read(name, seed, dtype, poison):
+    """Lengths, padding, samples without any key, memory between rows: bit for bit the same."""
+    case = CASES[name](seed, dtype)
+    dy = gradient_of(case, seed)
+    bad_dy = dy if case.result_ignored is None else dy.masked_fill(case.result_ignored, poison)
+    bad = [poisoned(x, i, poison) for x, i in zip(case.leaves, case.ignored, strict=True)]
+    clean, spoilt = results(case.call, case.leaves, dy), results(case.call, bad, bad_dy)
+    for what, a, b in zip(("result", "first", "second", "third"), clean, spoilt, strict=False):
+        assert b.isfinite().all(), f"{what} is not finite"
+        assert torch.equal(a, b), f"{what} differs by {(a - b).abs().max()}"
+    for gradient, ignored in zip(spoilt[1:], case.ignored, strict=True):
+        assert ignored is None or not gradient[ignored.expand(gradient.shape)].any()
+
+
+@triton.jit
+def softmax_kernel(x_ptr, y_ptr, lengths_ptr, stride, R, C, BLOCK: tl.constexpr):
+    """Softmax of each row of one sample [R, C], of which so many columns are real."""
+    b = tl.program_id(0).to(tl.int64)
+    r, c = tl.arange(0, BLOCK), tl.arange(0, BLOCK)
+    end = end_of(lengths_ptr, b, C)
+    x = load_tile(x_ptr + b * R * stride, r, c, stride, R, end, False)
+    x = tl.where(score_mask(r, c, R, end, False), x * 1.4426950408889634, float("-inf"))
+    start = tl.full([BLOCK], float("-inf"), tl.float32)
+    p, _, total, _ = online_softmax(x, start, tl.zeros([BLOCK], tl.float32))
+    store_tile(y_ptr + b * R * C, p * safe_inverse(total)[:, None], r, c, C, R, C, False)
+
+
+@settings(max_examples=4)
+@given(seed=st.integers(0, 1000), poison=st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+def test_the_pieces_of_softmax_never_read_what_is_ignored(seed, poison):
+    (x,) = normal(seed, (3, 5, 11), dtype=torch.float32)
+    lengths = some_lengths(seed, 3, 11).to(torch.int32)
+    outside = beyond(lengths, 11)[:, None]
+    bad, y = poisoned(x, outside, poison), torch.full_like(x, torch.nan)
+    softmax_kernel[(3,)](bad, y, lengths, bad.stride(1), 5, 11, BLOCK=16)
+    want = torch.softmax(x.masked_fill(outside, -torch.inf), -1).nan_to_num(0.0)
+    torch.testing.assert_close(y, want)
+
+
+@every_case
+def test_a_second_derivative_is_right_or_refused(name):
+    """Never 0 in silence: a gradient penalty would then train nothing."""
+    case = CASES[name](0, torch.float64)
+    leaves = [x.requires_grad_() for x in case.leaves]
+    try:
+        assert torch.autograd.gradgradcheck(case.call, leaves, fast_mode=True)
+        refused = False
+    except torch.autograd.gradcheck.GradcheckError:
+        raise
+    except RuntimeError as error:
+        refused = "no autograd formula" in str(error) or "not implemented" in str(error)
+        assert refused, error
+    assert refused or "torch" in name
+
+
+@pytest.mark.parametrize("module", MODULES[:2] + MODULES[3:], ids=lambda m: m.__name__[17:])
+def test_only_the_result_of_an_op_has_a_derivative(module):
+    """What the backward is served from (a log-sum-exp, say) would be given none."""
+    case = CASES[module.__name__.split(".")[-1]](0, torch.float32)
+    (op,) = (f for n, f in vars(module).items() if n.endswith("_forward"))
+    more = {"attention_forward": (None, False, 0.25), "attention_pool_forward": (None,)}
+    arguments = more.get(op._name.split("::")[1] + "_forward", (False, 1 << 20, False))
+    first, *others = op(*(x.requires_grad_() for x in case.leaves), *arguments)
+    assert first.requires_grad and not any(x.requires_grad for x in others)
+
+
+class Made(TorchDispatchMode):
+    """Within the block: bytes of memory and numbers of products that are made, in ops too."""
+
+    PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm}
+
+    def __enter__(self):
+        self.bytes, self.products, self.alive = 0, 0, {}
+        functions = itertools.chain(*(vars(m).values() for m in MODULES))
+        kind = torch.library.CustomOpDef if hasattr(torch.library, "CustomOpDef") else None
+        kind = kind or type(attention.attention_forward)
+        self.bodies = {f._opoverload: f._init_fn for f in functions if isinstance(f, kind)}
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function in self.bodies:
+            with self:
+                return self.bodies[function](*arguments, **(keywords or {}))
+        result = function(*arguments, **(keywords or {}))
+        self.products += function.overloadpacket in self.PRODUCTS
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.alive:
+                self.alive[x.untyped_storage()._cdata] = x
+                self.bytes += x.untyped_storage().nbytes()
+        return result
+
+
+def made(case, dy, wanted):
+    """((bytes, products) made on the way, results)."""
+    leaves = [x.detach() for x in case.leaves]
+    with Made() as seen:
+        found = results(case.call, leaves, dy, wanted)
+    return seen, found
+
+
+@every_case
+def test_a_gradient_that_nobody_wants_is_not_made(name):
+    """Whatever is frozen: the others are the same, and its bytes and its products are saved."""
+    case = CASES[name](0, torch.float32)
+    dy = gradient_of(case, 0)
+    everything, full = made(case, dy, [True] * len(case.leaves))
+    for wanted in itertools.product((True, False), repeat=len(case.leaves)):
+        if not any(wanted) or all(wanted):
+            continue
+        seen, found = made(case, dy, list(wanted))
+        same = [full[0], *itertools.compress(full[1:], wanted)]
+        assert all(torch.equal(a, b) for a, b in zip(found, same, strict=True)), wanted
+        if "torch" in name and "caption" not in name:
+            continue  # torch's own: what it saves is its affair
+        frozen = [x for x, w in zip(case.leaves, wanted, strict=True) if not w]
+        least = sum(x.numel() * x.itemsize for x in frozen)
+        assert everything.bytes - seen.bytes >= least, f"{wanted} saves too little"
+        if name.startswith(("info_nce", "caption")) and any(x.ndim for x in frozen):
+            assert seen.products < everything.products, f"{wanted} saves no product"
