@@ -86,6 +86,15 @@ class Exercise:
         path = ANSWERS / f"{self.name}.py"
         return path if path.exists() else None
 
+    def shown_answer(self):
+        """The source of an answer, and where it is from."""
+        if self.own_answer:
+            text = self.own_answer.read_text(encoding="utf-8")
+            ours = self.answer.startswith("minicoca")
+            return text + (f"\n# The project's own, which does more: {self.answer}" if ours else "")
+        function = inspect.unwrap(getattr(self.load_answer(), "fn", self.load_answer()))
+        return f"# {function.__module__}\n\n{inspect.getsource(function)}"
+
     def slipped(self):
         """[(functions to look for a slip in, the first being the answer; what runs it)]: the model,
         and the answer with what it calls in its own module, unless the learner is given that."""

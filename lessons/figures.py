@@ -14,7 +14,7 @@ def main():
     """Draw every figure."""
     FOLDER.mkdir(exist_ok=True)
     for name in DRAWN:
-        (FOLDER / name).write_text(draw(name))
+        (FOLDER / name).write_text(draw(name), encoding="utf-8")
         print(FOLDER / name)
 
 

@@ -34,17 +34,17 @@ def find(number):
 
 def exercises(path):
     """The names of a page's exercises, as its table has them."""
-    return re.findall(r"^\| (\d+[a-z]) \|", path.read_text(), re.M)
+    return re.findall(r"^\| (\d+[a-z]) \|", path.read_text(encoding="utf-8"), re.M)
 
 
 def title(path):
     """What a page is called."""
-    return path.read_text().split("\n", 1)[0].lstrip("# ").split("·")[-1].strip()
+    return path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ").split("·")[-1].strip()
 
 
 def blocks(path):
     """[(section, first line, code, what it must print or None)] of a page."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     found = []
     matches = list(BLOCK.finditer(text))
     for match, after in zip(matches, [*matches[1:], None], strict=True):
@@ -90,7 +90,7 @@ def outside_code(text, change):
 
 def links(path):
     """Everything that a page points to."""
-    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
     return re.findall(r"\]\(([^)#\s]+)", prose)
 
 
@@ -101,7 +101,7 @@ def for_notebook(path):
         'os.environ["TRITON_INTERPRET"] = "1"  # kernels run on any CPU'
     )
     text = outside_code(
-        path.read_text(), lambda prose: re.sub(r"\]\((?!https?:|#)", "](../", prose)
+        path.read_text(encoding="utf-8"), lambda prose: re.sub(r"\]\((?!https?:|#)", "](../", prose)
     )
     text = re.sub(r"^```math\n(.*?)^```\n", r"$$\n\1$$\n", text, flags=re.M | re.S)
     return f"```python\n{first}\n```\n\n{text}"
