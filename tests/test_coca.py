@@ -5,13 +5,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
+import torch_oracle
 from backends import BACKENDS
 from hypothesis import given
 from strategies import configs, model_and_batch, seeds, small_config
 
 from minicoca.config import preset
 from minicoca.engine import text as engine_text
-from minicoca.params import count, flatten, initialise, specs
+from minicoca.params import count, flatten, initialise, specs, tree_map
 
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 
@@ -44,6 +46,25 @@ def test_parameter_counts_of_the_paper(name, image, text):
 def test_parameter_counts_of_open_clip():
     """coca_ViT-B-32 has 253,560,065; ours has CLS and its position as one vector of 512."""
     assert count(specs(preset("open_clip_b32"))) == 253_560_065 - 512
+
+
+def check_torchs_own_layers(backend, config, seed):
+    """Embeddings and logits are those of a model that is made of torch.nn's modules."""
+    params, images, tokens = model_and_batch(config, seed)
+    tensors = tree_map(torch.tensor, params)
+    with torch.no_grad():
+        want = torch_oracle.coca(tensors, config, torch.tensor(images), torch.tensor(tokens))
+    have = backend.outputs(params, config, images, tokens)
+    valid = (tokens[:, 1:] != 0)[..., None]
+    for name, value in want.items():
+        value = np.where(valid, value, 0) if name == "logits" else value.numpy()
+        np.testing.assert_allclose(have[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@both
+@given(config=configs(), seed=seeds)
+def test_it_is_what_torchs_own_layers_make(backend, config, seed):
+    check_torchs_own_layers(backend, config, seed)
 
 
 def check_causality(backend, config, seed):

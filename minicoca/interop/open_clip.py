@@ -4,9 +4,11 @@ A mapping is a list of (their name, which third of it or None, our name, turn): 
 array becomes ours and how ours becomes theirs. open_clip stacks query, key and value in one array.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from ..params import check, flatten, unflatten
+from ..params import check, flatten, specs, unflatten
 
 
 def _transpose(array):
@@ -68,6 +70,7 @@ def _block(theirs, ours, attention="attention", norms=("attention", "mlp"), mlp=
 def _mapping(config):
     if (config.stem, config.pooler, config.multimodal_mlps) != ("clip", "shared", 2):
         raise ValueError("open_clip's CoCa has stem=clip, pooler=shared, multimodal_mlps=2")
+    stacked = config.image_width == config.text_width  # torch's layer stacks what is of one width
     names = [
         ("visual.class_embedding", None, "image.class", _KEEP),
         ("visual.positional_embedding", None, "image.position", _KEEP),
@@ -76,7 +79,7 @@ def _mapping(config):
         ("visual.attn_pool.query", None, "pooler.shared.queries", _KEEP),
         *_norm("visual.attn_pool.ln_q", "pooler.shared.norm_query"),
         *_norm("visual.attn_pool.ln_k", "pooler.shared.norm_key"),
-        *_attention("visual.attn_pool.attn", "pooler.shared.attention", stacked=False),
+        *_attention("visual.attn_pool.attn", "pooler.shared.attention", stacked),
         *_norm("visual.ln_post", "pooler.shared.norm_output"),
         ("visual.proj", None, "image_projection.weight", _KEEP),
         ("text.token_embedding.weight", None, "text.token", _KEEP),
@@ -103,32 +106,77 @@ def _mapping(config):
 _CLS, _POSITION = "text.cls_emb", "text.positional_embedding"
 
 
-def from_open_clip(state_dict, config):
-    """Our tree of arrays from the state dict (torch or NumPy) of open_clip's model.
+def _shapes(config):
+    """{their name: the shape it has}, for all that the config's model has there."""
+    ours, shapes = flatten(specs(config)), {}
+    for name, third, our, (_, turn) in _mapping(config):
+        like = turn(np.broadcast_to(np.float32(0), ours[our].shape))  # holds one number
+        shapes[name] = like.shape if third is None else (3 * len(like), *like.shape[1:])
+    tokens, width = ours["text.position"].shape
+    return shapes | {_CLS: (width,), _POSITION: (tokens + 1, width)}
 
-    Raises ValueError where names or shapes are not those of `config`.
-    """
-    theirs, mapping = {n: np.asarray(a) for n, a in state_dict.items()}, _mapping(config)
-    want = {name for name, *_ in mapping} | {_CLS, _POSITION}
-    if want != theirs.keys():
-        missing, extra = sorted(want - theirs.keys()), sorted(theirs.keys() - want)
+
+def _array(name, value, dtype):
+    """A weight as an array of floats, whatever holds it: NumPy has no bfloat16 of torch's, and
+    reads no parameter and nothing on a card. Raises ValueError."""
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach()
+            if not value.dtype.is_floating_point:
+                raise TypeError(f"it holds {value.dtype}")
+            value = value.double().cpu().numpy()
+        array = np.asarray(value)
+        if array.dtype.kind not in "fV":  # V: bfloat16 that another library gave NumPy
+            raise TypeError(f"it holds {array.dtype}")
+        return array.astype(dtype)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0][:120]
+        raise ValueError(f"{name} is no array of floats ({reason})") from None
+
+
+def _arrays(state_dict, config, dtype):
+    """{their name: array}, or a ValueError that says what is missing, too many or otherwise."""
+    if not isinstance(state_dict, Mapping):
+        kind = type(state_dict).__name__
+        raise ValueError(f"open_clip weights: a {kind} is no state dict; give model.state_dict()")
+    want, have = _shapes(config), {str(name) for name in state_dict}
+    if want.keys() != have:
+        missing, extra = sorted(want.keys() - have), sorted(have - want.keys())
         raise ValueError(f"open_clip weights: missing {missing[:3]}, not expected {extra[:3]}")
+    theirs = {name: _array(name, value, dtype) for name, value in state_dict.items()}
+    for name, array in theirs.items():
+        if array.shape != want[name]:
+            found = f"{name} has shape {array.shape}, expected {want[name]}"
+            raise ValueError(f"open_clip weights: {found}")
+    return theirs
+
+
+def from_open_clip(state_dict, config, dtype=np.float32):
+    """Our tree of arrays from the state dict of open_clip's model, of whatever holds floats: torch
+    tensors and parameters of any precision, on any device, or arrays.
+
+    Raises ValueError where names or shapes are not those of `config`, or one is not of floats.
+    """
+    theirs = _arrays(state_dict, config, dtype)
     flat = {
         "text.cls": theirs[_CLS] + theirs[_POSITION][-1],
         "text.position": theirs[_POSITION][:-1],
     }
-    for name, third, ours, (turn, _) in mapping:
+    for name, third, ours, (turn, _) in _mapping(config):
         array = theirs[name]
         flat[ours] = turn(array if third is None else np.split(array, 3)[third])
-    tree = unflatten({name: np.array(array, order="C") for name, array in flat.items()})
-    check(tree, config, "open_clip weights")
-    return tree
+    return unflatten({name: np.array(array, order="C") for name, array in flat.items()})
 
 
-def to_open_clip(tree, config):
-    """The state dict (NumPy arrays) that open_clip's model loads; undoes from_open_clip."""
-    flat, parts = {n: np.asarray(a) for n, a in flatten(tree).items()}, {}
-    for name, _, ours, (_, turn) in _mapping(config):  # thirds come in order
+def to_open_clip(tree, config, dtype=np.float32):
+    """The state dict (NumPy arrays) that open_clip's model loads; undoes from_open_clip.
+
+    Raises ValueError where the tree is not that of `config`, or a leaf not of floats.
+    """
+    mapping = _mapping(config)
+    flat, parts = {n: _array(n, leaf, dtype) for n, leaf in flatten(tree).items()}, {}
+    check(unflatten(flat), config, "the weights")
+    for name, _, ours, (_, turn) in mapping:  # thirds come in order
         parts.setdefault(name, []).append(turn(flat[ours]))
     theirs = {name: np.concatenate(p) if len(p) > 1 else p[0] for name, p in parts.items()}
     theirs[_CLS] = flat["text.cls"]
