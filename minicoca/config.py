@@ -66,6 +66,9 @@ class Config:
     # Data.
     data: str = _data("shapes", "shapes, emoji, or a file or folder of images and captions")
     image_root: str = _data("", "own data: where a list's image paths begin; else beside the list")
+    validation_part: float = _data(0.05, "own data: part that is looked at in training", high=1)
+    held_out_part: float = _data(0.05, "own data: part that is tested on at the end", high=1)
+    keep_copies: bool = _data(False, "own data: byte-equal copies are split by their own names")
     held_out: str = _data("twemoji", "emoji: the vendor that is tested on and never trained on")
     exclude: str = _data("", "emoji: vendors to leave out altogether, separated by commas")
     emoji_source: str = _data("", "emoji: where drawings are, as vendor=PATH,vendor=PATH")
@@ -74,7 +77,7 @@ class Config:
     fold: bool = _data(
         False, "fold case and kinds of letters (sentencepiece's nfkc_cf); else captions as written"
     )
-    distinct: bool = _data(False, "spread equal captions, so that a batch seldom holds two")
+    distinct: bool = _data(False, "no step holds two pairs that share a caption")
     augment: float = _data(0.0, "strength of random changes to training images; 0: none")
     pixel_mean: tuple = _data((0.5, 0.5, 0.5), "mean of red, green, blue; set by the data")
     pixel_std: tuple = _data((0.5, 0.5, 0.5), "their standard deviation; set by the data")
@@ -133,6 +136,10 @@ class Config:
         _ = self.emoji_sources
         if not self.data:
             raise ValueError("data is empty; give shapes, emoji, or a file or folder")
+        if (parts := self.validation_part + self.held_out_part) >= 1:
+            raise ValueError(
+                f"validation_part and held_out_part are {parts} together; keep them under 1"
+            )
         if self.contrastive_weight <= 0 and self.caption_weight <= 0:
             raise ValueError("contrastive_weight and caption_weight are both 0: nothing to learn")
 

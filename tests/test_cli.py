@@ -310,10 +310,14 @@ def test_what_flags_say_of_data_reaches_it(monkeypatch):
             "emoji", exclude="noto,google", unseen_names=True, emoji_source="a=x,b=y", seed=3
         )
     )
-    data.load(config.preset("tiny", data="x.csv", image_root="pictures", seed=4))
+    parts = dict(held_out_part=0.2, validation_part=0.1, keep_copies=True)
+    data.load(config.preset("tiny", data="x.csv", image_root="pictures", seed=4, **parts))
     emojis = dict(sources={"a": "x", "b": "y"}, exclude=("noto", "google"), unseen_names=True)
     assert asked[0] == ((3, 32, "twemoji"), emojis)
-    assert asked[1] == (("x.csv", 32), dict(seed=4, image_root="pictures"))
+    assert asked[1] == (
+        ("x.csv", 32),
+        dict(seed=4, held_out=0.2, validation=0.1, keep_copies=True, image_root="pictures"),
+    )
 
 
 def test_own_data_has_settings_of_its_own_unless_a_preset_is_named():

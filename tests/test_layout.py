@@ -30,11 +30,11 @@ OURS = {
     "metrics.py": {"numpy", "minicoca.words"},
     "words.py": set(),
     "tasks": {
-        "numpy", "PIL", "tqdm", "minicoca.tasks", "minicoca.images", "minicoca.engine",
-        "minicoca.words",
+        "numpy", "PIL", "tqdm", "minicoca.tasks", "minicoca.data", "minicoca.images",
+        "minicoca.engine", "minicoca.words",
     },
     "training": {
-        "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data",
+        "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data", "minicoca.images",
         "minicoca.tokenizer", "minicoca.words", "minicoca.evaluate", "minicoca.report",
         "minicoca.engine", "minicoca.reference", "minicoca.training",
     },

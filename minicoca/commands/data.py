@@ -7,7 +7,10 @@ import numpy as np
 from .flags import add_settings, from_flags
 
 HELP = "look at a data set before training on it"
-SETTINGS = ("image_size", "image_root", "held_out", "exclude", "emoji_source", "unseen_names")
+SETTINGS = (
+    *("image_size", "image_root", "validation_part", "held_out_part", "keep_copies", "seed"),
+    *("held_out", "exclude", "emoji_source", "unseen_names"),
+)
 
 
 def add_flags(parser):

@@ -24,5 +24,12 @@ def load(config):
         )
     from . import folder
 
-    root = config.image_root or None
-    return folder.load(config.data, config.image_size, seed=config.seed, image_root=root)
+    return folder.load(
+        config.data,
+        config.image_size,
+        seed=config.seed,
+        held_out=config.held_out_part,
+        validation=config.validation_part,
+        keep_copies=config.keep_copies,
+        image_root=config.image_root or None,
+    )

@@ -22,11 +22,14 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
+from PIL import __version__ as Pillow
+
+from minicoca.data.files import Report, files_below
+from minicoca.images import IMAGE_SUFFIXES, open_image
 
 FONT_SUFFIXES = (".ttf", ".ttc", ".otf", ".woff2", ".woff")
-PICTURE_SUFFIXES = (".png", ".webp", ".gif", ".jpg", ".jpeg", ".avif")
 MARGIN = 1 / 32  # white space around a drawing, as a part of its longer side
-CACHE_VERSION = 1  # raise when drawings come out differently
+CACHE_VERSION = 2  # raise when drawings come out differently
 
 
 @dataclass(frozen=True)
@@ -144,9 +147,9 @@ def find_sources(
 
 def files_in(source: Path) -> Iterator[tuple[str, BinaryIO]]:
     """(name, open binary file) of each font or picture: `source` itself, in it, or in a tarball."""
-    wanted = FONT_SUFFIXES + PICTURE_SUFFIXES
+    wanted = (*FONT_SUFFIXES, *IMAGE_SUFFIXES)
     if source.is_dir():
-        for path in sorted(source.rglob("*")):
+        for path in files_below(source, Report()):
             if path.suffix.lower() in wanted:
                 with path.open("rb") as file:
                     yield path.name, file
@@ -179,18 +182,25 @@ def drawings(
         key = key_of_file(name)
         if key in texts and key not in seen:
             seen.add(key)
-            try:
-                picture = Image.open(file).convert("RGBA")
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            picture = rgba(file.read(), name)
+            if picture is None:
                 count(left_out, "unreadable")
-                continue
-            if picture.getchannel("A").getbbox():
+            elif picture.getchannel("A").getbbox():
                 yield key, picture
             else:
                 count(left_out, "blank")
     if not seen:
         raise ValueError(f"{source}: no colour font, and no pictures named like 1f600.png")
     count(left_out, "absent", len(texts.keys() - seen))
+
+
+def rgba(content: bytes, name: str) -> Image.Image | None:
+    """A picture with its transparency, or None if it cannot be decoded."""
+    try:
+        with open_image(BytesIO(content), name) as picture:
+            return picture.convert("RGBA")
+    except Exception:  # given a hostile file, Pillow raises almost anything
+        return None
 
 
 def count(counts: dict[str, int], what: str, by: int = 1) -> None:
@@ -312,8 +322,11 @@ def save(path: Path, drawn: Sheet) -> None:
 
 
 def fingerprint(source: Path, texts: Mapping[str, str]) -> str:
-    """Changes with the source's files, the list of names and the way of drawing."""
-    files = sorted(source.rglob("*")) if source.is_dir() else [source]
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    state = (CACHE_VERSION, features.check("raqm"), states, sorted(texts))
+    """Changes with the source's files, the names and their characters, and what draws."""
+    files = files_below(source, Report()) if source.is_dir() else [source]
+    stats = [(os.path.relpath(file, source), file.stat()) for file in files]
+    states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    raqm, freetype = (features.version(name) for name in ("raqm", "freetype2"))
+    drawn_by = (CACHE_VERSION, MARGIN, Pillow, raqm, freetype)
+    state = (str(source.resolve()), drawn_by, states, sorted(texts.items()))
     return hashlib.sha256(repr(state).encode()).hexdigest()[:16]

@@ -64,7 +64,7 @@ def files_below(folder: Path, report: Report) -> list[Path]:
     while waiting or links:
         here, real = waiting.pop() if waiting else links.pop(0)
         if real in seen:
-            report.add("folders found twice through links, searched once", f"{here} is {real}")
+            report.add("searched once, though more links lead there", f"{here} is {real}")
             continue
         seen.add(real)
         for entry in entries(here, report):
@@ -76,7 +76,7 @@ def files_below(folder: Path, report: Report) -> list[Path]:
             elif not entry.is_symlink():
                 waiting.append((path, real / entry.name))
             elif home.is_relative_to(target := Path(os.path.realpath(path))):
-                report.add("links that lead back to where they are", f"{path} is {target}")
+                report.add("not followed, a link back to where it is", f"{path} is {target}")
             else:
                 links.append((path, target))
     return sorted(found)
@@ -88,7 +88,7 @@ def entries(folder: Path, report: Report) -> list[os.DirEntry]:
             with os.scandir(folder) as inside:
                 return list(inside)
         except PermissionError:
-            report.add("folders that may not be read left out", str(folder))
+            report.add("left out, a folder that may not be read", str(folder))
             return []
 
     return patiently(listed)
@@ -115,11 +115,11 @@ def left_alone(path: Path, kind: str) -> str:
     suffix = path.suffix.lower()
     if path.name.startswith("."):  # as ._a.png, which macOS writes beside a.png on other drives
         counts = kind == "folder" or suffix in {*IMAGE_SUFFIXES, *CLAIMED_SUFFIXES, TEXT_SUFFIX}
-        return f"hidden {kind}s left alone" * counts
+        return "left alone as hidden" * counts
     if kind == "nothing":
-        return "links that lead nowhere left out"
+        return "left out, a link that leads nowhere"
     if kind == "file" and suffix in CLAIMED_SUFFIXES:
-        return "pictures of kinds that cannot be opened here left out; convert them to PNG or JPEG"
+        return "left out, of a kind that cannot be opened here (convert to PNG or JPEG)"
     return ""
 
 

@@ -1,7 +1,7 @@
 """The one form in which training and evaluation see data, wherever it comes from.
 
 A source that decodes its pictures when they are asked for needs no `images` array: whatever has a
-length, `captions`, `zero_shot` and `batch` can stand in for `Pairs`.
+length, `captions`, `zero_shot`, `same`, `batch` and `shown` can stand in for `Pairs`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ class Pairs:
     images: np.ndarray  # uint8 [n, side, side, 3]
     captions: tuple[tuple[str, ...], ...]  # training picks one, evaluation accepts any
     zero_shot: ZeroShot | None = None
+    same: np.ndarray | None = (
+        None  # int64 [n], the first row that shows the same image; None: no two
+    )
 
     def __post_init__(self) -> None:
         dtype, shape = self.images.dtype, self.images.shape
@@ -57,6 +60,10 @@ class Pairs:
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The images at `indices` [B] as a new uint8 array [B, side, side, 3]."""
         return self.images[np.asarray(indices, dtype=np.int64)]
+
+    def shown(self, indices: np.ndarray) -> np.ndarray:
+        """The rows that `batch` gave: those that were asked for."""
+        return indices
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,47 +3,53 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from ..images import ImageError, load_image
+from ..data.files import EXAMPLES, Report, images_below
+from ..images import ImageError, ReadError, load_image, patiently
 
 BATCH = 64
 
 
-def find_images(paths):
-    """Every image file among `paths`; folders are searched to the bottom, in order of name.
+def find_images(paths, skipped=None):
+    """Every image file among `paths`; folders are searched to the bottom, as training does.
 
+    What is left alone there is added to the list `skipped`, hidden files by their first few.
     Raises ValueError if a path is not there or nothing is found.
     """
-    Image.init()
-    found = []
+    found, report = [], Report()
     for path in map(Path, paths):
         if path.is_dir():
-            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in Image.EXTENSION)
-            found += [p for p in inside if p.is_file()]
+            found += images_below(path, report)
         elif path.exists():
             found.append(path)
         else:
             raise ValueError(f"{path}: there is no such file or folder")
     if not found:
-        raise ValueError(f"no images in {', '.join(map(str, paths))}")
+        left = f"\n{report}" if report.named else ""
+        raise ValueError(f"no images in {', '.join(map(str, paths))}{left}")
+    for reason, names in report.named.items():
+        most = EXAMPLES if "hidden" in reason else len(names)
+        more = [f"{len(names) - most} more {reason}"] if len(names) > most else []
+        (skipped if skipped is not None else []).extend(
+            [*(f"{name}: {reason}" for name in names[:most]), *more]
+        )
     return found
 
 
 def decoded(paths, side, skipped):
     """(paths, uint8 images [b, side, side, 3]) batch by batch, with progress where it takes long.
 
-    A file that cannot be decoded is left out and its error added to the list `skipped`.
+    A file that cannot be read or decoded is left out and its error added to the list `skipped`.
     """
     steps = range(0, len(paths), BATCH)
     for i in tqdm(steps, unit="batch", disable=len(paths) <= 4 * BATCH, leave=False):
         kept, images = [], []
         for path in paths[i : i + BATCH]:
             try:
-                images.append(load_image(path, side))
+                images.append(patiently(lambda path=path: load_image(path, side), ReadError))
                 kept.append(path)
-            except ImageError as error:
+            except (ImageError, ReadError) as error:
                 skipped.append(str(error))
         if kept:
             yield kept, np.stack(images)

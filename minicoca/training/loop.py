@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..data.order import Order, batches
 from ..evaluate import evaluate
+from ..images import ReadError
 
 LOOK = 256  # validation pairs in a quick look during training
 LOG_EVERY = 10
@@ -23,13 +24,20 @@ class Stopped(Exception):
 
 def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked):
     """Steps `first` to the last. Raises Stopped."""
-    order = Order(dataset.train.captions, config.batch_size, config.seed, config.distinct)
+    pairs, crowded = dataset.train, False
+    order = Order(pairs.captions, config.batch_size, config.seed, config.distinct, pairs.same)
 
     def encode(texts):
         return tokenizer.encode(texts, config.text_length)
 
+    made = _while_readable(
+        batches(pairs, order, encode, first, config.steps), first, config, folder, checkpoint
+    )
     with tqdm(total=config.steps, initial=first, unit="step", mininterval=0.5) as bar:
-        for step, images, tokens in batches(dataset.train, order, encode, first, config.steps):
+        for step, images, tokens in made:
+            if order.crowded and not crowded:
+                crowded = True
+                bar.write(_crowded(order, config), file=sys.stderr)
             report = trainer.step(step, images, tokens)
             if not all(map(math.isfinite, report.values())):
                 raise Stopped(diverged(step, report, folder))
@@ -51,13 +59,37 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
                 )
 
 
+def _while_readable(made, first, config, folder, checkpoint):
+    """The batches, until an image cannot be read. Raises Stopped then, after a checkpoint."""
+    done = first
+    try:
+        for batch in made:
+            yield batch
+            done = batch[0] + 1
+    except ReadError as error:
+        checkpoint(done)
+        raise Stopped(
+            f"{error}. Stopped after step {done} of {config.steps}; once it can be read again, "
+            f"go on with: minicoca train --resume {shlex.quote(str(folder))}"
+        ) from error
+
+
+def _crowded(order, config):
+    """What to say where steps hold equal pairs."""
+    what = "an equal image or caption" if config.distinct else "an equal image"
+    return (
+        f"{order.crowded:,} of the {len(order.captions):,} pairs share a step with {what}: there "
+        f"are too many of it for steps of {config.batch_size} (--batch-size)"
+    )
+
+
 def _look(trainer, tokenizer, dataset, step, log, bar):
     """A quick figure on validation pairs, so that a person sees whether it learns."""
     if dataset.validation is None or not len(dataset.validation):
         return
     try:
         figures, _ = evaluate(trainer.model(), tokenizer, dataset.validation, limit=LOOK)
-    except ValueError as error:  # no image can be decoded; or NaN, which the next step will find
+    except (ValueError, ReadError) as error:  # or NaN, which the next step will find
         bar.write(f"step {step}: no look at validation data: {error}", file=sys.stderr)
         return
     log.write({"step": step, "validation": figures})

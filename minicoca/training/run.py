@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import data, params
 from ..evaluate import evaluate, nearest_truth, written
+from ..images import ReadError
 from ..report import make_picture, table
 from ..tokenizer import Tokenizer
 from ..words import clean
@@ -71,7 +72,13 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
         loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked)
     seconds = time.perf_counter() - begun
     params.save(folder / "model.safetensors", trainer.weights(), config)
-    results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, say)
+    try:
+        results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, say)
+    except ReadError as error:
+        raise Stopped(
+            f"{error}. The training is done, but not its evaluation; once it can be read again, "
+            f"go on with: minicoca train --resume {shlex.quote(str(folder))}"
+        ) from error
     tell_left_out(dataset, folder, say)
     return results
 
