@@ -1,13 +1,12 @@
 """Lists and folders of one's own: read right, split stably, and told apart from mistakes."""
 
-import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from minicoca.data import folder
-from minicoca.data.folder import FolderPairs, Report, load, read_captions
+from minicoca.data.folder import FolderPairs, Report, load
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
@@ -35,96 +34,6 @@ def write(path, text: str, encoding="utf-8"):
 def splits(dataset) -> dict:
     found = {"train": dataset.train, "validation": dataset.validation, **dataset.evaluations}
     return {name: split for name, split in found.items() if split is not None}
-
-
-EXPECTED = {"a.png": ("a cat", "one cat"), "b.png": ("two dogs",)}
-COCO = {
-    "images": [{"id": 9, "file_name": "a.png"}, {"id": 4, "file_name": "b.png"}],
-    "annotations": [
-        {"image_id": 9, "caption": "a cat"},
-        {"image_id": 4, "caption": "two dogs"},
-        {"image_id": 9, "caption": "one cat"},
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    "name, text",
-    [
-        ("x.csv", "image,caption\na.png,a cat\nb.png,two dogs\na.png,one cat\n"),
-        ("x.csv", 'id,Title,FilePath\n1,"a cat",a.png\n2,one cat,a.png\n3,two dogs,b.png\n'),
-        ("x.tsv", "filename\ttext\na.png\ta cat\na.png\tone cat\nb.png\ttwo dogs"),
-        (
-            "x.jsonl",
-            '{"path": "a.png", "captions": ["a cat", "one cat"]}\n\n'
-            '{"file": "b.png", "caption": "two dogs"}\n',
-        ),
-        ("x.json", json.dumps(COCO)),
-        (
-            "x.json",
-            '[{"image": "a.png", "text": ["a cat", "one cat"]},'
-            ' {"image_path": "b.png", "text": "two dogs"}]',
-        ),
-    ],
-)
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_kinds_of_lists(tmp_path, name, text, encoding):
-    report = Report()
-    assert read_captions(write(tmp_path / name, text, encoding), report) == EXPECTED
-    assert not report.named
-
-
-def test_folder_of_images_and_texts(tmp_path):
-    for name, text in {"a": "a cat\none cat\n", "deep/b": "two dogs"}.items():
-        make_image(tmp_path / f"{name}.jpg", 1)
-        write(tmp_path / f"{name}.txt", text)
-    make_image(tmp_path / "lonely.png", 1)
-    report = Report()
-    captions = read_captions(tmp_path, report)
-    assert captions == {"a.jpg": ("a cat", "one cat"), "deep/b.jpg": ("two dogs",)}
-    assert "lonely.txt" in str(report)
-
-
-def test_captions_are_cleaned_and_empty_ones_reported(tmp_path):
-    text = 'image,caption\na.png,"  cafe\u0301\n noir "\nb.png,"  "\n,lost\na.png,caf\u00e9 noir\n'
-    report = Report()
-    assert read_captions(write(tmp_path / "x.csv", text), report) == {"a.png": ("caf\u00e9 noir",)}
-    assert "x.csv, line 4" in str(report) and "x.csv, line 5" in str(report)
-    assert sum(map(len, report.named.values())) == 2
-
-
-@pytest.mark.parametrize(
-    "name, text, message",
-    [
-        ("x.csv", "picture,caption\na.png,a cat\n", r"line 1: has picture, caption.*image, path"),
-        ("x.csv", "image,words\na.png,a cat\n", r"line 1.*caption, captions"),
-        ("x.csv", "", r"line 1: has nothing"),
-        ("x.csv", "image,caption\nb.png,b\na.png,one, two\n", r"line 3: more fields"),
-        ("x.csv", 'image,caption\na.png,"one" two\n', r"line 2.*quotes"),
-        ("x.jsonl", '{"image": "a", "text": "b"}\n{"image": \n', r"line 2: not JSON"),
-        ("x.jsonl", '["a.png"]', r"line 1: not an object"),
-        ("x.jsonl", '{"image": 3, "text": "b"}', r"line 1: image must be a path"),
-        ("x.jsonl", '{"image": "a", "text": 5}', r"line 1: a caption must be text.*5"),
-        ("x.jsonl", '{"image": "a"}', r"line 1: has image, but"),
-        ("x.json", '{"images": []}', r"not COCO captions.*annotations"),
-        (
-            "x.json",
-            '{"images": [{"id": 1, "file_name": 5}],'
-            ' "annotations": [{"image_id": 1, "caption": "a"}]}',
-            "annotation 1: image must be a path: 5",
-        ),
-        ("x.json", "[" * 100_000, r"not JSON"),
-        (
-            "x.json",
-            '{"images": [], "annotations": [{"image_id": 7, "caption": "a"}]}',
-            r"annotation 1: no image has the id 7",
-        ),
-        ("x.parquet", "", r"neither a folder nor"),
-    ],
-)
-def test_mistakes_are_named(tmp_path, name, text, message):
-    with pytest.raises(ValueError, match=message):
-        read_captions(write(tmp_path / name, text), Report())
 
 
 def test_other_mistakes(tmp_path, pictures):
@@ -246,16 +155,3 @@ def test_report_quotes_only_the_first():
         report.add("bad", f"file {number}")
     assert "12 bad" in str(report) and "file 4" in str(report) and "file 5" not in str(report)
     assert "7 more" in str(report)
-
-
-def test_what_cannot_be_seen_is_no_caption(tmp_path):
-    text = '{"image": "a.png", "caption": ["\\u200b", "a \\ud800 cat"]}\n'
-    listed = write(
-        tmp_path / "x.jsonl", text + '{"image": "b.png", "caption": "\\u200b \\u2060"}\n'
-    )
-    report = Report()
-    assert read_captions(listed, report) == {"a.png": ("a cat",)}
-    assert [line.partition(":")[0] for line in report.whole().split("\n")[::2]] == [
-        "1 rows with an empty caption beside others",
-        "1 rows without a caption left out",
-    ]

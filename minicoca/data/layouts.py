@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import csv
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 
 from minicoca.data.files import TEXT_SUFFIX, Report, files_below, is_image
 from minicoca.images import open_file, patiently, read
+from minicoca.words import clean
 
 IMAGE_COLUMNS = ("image", "path", "filepath", "file", "filename", "image_path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title")
@@ -78,14 +78,6 @@ def clean_all(texts: object, where: str, report: Report) -> list[str]:
     if cleaned and len(cleaned) < len(texts):
         report.add("rows with an empty caption beside others", where)
     return cleaned
-
-
-def clean(text: str) -> str:
-    """One way to write what looks the same: Unicode NFC, single spaces, none at the ends; empty if
-    nothing can be seen. Halves of surrogate pairs, which are no text, are dropped."""
-    text = unicodedata.normalize("NFC", text.encode(errors="ignore").decode())
-    words = [word for word in text.split() if any(map(str.isprintable, word))]
-    return " ".join(words)
 
 
 def not_utf8(path: Path) -> str:
@@ -187,11 +179,16 @@ def read_json(path: Path, report: Report) -> Iterator[Record]:
 
 def read_coco(path: Path, images: list[dict], notes: list[dict]) -> Iterator[Record]:
     names: dict[object, object] = {}
+    twice = []
     for image in images:
-        name = names.setdefault(image["id"], image["file_name"])
-        if name != image["file_name"]:
-            both = f"{name!r} and {image['file_name']!r}"
-            raise ValueError(f"{path}: the image id {image['id']!r} is given to {both}")
+        key, name = image["id"], image["file_name"]
+        if names.setdefault(key, name) != name:
+            twice.append(f"{key!r} ({names[key]} and {name})")
+    if twice:
+        raise ValueError(
+            f"{path}: {len(twice)} image ids belong to two files each, as {twice[0]}; "
+            "give every image an id of its own"
+        )
     for number, note in enumerate(notes, 1):
         where = f"{path}, annotation {number}"
         if note["image_id"] not in names:
