@@ -1,6 +1,5 @@
 """Lists and folders of one's own: read right, split stably, and told apart from mistakes."""
 
-
 import numpy as np
 import pytest
 from PIL import Image
