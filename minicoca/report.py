@@ -105,7 +105,7 @@ def _similarity(axis, model, tokenizer, pairs):
     image_vectors = model.embed_images(pairs.batch(np.arange(n)))
     texts = [text for i in range(n) for text in pairs.captions[i]]
     cosines = image_vectors @ embed_texts(model, tokenizer, texts).T
-    shown = axis.imshow(cosines, cmap="viridis", vmin=-0.2, vmax=1, aspect=n / len(texts))
+    shown = axis.imshow(cosines, cmap="viridis", vmin=-0.2, vmax=1, aspect=len(texts) / n)
     axis.figure.colorbar(shown, ax=axis)
     axis.set(title="cosine of image and text", xlabel="text", ylabel="image")
 

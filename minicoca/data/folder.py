@@ -27,6 +27,7 @@ from minicoca.images import (
     load_image,
     patiently,
 )
+from minicoca.words import clean as clean  # what `read_captions` makes of a caption
 
 SAMPLE = 256  # images from which the mean and std of pixels are taken
 
