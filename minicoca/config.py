@@ -123,6 +123,7 @@ class Config:
             low, high = field.metadata["low"], field.metadata["high"]
             if type(value) in (int, float) and not low <= value < high:
                 limit = f"at least {low}" + (f" and under {high}" if high < math.inf else "")
+                limit = "finite" if value == math.inf == high else limit
                 raise ValueError(f"{field.name}={value}; it must be {limit}")
             if choices and value not in choices:
                 near = difflib.get_close_matches(str(value), map(str, choices), 1, 0)

@@ -69,6 +69,8 @@ def read_tokenizer(folder, config):
 def load_model(folder, backend="auto", device="auto"):
     """(CoCa, Tokenizer) of a trained run. Raises ValueError if the folder holds none."""
     config = replace(read_config(folder), backend=backend, device=device)
+    if backend == "numpy" and device not in ("auto", "cpu"):
+        raise ValueError(f"device needs --backend torch; here it is cpu, not {device}")
     weights, tokenizer = read_weights(folder, config)
     if backend == "numpy":
         from ..reference.generate import CoCa
