@@ -29,7 +29,8 @@ def check(name, path, seconds, keep=None):
         frames = FRAME.findall(trace.read_text(encoding="ascii")) if trace.exists() else []
     if frames:
         return False, f"ended after {seconds:g} s{_at(path, frames)}"
-    return False, f"your file ended the whole process (code {code}) before it could be checked"
+    how = f"signal {-code}" if code < 0 else f"code {code}"
+    return False, f"your file ended the whole process ({how}) before it could be checked"
 
 
 def _at(path, frames):

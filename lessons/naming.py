@@ -27,6 +27,10 @@ class Case:
         narrow = any(x.dtype == np.float16 for x in self.got.values())
         return NARROW if narrow else self.exercise.close
 
+    def is_right(self, name):
+        """Whether an output is right but for rounding, to float16 where that came out."""
+        return same(self.got[name], self.expected[name], self.close)
+
     def is_got(self, result):
         """Whether a result is, in every output, what came out."""
         other = named(self.exercise, result)
@@ -38,13 +42,20 @@ class Case:
 
 def mistake(case, other):
     """Words for a wrong answer. `other()` gives a second Case, of fresh arguments."""
+    narrow = [name for name, x in case.got.items() if x.dtype == np.float16]
+    lines = [f"{', '.join(narrow)}: float16, which has 3 digits; compute in float64."]
+    wrong = [n for n in wrong_outputs(case) if not case.is_right(n)]
+    return "\n".join((lines if narrow else []) + (_named(case, wrong, other) if wrong else []))
+
+
+def _named(case, wrong, other):
+    """Lines on outputs that are more than rounded."""
     sentence = _listed(case)
     if sentence:
-        return sentence
-    wrong = wrong_outputs(case)
+        return [sentence]
     known = _exchanged(case, wrong) or all(_factor(case, name) for name in wrong)
     slip = None if known else _slip(case, other)
-    return "\n".join([slip, *_evidence(case, shown=1)] if slip else _evidence(case, shown=4))
+    return [slip, *_evidence(case, wrong, shown=1)] if slip else _evidence(case, wrong, shown=4)
 
 
 def wrong_outputs(case):
@@ -80,9 +91,8 @@ def _slip(case, other):
     return None
 
 
-def _evidence(case, shown):
+def _evidence(case, wrong, shown):
     """Which outputs are right; of some others the worst number and how it is off."""
-    wrong = wrong_outputs(case)
     right = [name for name in case.expected if name not in wrong]
     lines = [f"right: {', '.join(right)}"] if right else []
     exchanged = _exchanged(case, wrong)

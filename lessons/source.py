@@ -20,12 +20,13 @@ def _found(kernel, kind):
     return [node for node in ast.walk(tree(kernel)) if isinstance(node, kind)]
 
 
-def _calls(kernel, name):
-    """[(number of arguments, {keyword: value})] of every tl.NAME(...)."""
+def _calls(kernel, name, *parameters):
+    """[{parameter: value}] of every tl.NAME(...), or NAME(...) where it was imported."""
     return [
-        (len(node.args), {word.arg: word.value for word in node.keywords})
+        dict(zip(parameters, node.args, strict=False))
+        | {word.arg: word.value for word in node.keywords}
         for node in _found(kernel, ast.Call)
-        if isinstance(node.func, ast.Attribute) and node.func.attr == name
+        if ast.unparse(node.func) in (f"tl.{name}", f"triton.language.{name}", name)
     ]
 
 
@@ -40,18 +41,27 @@ def compares_tiles(kernel):
 
 
 def masks_loads(kernel):
-    """Every tl.load has mask= and other=."""
-    for count, words in _calls(kernel, "load"):
-        if count < 2 and "mask" not in words:
+    """Every tl.load has mask= and other=; or, of a block, boundary_check= and padding_option=."""
+    for words in _calls(kernel, "load", "pointer", "mask", "other"):
+        if "boundary_check" in words:  # deprecated, as block pointers are, but right
+            if "padding_option" not in words:
+                raise Told(
+                    "tl.load has boundary_check= but no padding_option=: on a card what is outside "
+                    "would be undefined."
+                )
+            continue
+        if "mask" not in words:
             raise Told("tl.load has no mask=: memory that is not yours is read, whatever follows.")
-        if count < 3 and "other" not in words:
+        if "other" not in words:
             raise Told("tl.load has no other=: on a card the masked lanes would be undefined.")
 
 
 def keeps_digits(kernel):
     """Every tl.dot asks for plain float32."""
-    for _, words in _calls(kernel, "dot"):
+    for words in _calls(kernel, "dot", "input", "other", "acc", "input_precision", "allow_tf32"):
         given = words.get("input_precision")
+        if given is None and getattr(words.get("allow_tf32"), "value", None) is False:
+            continue  # deprecated, but right
         if given is None or getattr(given, "value", "ieee") != "ieee":
             raise Told(
                 'A card rounds the factors of tl.dot unless input_precision="ieee" is given.'

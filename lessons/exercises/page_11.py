@@ -43,6 +43,14 @@ def _mask(first_t, first_s, T, end, block_t, block_s, change=lambda t, s, T, end
     return full.astype(float), (full & parts["past"]).astype(float)
 
 
+def _real(first_t, first_s, T, end, block_t, block_s):
+    """The mask of the tile, of all keys and causal."""
+    t, s = first_t + np.arange(block_t)[:, None], first_s + np.arange(block_s)[None, :]
+    inside = (t < T) & (s < end)
+    causal = inside & (s <= t)
+    return inside.astype(float), causal.astype(float)
+
+
 def _mask_mistake(change):
     return lambda *arguments: _mask(*arguments, change=change)
 
@@ -98,6 +106,14 @@ def _tile(memory, first, row_stride, row_count, column_count, rows, columns, **c
     inside = (r < row_count) & (c < column_count)
     tile = np.where(change.get("inside", inside), memory[r * row + c * column], 0).astype(float)
     return tile, tile, np.array(change.get("kinds", (0, 1)))
+
+
+def _read(memory, first, row_stride, row_count, column_count, rows, columns):
+    """The tile, twice, and which of the two is float32."""
+    r, c = first + np.arange(rows)[:, None], np.arange(columns)[None, :]
+    inside = (r < row_count) & (c < column_count)
+    tile = np.where(inside, memory[r * row_stride + c], 0.0)
+    return tile, tile, np.array([0, 1])
 
 
 def _mask_past_alone(first_t, first_s, T, end, block_t, block_s):
@@ -162,7 +178,7 @@ EXERCISES = (
                 _mask_past_alone,
             "The causal flag was not used.": _mask_mistake(lambda t, s, T, end: {"past": s >= 0}),
         },
-        launch=_mask_launch, file=MASK_FILE, imports=KERNEL_IMPORTS,
+        launch=_mask_launch, model=(_real,), file=MASK_FILE, imports=KERNEL_IMPORTS,
     ),
     Exercise(
         "11b", 2, 15, "load a tile from memory", "minicoca.kernels.softmax:load_tile",
@@ -185,6 +201,6 @@ EXERCISES = (
             "Without UPCAST the tile must keep the memory's type.":
                 lambda *arguments: _tile(*arguments, kinds=(1, 1)),
         },
-        launch=_tile_launch, file=TILE_FILE, imports=KERNEL_IMPORTS,
+        launch=_tile_launch, model=(_read,), file=TILE_FILE, imports=KERNEL_IMPORTS,
     ),
 )  # fmt: skip

@@ -56,6 +56,14 @@ def _online(scores, peak, total, **change):
         return weights, new, total * factor + weights.sum(1), factor
 
 
+def _one_step(scores, peak, total):
+    new_peak = np.maximum(peak, scores.max(1))
+    shift = np.where(new_peak == -np.inf, 0, new_peak)
+    weights = 2 ** (scores - shift[:, None])
+    factor = 2 ** (peak - shift)
+    return weights, new_peak, total * factor + weights.sum(1), factor
+
+
 def _online_by_e(scores, peak, total):
     new = np.maximum(peak, scores.max(1))
     shift = np.where(np.isfinite(new), new, 0)
@@ -88,9 +96,13 @@ BLOCK, K = 16, 32  # K is another size: a factor [T] must not fit acc [T, K] by 
 
 
 def _forward_inputs(rng):
-    """More keys than queries, neither a multiple of the tile; more heads than tiles of queries."""
+    """More keys than queries, neither a multiple of the tile; more heads than tiles of queries.
+
+    The first head's scores are all so large that exp of one alone overflows.
+    """
     H, T, S = 3, int(rng.integers(17, 31)), int(rng.integers(33, 47))
     q, k, v = (rng.standard_normal((H, n, K)).astype(np.float32) for n in (T, S, S))
+    q[0, :, 0], k[0, :, 0] = 16, 32
     return q / 2, k, v, float(rng.uniform(0.5, 0.7))
 
 
@@ -169,6 +181,13 @@ def _heads(o=(0, 1, 2), lse=(0, 1, 2)):
     return _causal_too(attend)
 
 
+def _overflowed(*arguments):
+    """The first head without a peak."""
+    o, lse = _attend(*arguments)
+    o[0], lse[0] = np.nan, np.inf
+    return o, lse
+
+
 def _moved_by_t(values):
     """Head h of k (of v as well) begins h * T rows after the first, not h * S."""
 
@@ -179,6 +198,40 @@ def _moved_by_t(values):
         return _attend(q, k.reshape(-1, K)[rows], v, scale, causal)
 
     return _causal_too(attend)
+
+
+def _attend_by_tiles(q, k, v, scale, causal):
+    """One head as the kernel should have it; scores in base 2."""
+    t, S = np.arange(len(q)), len(k)
+    peak, total, acc = np.full(len(q), -np.inf), np.zeros(len(q)), np.zeros(q.shape)
+    for first in range(0, S, BLOCK):
+        s = first + np.arange(BLOCK)
+        k_tile, v_tile = (np.pad(x, [(0, BLOCK), (0, 0)])[s] for x in (k, v))
+        scores = q @ k_tile.T * (scale * LOG2E)
+        mask = (s < S) & ((s <= t[:, None]) | (not causal))
+        scores = np.where(mask, scores, -np.inf)
+        new_peak = np.maximum(peak, scores.max(1))
+        p, factor = 2 ** (scores - new_peak[:, None]), 2 ** (peak - new_peak)
+        peak, total = new_peak, total * factor + p.sum(1)
+        acc = acc * factor[:, None] + p @ v_tile
+    lse = (peak + np.log2(total)) / LOG2E
+    o = acc / total[:, None]
+    return o, lse
+
+
+def _by_tiles(q, k, v, scale):
+    """The kernel, head by head; the first T keys alone where it is causal."""
+    found = []
+    for causal in (False, True):
+        end = q.shape[1] if causal else k.shape[1]
+        heads = [
+            _attend_by_tiles(*x, scale, causal)
+            for x in zip(
+                q.astype(float), k[:, :end].astype(float), v[:, :end].astype(float), strict=True
+            )
+        ]
+        found += [np.stack(x) for x in zip(*heads, strict=True)]
+    return tuple(found)
 
 
 FORWARD_FILE = '''@triton.jit
@@ -226,7 +279,7 @@ EXERCISES = (
             "The factor is turned around: it is 2^(old peak - new peak), 1 at most.":
                 lambda *arguments: _online(*arguments, turned=True),
         },
-        launch=_online_launch, file=ONLINE_FILE, imports=KERNEL_IMPORTS,
+        launch=_online_launch, file=ONLINE_FILE, imports=KERNEL_IMPORTS, model=(_one_step,),
     ),
     Exercise(
         "12b", 3, 60, "a whole attention forward",
@@ -253,6 +306,8 @@ EXERCISES = (
             "Keys from S on have scores of 0, not of -inf: mask them.": _wrong_forward(pad=True),
             "No score was masked: those outside of score_mask must be -inf.":
                 _wrong_forward(pad=True, seen=lambda t, s: s >= 0),
+            "Nothing is taken off before exp2, which overflows above 128: take the peak so far.":
+                _causal_too(_overflowed),
             "Only the first tile of keys was used: go through all S keys.":
                 _wrong_forward(end=BLOCK),
             "acc was not divided by total at the end.": _wrong_forward(divide=False),
@@ -276,6 +331,6 @@ EXERCISES = (
         },
         launch=_forward_launch, expected=_causal_too(_reference), file=FORWARD_FILE,
         constants={"CAUSAL": True, "BLOCK_T": 16, "BLOCK_S": 16, "K": K},
-        imports=KERNEL_IMPORTS + PIECES, close=1e-5,
+        imports=KERNEL_IMPORTS + PIECES, close=1e-4, model=(_by_tiles, _attend_by_tiles),
     ),
 )  # fmt: skip

@@ -67,6 +67,15 @@ def _probabilities(q, k, lse2, first_s, T, end, scale, factor=None, unit=LOG2E, 
         return (p * real, p * seen) if times else (np.where(real, p, 0), np.where(seen, p, 0))
 
 
+def _again(q, k, lse2, first_s, T, end, scale):
+    """P of the tile, of all keys and causal."""
+    t, s = np.arange(len(q))[:, None], first_s + np.arange(len(k))
+    scores = q.astype(float) @ k.T.astype(float) * (scale * LOG2E)
+    p = 2 ** (scores - lse2[:, None])
+    inside = (t < T) & (s < end)
+    return np.where(inside, p, 0), np.where(inside & (s <= t), p, 0)
+
+
 def _probabilities_mistake(**change):
     return lambda *arguments: _probabilities(*arguments, **change)
 
@@ -221,6 +230,33 @@ def _heads(heads):
     return _causal_too(backward)
 
 
+def _head_backward(q, k, v, o, lse, do, scale, causal):
+    """One head as the kernel should have it."""
+    scores = q @ k.T * scale
+    t, s = np.arange(len(q))[:, None], np.arange(len(k))
+    p = np.exp(scores - lse[:, None])
+    p = np.where((s <= t) | (not causal), p, 0)
+    delta = (o * do).sum(1)
+    dv = p.T @ do
+    dp = do @ v.T
+    ds = p * (dp - delta[:, None]) * scale
+    dk = ds.T @ q
+    dq = ds @ k
+    return dq, dk, dv
+
+
+def _by_heads(q, k, v, do, scale):
+    """The kernel, head by head; the first T keys alone where it is causal."""
+    found = []
+    for causal in (False, True):
+        end = q.shape[1] if causal else k.shape[1]
+        o, lse, _, _ = _forward(q, k[:, :end], v[:, :end], scale, causal)
+        given = [x.astype(float) for x in (q, k[:, :end], v[:, :end], o, lse, do)]
+        heads = [_head_backward(*x, scale, causal) for x in zip(*given, strict=True)]
+        found += [np.stack(x) for x in zip(*heads, strict=True)]
+    return tuple(found)
+
+
 def _of_ds(find):
     return lambda x: find(x) if "ds" in x else {}
 
@@ -269,7 +305,7 @@ EXERCISES = (
             "Keys from `end` on are padding: their P is 0.":
                 _probabilities_mistake(pad=True),
         },
-        launch=_probabilities_launch, file=PROBABILITIES_FILE,
+        model=(_again,), launch=_probabilities_launch, file=PROBABILITIES_FILE,
         imports=KERNEL_IMPORTS + "\n\nfrom minicoca.kernels.softmax import LOG2E, score_mask  "
         "# noqa: F401", close=1e-5,
     ),
@@ -319,6 +355,6 @@ EXERCISES = (
         },
         launch=_backward_launch, expected=_causal_too(_backward_of), file=BACKWARD_FILE,
         constants={"CAUSAL": True, "BLOCK_T": 32, "BLOCK_S": 16, "K": K},
-        imports=KERNEL_IMPORTS + PIECES, close=1e-5,
+        imports=KERNEL_IMPORTS + PIECES, close=1e-5, model=(_by_heads, _head_backward),
     ),
 )  # fmt: skip

@@ -1,7 +1,5 @@
 """Exercises of page 14: a pooler of one query, bracketed otherwise."""
 
-import tracemalloc
-
 import numpy as np
 
 from minicoca.reference.ops import (
@@ -15,6 +13,7 @@ from minicoca.reference.ops import (
 from minicoca.reference.pooling import absorbed_pooler, absorbed_pooler_backward
 
 from ..exercise import Exercise, Told, distinct, values
+from ..memory import peak_bytes
 
 
 def _pooler_inputs(rng):
@@ -89,15 +88,11 @@ def _pooler_launch(function, tokens, params, heads):
 
 
 def _forms_keys(function):
-    """Whether a pooler of narrow tokens takes the memory of keys, which are 32 times as wide."""
-    B, S, H, K, M = 2, 1000, 2, 64, 4
+    """Whether a pooler of narrow tokens takes the memory of a quarter of one head's keys, which are
+    64 times as wide: all heads', one head's at a time, or those in float32."""
+    B, S, H, K, M = 1, 2000, 2, 128, 2
     arguments = _pooler_of(np.random.default_rng(0), B, S, H, K, M)
-    tracemalloc.start()
-    try:
-        function(*arguments)
-        return tracemalloc.get_traced_memory()[1] > B * S * H * K * 8
-    finally:
-        tracemalloc.stop()
+    return peak_bytes(function, *arguments) > B * S * K * 8 / 4
 
 
 def _pooled_mistake(**change):

@@ -1,12 +1,14 @@
 """Exercises of page 15: torch, in float64."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from minicoca.kernels.bench.measure import LargestTensor
 from minicoca.kernels.info_nce import info_nce_gradients, info_nce_statistics, pull_of
 
+from ..compare import same
 from ..exercise import Exercise, distinct, values
+from ..memory import peak_bytes
 
 ROWS = 4  # of logits at a time, in 15b
 TORCH = "import torch  # noqa: F401"
@@ -63,7 +65,10 @@ def _right(row, diagonal):
 
 
 def _pairs(rng):
-    B, E = int(rng.integers(17, 24)), int(rng.integers(3, 7))
+    return _pairs_of(rng, int(rng.integers(17, 24)), int(rng.integers(3, 7)))
+
+
+def _pairs_of(rng, B, E):
     image, text = (F.normalize(torch.tensor(rng.standard_normal((B, E))), dim=1) for _ in range(2))
     scale = torch.tensor(float(rng.uniform(3, 8)), dtype=torch.float64)
     row, column, diagonal = info_nce_statistics(image, text, scale)
@@ -74,11 +79,18 @@ def _pairs(rng):
 
 
 def _watched(function, *arguments):
-    with LargestTensor() as seen:
-        found = function(*arguments)
-    image = arguments[0]
-    whole = seen.bytes >= len(image) ** 2 * image.itemsize
-    return *values(found, "dimage", "dtext", "dscale"), len(image) if whole else ROWS
+    found = values(function(*arguments), "dimage", "dtext", "dscale")
+    pairs = zip(map(np.asarray, info_nce_gradients(*arguments)), found, strict=True)
+    right = all(np.shape(x) == y.shape and same(np.asarray(x), y, 1e-6) for y, x in pairs)
+    return *found, len(arguments[0]) if right and _holds_all(function) else ROWS
+
+
+def _holds_all(function):
+    """Whether a batch takes the memory of a quarter of its B x B logits: in one array or in many
+    slices, of torch or of NumPy, in float64 or float32."""
+    B = 256
+    arguments = _pairs_of(np.random.default_rng(0), B, 4)
+    return peak_bytes(function, *arguments) > B * B * 8 / 4
 
 
 def _expected(*arguments):
@@ -192,7 +204,7 @@ EXERCISES = (
                 _gradients(halved=False),
             "dscale holds the pairs' share, sum of pull d / scale: the caller adds that.":
                 _gradients(share=True),
-            "All is right but an array of B x B was made: take ROWS images at a time.":
+            "All is right but B x B logits were held, at once or in parts: only ROWS x B may be.":
                 _gradients(whole=True),
         },
         launch=_watched, expected=_expected, file=GRADIENTS_FILE, imports=TORCH,

@@ -33,6 +33,7 @@ def _kernel_inputs(rng):
     logits = (rng.standard_normal((R, V)) * 3).astype(np.float32)
     logits[:, -1] += 12  # the peak is in the last block
     logits[:, 0] += 9
+    logits[0] += 110  # exp of each of them overflows
     targets = rng.integers(1, V - 1, R)
     targets[:2] = rng.integers(1, BLOCK_V), rng.integers(BLOCK_V, V - 1)
     return logits, targets
@@ -162,6 +163,30 @@ def _into_the_next_row(logits, targets, losses, p, onehot):
     return losses, p[:, :V] - onehot
 
 
+def _overflowed(logits, targets, losses, p, onehot):
+    """Row 0 without a peak."""
+    g, losses = p - onehot, losses.copy()
+    g[0], losses[0] = np.nan, np.inf
+    return losses, g
+
+
+def _row_by_row(logits, targets):
+    """The kernel's two passes, without its blocks; scores in base 2."""
+    losses, gradient = np.empty(len(logits)), logits.astype(float)
+    for r in range(len(logits)):
+        row, target = logits[r].astype(float), targets[r]
+        v = np.arange(len(row))
+        scores = row * np.log2(np.e)
+        peak = scores.max()
+        total = (2 ** (scores - peak)).sum()
+        chosen = row[target]
+        lse = (peak + np.log2(total)) * np.log(2)
+        losses[r] = lse - chosen
+        g = 2 ** (scores - peak) / total
+        gradient[r] = np.where(v == target, g - 1, g)
+    return losses, gradient
+
+
 def _first_block(logits, targets, losses, p, onehot):
     """The second pass stops after a block."""
     return losses, np.where(np.arange(logits.shape[1]) < BLOCK_V, p - onehot, logits)
@@ -217,10 +242,12 @@ EXERCISES = (
                 _wrong_kernel(_second(lambda s, peak: np.exp(s - peak * np.log2(np.e)))),
             "In the second pass too the scores are to be multiplied by LOG2E before exp2.":
                 _wrong_kernel(_second(lambda s, peak: np.exp2(s - peak * np.log2(np.e)))),
+            "Nothing is taken off before exp2, which overflows above 128: take the peak.":
+                _wrong_kernel(_overflowed),
             "The loss is right but the logits were not overwritten.":
                 _wrong_kernel(lambda s, t, loss, p, one: (loss, s)),
         },
         launch=_kernel_launch, expected=_kernel_expected, file=KERNEL_FILE, imports=KERNEL_HEAD,
-        constants={"BLOCK_V": BLOCK_V}, close=1e-5,
+        constants={"BLOCK_V": BLOCK_V}, close=1e-4, model=(_row_by_row,),
     ),
 )  # fmt: skip

@@ -74,6 +74,13 @@ def _right(x):
     return _bits(lambda bits: _cut(bits + 0x7FFF + ((bits >> 16) & 1)))(x)
 
 
+def _nearest(x):
+    bits = x.view(np.uint32).astype(np.uint64)
+    last = (bits >> 16) & 1
+    rounded = bits + 0x7FFF + last
+    return (rounded & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
 def _error_inputs(rng):
     """An ordinary pair of tensors and one whose `want` is nearly nothing."""
     cases = []
@@ -157,7 +164,7 @@ EXERCISES = (
             "The lower bits are still there: cut them off after adding.":
                 _bits(lambda bits: bits + 0x7FFF + ((bits >> 16) & 1)),
         },
-        launch=_round_launch, file=ROUND_FILE, imports=KERNEL_IMPORTS,
+        launch=_round_launch, model=(_nearest,), file=ROUND_FILE, imports=KERNEL_IMPORTS,
     ),
     Exercise(
         "17b", 2, 15, "the error of a tensor and of its worst row", "tests.kernel_oracles:error",
