@@ -1,7 +1,5 @@
 """Exercises 11c to 11e: a right kernel with one slip, run as a learner's, is told its slip."""
 
-from pathlib import Path
-
 import pytest
 
 from lessons.checker import check, judge
@@ -45,7 +43,7 @@ SLIPS = (  # in a right answer: a part of the mistake's own words
 
 @pytest.mark.parametrize(("name", "old", "new", "words"), SLIPS)
 def test_a_slip_in_a_whole_kernel_is_told(name, old, new, words, tmp_path):
-    text = (Path(__file__).parent / "lesson_answers" / f"{name}.py").read_text()
+    text = EXERCISES[name].own_answer.read_text()
     assert old in text
     path = tmp_path / f"{name}.py"
     path.write_text(text.replace(old, new))

@@ -1,4 +1,4 @@
-"""A learner's answer to exercise 11c."""
+"""An answer to exercise 11c."""
 
 import triton
 import triton.language as tl

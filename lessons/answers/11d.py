@@ -1,4 +1,4 @@
-"""A learner's answer to exercise 11d."""
+"""An answer to exercise 11d."""
 
 import triton
 import triton.language as tl

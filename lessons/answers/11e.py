@@ -1,4 +1,4 @@
-"""A learner's answer to exercise 11e: plain addresses, and the sum carried by tl.dot."""
+"""An answer to exercise 11e: plain addresses, and the sum carried by tl.dot."""
 
 import triton
 import triton.language as tl

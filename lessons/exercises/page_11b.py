@@ -2,9 +2,7 @@
 
 import numpy as np
 import triton
-import triton.language as tl
 
-from minicoca.kernels.softmax import load_tile, store_tile
 from minicoca.reference.ops import softmax
 
 from .. import source
@@ -13,39 +11,6 @@ from ..launch import empty, launch, stored, tensor
 
 BLOCK = 16
 ROW = 32  # a block that holds a whole row
-
-
-@triton.jit
-def scale_kernel(x_ptr, y_ptr, N, scale, BLOCK: tl.constexpr):
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + i, mask=i < N, other=0.0)
-    tl.store(y_ptr + i, scale * x, mask=i < N)
-
-
-@triton.jit
-def softmax_kernel(x_ptr, y_ptr, C, BLOCK: tl.constexpr):
-    c = tl.arange(0, BLOCK)
-    at = tl.program_id(0) * C + c
-    x = tl.load(x_ptr + at, mask=c < C, other=float("-inf"))
-    weights = tl.exp(x - tl.max(x, 0))
-    tl.store(y_ptr + at, weights / tl.sum(weights, 0), mask=c < C)
-
-
-@triton.jit
-def product_kernel(
-    x_ptr, w_ptr, y_ptr, R, D, F,
-    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
-    acc = tl.zeros([BLOCK_R, BLOCK_F], tl.float32)
-    for first in range(0, D, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)
-        x = load_tile(x_ptr, r, d, D, R, D, False)
-        w = load_tile(w_ptr, d, f, F, D, F, False)
-        acc += tl.dot(x, w, input_precision="ieee")
-    store_tile(y_ptr, acc, r, f, F, R, F, False)
-
 
 SCALE_FILE = '''@triton.jit
 def scale_kernel(x_ptr, y_ptr, N, scale, BLOCK: tl.constexpr):
@@ -225,7 +190,7 @@ def _rows_apart(x, stride):
 
 EXERCISES = (
     Exercise(
-        "11c", 1, 10, "scale a vector in blocks", "lessons.exercises.page_11b:scale_kernel",
+        "11c", 1, 10, "scale a vector in blocks", "lessons.answers.11c:scale_kernel",
         ("y",), _scale_inputs, "",
         (
             "i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK) are this program's numbers; which "
@@ -254,7 +219,7 @@ EXERCISES = (
         constants={"BLOCK": BLOCK},
     ),
     Exercise(
-        "11d", 2, 10, "softmax of rows", "lessons.exercises.page_11b:softmax_kernel",
+        "11d", 2, 10, "softmax of rows", "lessons.answers.11d:softmax_kernel",
         ("y",), _softmax_inputs, "",
         (
             "Row r begins C * r numbers after x_ptr; c = tl.arange(0, BLOCK) are its columns, and "
@@ -281,7 +246,7 @@ EXERCISES = (
         constants={"BLOCK": ROW}, close=1e-4,
     ),
     Exercise(
-        "11e", 2, 10, "a product with a loop over D", "lessons.exercises.page_11b:product_kernel",
+        "11e", 2, 10, "a product with a loop over D", "lessons.answers.11e:product_kernel",
         ("y",), _product_inputs, "",
         (
             "r and f are this program's rows and columns of y, from program_id(0) and (1); acc is "
