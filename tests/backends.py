@@ -14,6 +14,7 @@ from minicoca.reference import model as reference
 
 class Reference:
     name = "reference"
+    CoCa = reference_generate.CoCa
 
     @staticmethod
     def outputs(params, config, images, tokens):
@@ -39,6 +40,7 @@ class Reference:
 
 class Engine:
     name = "engine"
+    CoCa = engine_generate.CoCa
 
     @staticmethod
     def outputs(params, config, images, tokens):

@@ -97,15 +97,19 @@ class SuffixTracer:
 
 
 @contextlib.contextmanager
-def planted(module, old, new):
-    """Within the block, `module` behaves as if its source said `new` where it says `old` (once).
+def planted(module, old, new, *more):
+    """Within the block, `module` behaves as if its source said `new` where it says `old` (once);
+    `more`: further olds and news.
 
     The code of the changed functions is swapped in place, so whoever imported them sees the bug.
     """
-    source = inspect.getsource(module)
-    assert source.count(old) == 1, f"{module.__name__}: {old!r} stands {source.count(old)} times"
+    source, edits = inspect.getsource(module), (old, new, *more)
+    for old, new in zip(edits[::2], edits[1::2], strict=True):
+        times = source.count(old)
+        assert times == 1, f"{module.__name__}: {old!r} stands {times} times"
+        source = source.replace(old, new)
     namespace = dict(vars(module))
-    exec(compile(source.replace(old, new), module.__file__, "exec"), namespace)
+    exec(compile(source, module.__file__, "exec"), namespace)
     swapped = []
     for holder, changed in _pairs_of(vars(module), namespace, module.__name__):
         if holder.__code__ != changed.__code__:

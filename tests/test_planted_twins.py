@@ -1,0 +1,353 @@
+"""Slips that reference and engine make alike, or that undo each other there and back: no comparison
+of the two sees them. Each is planted on both sides at once, and an oracle of another kind must see
+it on each: every caption of a small vocabulary, torch's own modules, a definition spelled out."""
+
+import contextlib
+
+import pytest
+import test_coca as coca_tests
+import test_edges
+import test_engine as engine_tests
+import test_generation as generation_tests
+import test_interop as interop_tests
+import test_randomness as randomness_tests
+from backends import BACKENDS
+from oracles import planted
+from strategies import small_config
+
+from minicoca.engine import attention as engine_attention
+from minicoca.engine import generate as engine_generate
+from minicoca.engine import optim as engine_optim
+from minicoca.engine import pooling as engine_pooling
+from minicoca.engine import text as engine_text
+from minicoca.engine import vision as engine_vision
+from minicoca.interop import open_clip
+from minicoca.reference import attention, generate, optim, pooling, text, vision
+
+G = generation_tests
+
+
+def beams(backend):
+    for seed in range(8):
+        for penalty, prompt in ((1, [1, 4, 6]), (0.5, [1]), (2, [1, 5])):
+            G.check_beam_search(backend, seed, 3, penalty, prompt)
+
+
+def room(backend):
+    G.test_beams_leave_room_beside_captions_that_end(backend)
+
+
+def length_can_save(backend):
+    G.test_a_beam_is_not_given_up_while_its_length_can_save_it(backend)
+
+
+def all_captions(backend):
+    for prompt in G.PROMPTS:
+        G.check_best_caption(backend, 0, 1, prompt)
+
+
+def edges(backend):
+    G.check_filters(backend, [4, 2, 1, 1], 1)
+    G.check_nothing_is_dropped(backend)
+
+
+def frequencies(**how):
+    def check(backend):
+        G.check_frequencies(backend, how)
+
+    check.__name__ = f"frequencies {how}"
+    return check
+
+
+def promises(backend):
+    G.test_generation_keeps_its_promises(backend, {"temperature": 1.5, "seed": 1})
+
+
+def ended(backend):
+    G.test_a_prompt_that_leaves_no_room_or_has_ended_is_the_caption(backend)
+
+
+def streams(backend):
+    G.test_a_stream_belongs_to_its_row(backend)
+    randomness_tests.test_rows_of_all_seeds_are_captions_of_their_own(backend)
+
+
+def torchs(**options):
+    def check(backend):
+        coca_tests.check_torchs_own_layers(backend, small_config(**options), 0)
+
+    check.__name__ = f"torch's own layers {options}"
+    return check
+
+
+def pixels(backend):
+    test_edges.check_pixels(backend)
+
+
+def schedule(backend):
+    engine_tests.check_schedules()
+
+
+def reading(config):
+    def check(backend):
+        interop_tests.check_reading(backend, config, 0)
+        interop_tests.check_writing(backend, config, 0)
+
+    check.__name__ = "their weights, their outputs"
+    return check
+
+
+theirs, theirs_apart = reading(interop_tests.CONFIGS[0]), reading(interop_tests.CONFIGS[2])
+
+# (what slips, [(module, old, new) of one or of both sides], the oracle that must see it)
+SLIPS = [
+    # --- beam search --------------------------------------------------------------------------
+    ("the prompt's tokens count as written", [
+        (generate, "written = tokens_BT.shape[1] + 1 - len(prompt)\n",
+         "written = tokens_BT.shape[1]\n"),
+        (engine_generate, "(length - len(prompt)) ** length_penalty",
+         "(length - 1) ** length_penalty")], beams),
+    ("as many candidates as beams", [
+        (generate, "[: 2 * beams]", "[:beams]"),
+        (engine_generate, "values[: 2 * beams].tolist(), best[: 2 * beams].tolist()",
+         "values[:beams].tolist(), best[:beams].tolist()")], room),
+    ("an end counts whatever its rank", [
+        (generate, "if token == END and rank < beams:", "if token == END:"),
+        (engine_generate, "if token == END and rank < beams:", "if token == END:")], beams),
+    ("one beam fewer stays open", [
+        (generate, "len(grown) < beams:", "len(grown) < max(1, beams - 1):"),
+        (engine_generate, "len(opened) < beams:", "len(opened) < max(1, beams - 1):")], beams),
+    ("given up as if the longest were one token", [
+        (generate, "limit = max(1, config.text_length - len(prompt)) ** max(length_penalty, 0.0)",
+         "limit = 1"),
+        (engine_generate, "most = max(1, config.text_length - len(prompt)) ** "
+         "max(length_penalty, 0.0)", "most = 1")], length_can_save),
+    ("long captions are punished", [
+        (generate, "finished.append((total / written**length_penalty, tokens))",
+         "finished.append((total * written**length_penalty, tokens))"),
+        (engine_generate, "score = total / (length - len(prompt)) ** length_penalty",
+         "score = total * (length - len(prompt)) ** length_penalty")], all_captions),
+    ("the score of the last token alone", [
+        (generate, "np.array([score for score, _ in open_beams])[:, None] + log_p_BV",
+         "log_p_BV + 0.0"),
+        (engine_generate, "log_p_BV + log_p_BV.new_tensor([total for _, total, _ in rows])"
+         "[:, None]", "log_p_BV + 0.0")], beams),
+    ("unknown may be written", [
+        (generate, "logits_BV[:, [PAD, START, UNKNOWN]]", "logits_BV[:, [PAD, START]]"),
+        (engine_generate, "logits_BV[:, [PAD, START, UNKNOWN]]", "logits_BV[:, [PAD, START]]")],
+     all_captions),
+    ("the least of what was found", [
+        (generate, "score, tokens = max(finished", "score, tokens = min(finished"),
+        (engine_generate, "score, ids = max(found", "score, ids = min(found")], all_captions),
+    # --- sampling -----------------------------------------------------------------------------
+    ("top-p drops what reaches it", [
+        (generate, "(before_BV >= top_p - ROUNDING)", "(before_BV + p_BV >= top_p - ROUNDING)"),
+        (engine_generate, "(before_BV >= top_p - ROUNDING)",
+         "(before_BV + p_BV >= top_p - ROUNDING)")], edges),
+    ("top-p keeps one more exactly at its edge", [
+        (generate, "(before_BV >= top_p - ROUNDING)", "(before_BV > top_p + ROUNDING)"),
+        (engine_generate, "(before_BV >= top_p - ROUNDING)", "(before_BV > top_p + ROUNDING)")],
+     edges),
+    ("top-p drops by default", [
+        (generate, "& (top_p < 1)", "& (top_p <= 1)"),
+        (engine_generate, "& (top_p < 1)", "& (top_p <= 1)")], edges),
+    ("top-k keeps one more", [
+        (generate, "drop_BV[:, top_k or", "drop_BV[:, top_k + 1 if top_k else"),
+        (engine_generate, "drop_BV[:, top_k or", "drop_BV[:, top_k + 1 if top_k else")],
+     frequencies(temperature=1.3, top_k=2)),
+    ("the temperature multiplies", [
+        (generate, "logits_BV = logits_BV / temperature", "logits_BV = logits_BV * temperature"),
+        (engine_generate, "logits_BV = logits_BV / temperature",
+         "logits_BV = logits_BV * temperature")], frequencies(temperature=2.0)),
+    ("the temperature comes after the filters", [
+        (generate, "    logits_BV = logits_BV / temperature\n", ""),
+        (generate, "kept_BV = np.where(drop_BV, -np.inf, sorted_BV)",
+         "kept_BV = np.where(drop_BV, -np.inf, sorted_BV / temperature)"),
+        (engine_generate, "    logits_BV = logits_BV / temperature\n", ""),
+        (engine_generate, "kept_BV = sorted_BV.masked_fill(drop_BV, -torch.inf)",
+         "kept_BV = (sorted_BV / temperature).masked_fill(drop_BV, -torch.inf)")],
+     frequencies(temperature=1.7, top_p=0.8, top_k=3)),
+    ("what is dropped is drawn", [
+        (generate, "p_BV = np.exp(log_softmax(filtered_BV)[0])",
+         "p_BV = np.exp(log_softmax(log_p_BV / temperature)[0])"),
+        (engine_generate, "torch.softmax(filter_logits(log_p_BV, temperature, top_k, top_p), -1)",
+         "torch.softmax(log_p_BV / temperature, -1)")],
+     frequencies(temperature=1.3, top_k=2)),
+    ("filtered logits stay in the sorted order", [
+        (generate, "np.put_along_axis(filtered_BV, order_BV, kept_BV, -1)",
+         "filtered_BV[:] = kept_BV"),
+        (engine_generate, "torch.empty_like(kept_BV).scatter_(-1, order_BV, kept_BV)", "kept_BV")],
+     frequencies(temperature=1.0)),
+    ("the streams of seed + row", [
+        (generate, 'stream("sample", seed, first_stream + b)',
+         'stream("sample", seed + first_stream + b, 0)'),
+        (engine_generate, 'stream("sample", seed, first_stream + b)',
+         'stream("sample", seed + first_stream + b, 0)')], streams),
+    ("every row draws alike", [
+        (generate, 'stream("sample", seed, first_stream + b)', 'stream("sample", seed, 0)'),
+        (engine_generate, 'stream("sample", seed, first_stream + b)', 'stream("sample", seed, 0)')],
+     streams),
+    ("the seed has no say", [
+        (generate, 'stream("sample", seed, first_stream + b)',
+         'stream("sample", 0, first_stream + b)'),
+        (engine_generate, 'stream("sample", seed, first_stream + b)',
+         'stream("sample", 0, first_stream + b)')], streams),
+    ("what has ended goes on", [
+        (generate, "np.where(done_B, PAD, next_B)", "next_B"),
+        (engine_generate, "next_B.masked_fill(done_B, PAD)", "next_B")], promises),
+    ("an end in the prompt is not seen", [
+        (generate, "done_B = (tokens_BT == END).any(1)",
+         "done_B = (tokens_BT[:, np.shape(prompt)[1]:] == END).any(1)"),
+        (engine_generate, "done_B = (tokens_BT == END).any(1)",
+         "done_B = (tokens_BT[:, prompt_BT.shape[1]:] == END).any(1)")], ended),
+    # --- attention, blocks, poolers -------------------------------------------------------------
+    ("query and key exchanged", [
+        (attention, 'q_BTD, query_cache = linear(x_BTD, params["query"])\n'
+         '    k_BSD, key_cache = linear(memory_BSM, params["key"])',
+         'q_BTD, query_cache = linear(x_BTD, params["key"])\n'
+         '    k_BSD, key_cache = linear(memory_BSM, params["query"])'),
+        (engine_attention, '_joint_linear(x_BTD, params, "query", "key", "value")',
+         '_joint_linear(x_BTD, params, "key", "query", "value")'),
+        (engine_attention, 'q_BTD = linear(x_BTD, params["query"])',
+         'q_BTD = linear(x_BTD, params["key"])'),
+        (engine_attention, '_joint_linear(memory_BSM, params, "key", "value")',
+         '_joint_linear(memory_BSM, params, "query", "value")')],
+     torchs(image_width=12, image_heads=3)),
+    ("scores divided by the width of all heads", [
+        (attention, "scale = q_BTHK.shape[-1] ** -0.5",
+         "scale = (q_BTHK.shape[-1] * q_BTHK.shape[-2]) ** -0.5"),
+        (engine_attention, "o_BTD = attention(*split,",
+         "o_BTD = attention(split[0] * heads**-0.5, *split[1:],")], torchs()),
+    ("heads are every H-th number", [
+        (attention, "split = [y.reshape(*y.shape[:2], heads, -1) for y in (q_BTD, k_BSD, v_BSD)]",
+         "split = [y.reshape(*y.shape[:2], -1, heads).swapaxes(2, 3) for y in (q_BTD, k_BSD, "
+         "v_BSD)]"),
+        (engine_attention, "split = [y.unflatten(-1, (heads, -1)) for y in (q_BTD, k_BSD, v_BSD)]",
+         "split = [y.unflatten(-1, (-1, heads)).transpose(2, 3) for y in (q_BTD, k_BSD, v_BSD)]")],
+     torchs()),
+    ("the memory is not normed", [
+        (attention, "multi_head_attention(n_BTD, m_BSM, params, heads)",
+         "multi_head_attention(n_BTD, memory_BSM, params, heads)"),
+        (engine_attention, "multi_head_attention(n_BTD, m_BSM, params, heads, packing=packing)",
+         "multi_head_attention(n_BTD, memory_BSM, params, heads, packing=packing)")], torchs()),
+    ("the MLP reads what is not normed", [
+        (attention, "y_BTD, mlp_cache = mlp(n_BTD, params, kind)",
+         "y_BTD, mlp_cache = mlp(x_BTD, params, kind)"),
+        (engine_attention, "x_BTD + mlp(layer_norm(x_BTD, norm), params, kind)",
+         "x_BTD + mlp(x_BTD, params, kind)")], torchs()),
+    ("pooled tokens are added to their queries", [
+        (pooling, "y_BQD, output_cache = layer_norm(pooled_BQD,",
+         "y_BQD, output_cache = layer_norm(pooled_BQD + q_BQD,"),
+        (engine_pooling, "return layer_norm(pooled_BQD,",
+         "return layer_norm(pooled_BQD + q_1QD,")], torchs(pooler="shared")),
+    ("the last query is the contrastive one", [
+        (pooling, "return y_BQD[:, 0], y_BQD[:, 1:], ", "return y_BQD[:, -1], y_BQD[:, :-1], "),
+        (engine_pooling, "return y_BQD[:, 0], y_BQD[:, 1:]",
+         "return y_BQD[:, -1], y_BQD[:, :-1]")], torchs(pooler="shared")),
+    ("the contrastive query reads patches", [
+        (pooling, 'read = memory if mode == "cascade" else tokens_BSM', "read = tokens_BSM"),
+        (engine_pooling, 'read = memory if mode == "cascade" else tokens_BSM',
+         "read = tokens_BSM")], torchs(image_width=12, image_heads=3)),
+    ("the image is read after the last MLP", [
+        (text, "y_BTD, mlp_cache = mlp_layer(x_BTD, params[\"norm_mlp\"]",
+         "y_BTD, mlp_cache = mlp_layer(x_BTD, params[\"norm_cross\"]"),
+        (engine_text, "return mlp_layer(x_BTD, params[\"norm_mlp\"]",
+         "return mlp_layer(x_BTD, params[\"norm_cross\"]")], torchs()),
+    ("CLS has the position of the next token", [
+        (text, "np.concatenate([x_BTD, cls_B1D], 1), (token",
+         'np.concatenate([x_BTD, cls_B1D + params["position"][0]], 1), (token'),
+        (engine_text, 'cls_B1D = params["cls"].expand(B, 1, -1)',
+         'cls_B1D = (params["cls"] + params["position"][0]).expand(B, 1, -1)')], torchs()),
+    ("the first and the last position exchanged", [
+        (text, 'x_BTD + params["position"][: tokens_BT.shape[1]]',
+         'x_BTD + params["position"][: tokens_BT.shape[1]][::-1]'),
+        (engine_text, 'embedding(tokens_BT, params["token"]) + params["position"][:T]',
+         'embedding(tokens_BT, params["token"]) + params["position"][:T].flip(0)')], torchs()),
+    ("patches column by column", [
+        (vision, "grid = images_BII3.reshape(B, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)\n"
+         "    return grid.reshape(B, side * side",
+         "grid = images_BII3.reshape(B, side, p, side, p, 3).transpose(0, 3, 1, 2, 4, 5)\n"
+         "    return grid.reshape(B, side * side"),
+        (engine_vision, "grid = images_BII3.reshape(B, side, p, side, p, 3).transpose(2, 3)\n"
+         "    return grid.reshape(B, side * side",
+         "grid = images_BII3.reshape(B, side, p, side, p, 3).permute(0, 3, 1, 2, 4, 5)\n"
+         "    return grid.reshape(B, side * side")], torchs()),
+    ("the class token comes last", [
+        (vision, "np.concatenate([class_B1D, x_BSD], 1)", "np.concatenate([x_BSD, class_B1D], 1)"),
+        (engine_vision, "torch.cat([class_B1D, x_BSD], 1)", "torch.cat([x_BSD, class_B1D], 1)")],
+     torchs(stem="clip")),
+    ("pixels are not divided by their spread", [
+        (vision, "(images.astype(np.float32) / 255 - mean) / std",
+         "(images.astype(np.float32) / 255 - mean) + 0 * std"),
+        (engine_vision, "return (images - mean) / std", "return (images - mean) + 0 * std")],
+     pixels),
+    ("the rate falls to nothing", [
+        (optim, "peak * (last + (1 - last) * fall)", "peak * fall"),
+        (engine_optim, "peak * (last + (1 - last) * fall)", "peak * fall")], schedule),
+    # --- there and back -------------------------------------------------------------------------
+    ("query and key exchanged", [
+        (open_clip, 'enumerate(("query", "key", "value"))',
+         'enumerate(("key", "query", "value"))')], theirs),
+    ("value and key exchanged, where all stand apart", [
+        (open_clip, 'weight = (f"{theirs}.{part[0]}_proj_weight", None)',
+         'weight = (f"{theirs}.{dict(q=\'q\', k=\'v\', v=\'k\')[part[0]]}_proj_weight", None)')],
+     theirs_apart),
+    ("CLS without its position", [
+        (open_clip, "theirs[_CLS] + theirs[_POSITION][-1]", "theirs[_CLS] + 0")], theirs),
+    ("the first position is that of CLS", [
+        (open_clip, "theirs[_CLS] + theirs[_POSITION][-1]", "theirs[_CLS] + theirs[_POSITION][0]"),
+        (open_clip, "theirs[_POSITION][:-1]", "theirs[_POSITION][1:]"),
+        (open_clip, "((0, 1), (0, 0))", "((1, 0), (0, 0))")], theirs),
+    ("square matrices are not turned", [
+        (open_clip, "(*weight, f\"{ours}.{part}.weight\", _TURN)",
+         "(*weight, f\"{ours}.{part}.weight\", _KEEP)")], theirs),
+    ("rows and columns of a patch exchanged", [
+        (open_clip, "array.transpose(2, 3, 1, 0)", "array.transpose(3, 2, 1, 0)"),
+        (open_clip, "array.reshape(size, size, 3, -1).transpose(3, 2, 0, 1)",
+         "array.reshape(size, size, 3, -1).transpose(3, 2, 1, 0)")], theirs),
+    ("sigma for its inverse", [
+        (open_clip, '("logit_scale", None, "log_temperature", _NEGATE)',
+         '("logit_scale", None, "log_temperature", _KEEP)')], theirs),
+    ("the two norms of a block exchanged", [
+        (open_clip, '*_norm(f"{theirs}.ln_1", f"{ours}.norm_{norms[0]}")',
+         '*_norm(f"{theirs}.ln_1", f"{ours}.norm_{norms[1]}")'),
+        (open_clip, '*_norm(f"{theirs}.ln_2", f"{ours}.norm_{norms[1]}")',
+         '*_norm(f"{theirs}.ln_2", f"{ours}.norm_{norms[0]}")')], theirs),
+    ("the two MLPs exchanged", [
+        (open_clip, 'names += _block(f"text_decoder.resblocks.{i}", ours, norms=norms, '
+         'mlp="inner_mlp")', 'names += _block(f"text_decoder.resblocks.{i}", ours, norms=norms)'),
+        (open_clip, '_block(cross, ours, "cross", ("cross", "mlp"))',
+         '_block(cross, ours, "cross", ("cross", "mlp"), "inner_mlp")')], theirs),
+    ("the two projections exchanged", [
+        (open_clip, '("visual.proj", None, "image_projection.weight", _KEEP)',
+         '("visual.proj", None, "text_projection.weight", _KEEP)'),
+        (open_clip, '("text.text_projection", None, "text_projection.weight", _KEEP)',
+         '("text.text_projection", None, "image_projection.weight", _KEEP)')], theirs),
+    ("the pooler's norms exchanged", [
+        (open_clip, '("visual.attn_pool.ln_q", "pooler.shared.norm_query")',
+         '("visual.attn_pool.ln_q", "pooler.shared.norm_key")'),
+        (open_clip, '("visual.attn_pool.ln_k", "pooler.shared.norm_key")',
+         '("visual.attn_pool.ln_k", "pooler.shared.norm_query")')], theirs),
+]  # fmt: skip
+
+
+@contextlib.contextmanager
+def planted_everywhere(places):
+    with contextlib.ExitStack() as stack:
+        for module in {place[0]: None for place in places}:
+            edits = [text for place in places if place[0] is module for text in place[1:]]
+            stack.enter_context(planted(module, *edits))
+        yield
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize(("slip", "places", "check"), SLIPS, ids=[s[0] for s in SLIPS])
+def test_a_slip_that_both_make_is_seen(slip, places, check, backend):
+    check(backend)  # without the slip it passes
+    with planted_everywhere(places), pytest.raises((AssertionError, KeyError)):
+        check(backend)
+    check(backend)  # and again, once it is out
+
+
+def test_there_are_enough():
+    assert len(SLIPS) >= 40
