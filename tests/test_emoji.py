@@ -1,6 +1,7 @@
 """Emoji from tiny vendors made here; the real ones are tested too where they are installed."""
 
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -214,6 +215,74 @@ def test_second_start_draws_nothing(vendors, tmp_path, monkeypatch):
     drawing(KEYS[0], "red", margin=9).save(vendors["one"] / f"{KEYS[0]}.png")
     with pytest.raises(TypeError):  # a changed source is drawn anew
         load(vendors, tmp_path)
+
+
+def touched(path):
+    """Of the same size and name, but another time."""
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+
+
+def other_characters(patch, folder):
+    key, names = KEYS[0], emoji.all_names()
+    patch.setattr(emoji, "all_names", lambda: names | {key: (names[key][0] + "\ufe0f", "x")})
+
+
+def other_version(patch, name):
+    real = features.version
+    patch.setattr(features, "version", lambda asked: "0.1" if asked == name else real(asked))
+
+
+INGREDIENTS = {
+    "a file's time": lambda patch, folder: touched(folder / f"{KEYS[0]}.png"),
+    "a file's name": lambda patch, folder: (folder / f"{KEYS[0]}.png").rename(folder / "fe0f.png"),
+    "a file more": lambda patch, folder: drawing(KEYS[0], "red").save(folder / "sheet_64.png"),
+    "a folder of the same files": lambda patch, folder: folder.rename(folder.parent / "moved"),
+    "the names": lambda patch, folder: emoji.all_names().pop(KEYS[0]),
+    "their characters": other_characters,
+    "Pillow": lambda patch, folder: patch.setattr(emoji_drawings, "Pillow", "0.1"),
+    "raqm": lambda patch, folder: other_version(patch, "raqm"),
+    "FreeType": lambda patch, folder: other_version(patch, "freetype2"),
+    "the margin": lambda patch, folder: patch.setattr(emoji_drawings, "MARGIN", 0.1),
+    "the way of drawing": lambda patch, folder: patch.setattr(emoji_drawings, "CACHE_VERSION", 99),
+}
+
+
+@pytest.mark.parametrize("changed", INGREDIENTS)
+def test_kept_drawings_are_known_by_all_that_made_them(vendors, tmp_path, monkeypatch, changed):
+    folder, names = vendors["one"], dict(emoji.all_names())
+    monkeypatch.setattr(emoji, "all_names", lambda: names)
+    first = emoji.load_sheets(16, {"one": folder}, tmp_path / "data")["one"]
+    drawn = []
+    real = emoji_drawings.drawings
+    monkeypatch.setattr(
+        emoji_drawings, "drawings", lambda *given: drawn.append(given) or real(*given)
+    )
+    again = emoji.load_sheets(16, {"one": folder}, tmp_path / "data")["one"]
+    assert not drawn and again.keys == first.keys
+    INGREDIENTS[changed](monkeypatch, folder)
+    folder = folder if folder.exists() else tmp_path / "moved"
+    emoji.load_sheets(16, {"one": folder}, tmp_path / "data")
+    assert len(drawn) == 1, f"{changed} has changed, and the old drawings are used"
+
+
+def test_a_passing_failure_to_read_is_not_kept(vendors, tmp_path, monkeypatch):
+    """Else a drawing would be missing for ever, without a word."""
+
+    class Away(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError(5, "Input/output error")
+
+    def failing(source):
+        for name, file in real(source):
+            yield name, Away() if name == f"{KEYS[3]}.png" else file
+
+    real = emoji_drawings.files_in
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(emoji_drawings, "files_in", failing)
+        emoji.load_sheets(16, {"one": vendors["one"]}, tmp_path / "data")
+    sheet = emoji.load_sheets(16, {"one": vendors["one"]}, tmp_path / "data")["one"]
+    assert len(sheet.keys) == len(KEYS)
 
 
 def test_tarball_is_as_good_as_its_folder(vendors, tmp_path):

@@ -148,6 +148,19 @@ def test_statistics_and_background(tmp_path):
     np.testing.assert_allclose(data.std, (0.5, 1 / 255, 1 / 255))
 
 
+def test_statistics_are_of_the_whole_of_a_sorted_list(tmp_path):
+    """Night before day, as a camera numbers them: neither the first nor the last stand for all."""
+    levels = np.sort(np.random.default_rng(0).integers(0, 256, 700))
+    for number, level in enumerate(levels):
+        Image.new("RGB", (4, 4), (int(level), 0, 255)).save(tmp_path / f"{number:03}.bmp")
+    rows = "".join(f"{number:03}.bmp,level {level}\n" for number, level in enumerate(levels))
+    listed = write(tmp_path / "x.csv", "image,caption\n" + rows)
+    data = load(listed, 4, held_out=0, keep_copies=True)
+    assert folder.SAMPLE < len(levels) // 2
+    np.testing.assert_allclose(data.mean, (levels.mean() / 255, 0, 1), atol=0.01)
+    np.testing.assert_allclose(data.std, (levels.std() / 255, 1 / 255, 1 / 255), atol=0.01)
+
+
 def test_report_quotes_only_the_first():
     report = Report()
     for number in range(12):
