@@ -1,0 +1,290 @@
+"""Every flag of every command reaches what it names: two values, two effects."""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from settings_trace import places, small_data
+from test_settings import FIELDS, ROWS, placed
+
+from minicoca import __main__ as cli
+from minicoca import bench, data, params
+from minicoca.commands import COMMANDS, build_parser
+from minicoca.commands import train as train_command
+from minicoca.commands.data import SETTINGS
+from minicoca.config import DATA_FIELDS
+from minicoca.engine import generate as engine_generate
+from minicoca.engine import ops
+from minicoca.reference import generate as reference_generate
+from minicoca.training.checkpoint import read_config
+
+MODEL = [
+    ("--run", ["--run", "HERE/first"], ["--run", "HERE/second"], "model"),
+    ("--backend", ["--backend", "torch"], ["--backend", "numpy"], "who"),
+    ("--backend", ["--backend", "torch"], ["--backend", "triton"], "kernels"),
+    ("--device", ["--device", "cpu"], ["--device", "cpu:0"], "device"),
+    ("--json", [], ["--json"], "out"),
+]
+SAMPLED = ["--temperature", "1"]
+
+# {command: (what is always given, lines of (flag, one way, another, what must differ))}.
+FLAGS = {
+    "caption": (
+        [],
+        [
+            ("images", ["HERE/red/0.png"], ["HERE/red/1.png"], "out"),
+            ("--prompt", ["HERE/red"], ["HERE/red", "--prompt", "a"], "asked"),
+            ("--beams", ["HERE/red", "--beams", "2"], ["HERE/red", "--beams", "3"], "asked"),
+            ("--temperature", ["HERE/red", *SAMPLED], ["HERE/red", "--temperature", "2"], "asked"),
+            ("--top-k", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-k", "3"], "asked"),
+            ("--top-p", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-p", "0.5"], "asked"),
+            ("--seed", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--seed", "3"], "asked"),
+            *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
+        ],
+    ),
+    "classify": (
+        ["HERE/blue/3.png"],
+        [
+            ("images", ["HERE/red/0.png", "--labels", "a", "the"], ["--labels", "a", "the"], "out"),
+            ("--labels", ["--labels", "a", "the"], ["--labels", "a", "red"], "out"),
+            ("--labels-file", ["--labels-file", "HERE/a"], ["--labels-file", "HERE/b"], "asked"),
+            (
+                "--template",
+                ["--labels", "a", "the", "--template", "{} red"],
+                ["--labels", "a", "the", "--template", "{} blue"],
+                "asked",
+            ),
+            *[(f, [*a, "--labels", "a"], [*b, "--labels", "a"], what) for f, a, b, what in MODEL],
+        ],
+    ),
+    "search": (
+        [],
+        [
+            ("folder", ["HERE/red", "a"], ["HERE/blue", "a"], "out"),
+            ("query", ["HERE/red", "a"], ["HERE/red", "the red"], "asked"),
+            ("query", ["HERE/red", "HERE/red/1.png"], ["HERE/red", "HERE/red/2.png"], "out"),
+            ("-k", ["HERE/red", "a", "-k", "2"], ["HERE/red", "a", "-k", "3"], "out"),
+            ("--sheet", ["HERE/red", "a"], ["HERE/red", "a", "--sheet", "sheet.png"], "files"),
+            *[
+                (flag, ["HERE/red", "a", *a], ["HERE/red", "a", *b], what)
+                for flag, a, b, what in MODEL
+            ],
+        ],
+    ),
+    "embed": (
+        ["--out", "v.npz"],
+        [
+            ("inputs", ["HERE/red"], ["HERE/blue"], "files"),
+            ("--text", ["HERE/red/0.png"], ["HERE/red/0.png", "--text"], "files"),
+            ("--out", ["HERE/red"], ["HERE/red", "--out", "w.npz"], "files"),
+            *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
+        ],
+    ),
+    "info": (
+        [],
+        [
+            ("--run", ["--run", "HERE/first"], ["--run", "HERE/second"], "out"),
+            ("--preset", ["--preset", "tiny"], ["--preset", "base"], "out"),
+            ("--json", [], ["--json"], "out"),
+        ],
+    ),
+    "data": (
+        [],
+        [
+            ("data", ["HERE/red"], ["HERE/blue"], "out"),
+            ("--sheet", ["HERE/red"], ["HERE/red", "--sheet", "sheet.png"], "files"),
+        ],
+    ),
+    "train": (
+        [],
+        [
+            ("--run", ["--run", "one"], ["--run", "two"], "trained"),
+            ("--resume", ["--resume", "one"], ["--resume", "two"], "trained"),
+            ("--json", [], ["--json"], "out"),
+        ],
+    ),
+    "bench": (
+        [],
+        [
+            ("what", ["step"], ["kernels"], "timed"),
+            ("--against", ["step"], ["step", "--against", "open_clip"], "timed"),
+            ("--repeats", ["step", "--repeats", "2"], ["step", "--repeats", "3"], "timed"),
+            ("--batch-size", ["step", "--batch-size", "2"], ["step", "--batch-size", "3"], "timed"),
+            ("--preset", ["step", "--preset", "tiny"], ["step", "--preset", "small"], "timed"),
+            ("--device", ["step", "--device", "cpu"], ["step", "--device", "cuda"], "timed"),
+            ("--json", ["step", "--json", "a.json"], ["step", "--json", "b.json"], "timed"),
+            ("--json", ["kernels", "--json", "a.json"], ["kernels", "--json", "b.json"], "timed"),
+            ("--ops", ["kernels", "--ops", "info_nce"], ["kernels", "--ops", "attention"], "timed"),
+            ("--quick", ["kernels"], ["kernels", "--quick"], "timed"),
+            ("--no-tests", ["kernels"], ["kernels", "--no-tests"], "timed"),
+            ("--pictures", ["kernels"], ["kernels", "--pictures", "pictures"], "timed"),
+        ],
+    ),
+}
+ALL = [(name, given, *row) for name, (given, rows) in FLAGS.items() for row in rows]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    folder = places(tmp_path_factory.mktemp("places"))
+    for name, text in (("a", "a\nthe\n"), ("b", "a\nred\n")):
+        (folder / name).write_text(text)
+    newest = folder / "runs" / "newest"
+    newest.parent.mkdir()
+    newest.symlink_to(folder / "first")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def seen(here, tmp_path, monkeypatch):
+    """What stands behind the commands, and writes down what it was asked."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(here / "runs")
+    seen = {name: [] for name in ("model", "who", "kernels", "device", "asked", "timed", "trained")}
+
+    def watch(module, name):
+        original = getattr(module.CoCa, name)
+
+        def watched(self, given, *more, **how):
+            seen["who"].append(module.__name__)
+            seen["model"].append(np.asarray(self.params["text"]["token"]).tolist())
+            seen["kernels"].append(ops.implementations()["attention"])
+            seen["asked"].append((repr(given), repr(more), how))
+            ops.use("auto")  # Triton's interpreter takes seconds
+            return original(self, given, *more, **how)
+
+        monkeypatch.setattr(module.CoCa, name, watched)
+
+    for module in (engine_generate, reference_generate):
+        for name in ("embed_images", "embed_texts", "generate"):
+            watch(module, name)
+    pick = engine_generate.pick_device
+    note = lambda name: seen["device"].append(name) or pick(name)  # noqa: E731
+    monkeypatch.setattr(engine_generate, "pick_device", note)
+    for name in ("step", "kernels"):
+        put = lambda name=name, **how: seen["timed"].append((name, how))  # noqa: E731
+        monkeypatch.setattr(bench, name, put)
+    train = lambda *given, say, **how: seen["trained"].append((given, how)) or {}  # noqa: E731
+    monkeypatch.setattr(train_command, "train", train)
+    with small_data():
+        yield seen
+    ops.use("auto")
+
+
+def call(here, *arguments):
+    """What a command prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = cli.main([argument.replace("HERE", str(here)) for argument in arguments])
+    assert code == 0, arguments
+    return out.getvalue()
+
+
+def outcome(seen, here, *arguments):
+    """All that a command does: what it prints and writes, and what it asks of others."""
+    for noted in seen.values():
+        noted.clear()
+    found = {"out": call(here, *arguments)}
+    files = [path for path in Path().glob("*") if path.is_file()]
+    found["files"] = {path.name: path.read_bytes() for path in files}
+    for path in files:
+        path.unlink()
+    return found | {name: list(noted) for name, noted in seen.items()}
+
+
+def flags_of(command):
+    """The names of a command's flags that are no settings of a run."""
+    subs = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    names = {(a.option_strings or [a.dest])[0] for a in subs.choices[command]._actions}
+    settings = {"--" + name.replace("_", "-") for name in FIELDS} - {"--backend", "--device"}
+    if command == "train":
+        settings |= {"--backend", "--device"}
+    return names - {"-h"} - (settings if command in ("train", "data") else set())
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_every_flag_is_listed(command):
+    listed = {flag for flag, *_ in FLAGS[command][1]}
+    assert flags_of(command) - {"--preset"} <= listed, "a flag that nobody looks at"
+    assert listed <= flags_of(command)
+
+
+def test_every_command_is_listed():
+    assert FLAGS.keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize(
+    "command, given, flag, one, other, what", ALL, ids=[f"{row[0]} {row[2]}" for row in ALL]
+)
+def test_two_ways_have_two_effects(command, given, flag, one, other, what, seen, here):
+    ways = [outcome(seen, here, command, *given, *way) for way in (one, one, other)]
+    assert ways[0][what] == ways[1][what] != ways[2][what]
+    assert ways[0][what] or ways[2][what]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_a_flag_of_train_is_the_setting_of_its_name(row, seen, here):
+    name, *values = row[:3]
+    if name in DATA_FIELDS:
+        assert "--" + name.replace("_", "-") not in flags_of("train")
+        return
+    others = {} if name == "init" else row[4] if len(row) == 5 else {}
+    for value in values:
+        outcome(seen, here, "train", *as_flags({**others, name: value}))
+        (settings, folder), _ = seen["trained"][0]
+        assert getattr(settings, name) == placed(value, here)
+
+
+def as_flags(values):
+    """Settings as a person types them."""
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if type(value) is bool:
+            yield f"--{flag}" if value else f"--no-{flag}"
+        else:
+            yield f"--{flag}"
+            yield str(value).replace("{}", "HERE")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_flag_of_data_is_the_setting_of_its_name(name, seen, here, monkeypatch):
+    rows = [row for row in ROWS if row[0] == name]
+    asked, load = [], data.load
+    monkeypatch.setattr(data, "load", lambda settings: asked.append(settings) or load(settings))
+    for _, *values in rows:
+        for value in values[:2]:
+            others = dict(values[3]) if len(values) == 4 else {}
+            source = others.pop("data", "HERE/red").replace("{}", "HERE")
+            kept = {k: v for k, v in {**others, name: value}.items() if k in SETTINGS}
+            call(here, "data", source, *as_flags(kept))
+            assert getattr(asked[-1], name) == placed(value, here)
+            assert asked[-1].data == source.replace("HERE", str(here))
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1.0])
+def test_classify_divides_by_the_temperature_that_was_learned(sigma, here, tmp_path):
+    """The probabilities of both labels, by the definition of softmax."""
+    run = shutil.copytree(here / "first", tmp_path / "run")
+    tree, _ = params.load(run / "model.safetensors")
+    tree["log_temperature"] = np.log(np.float32(sigma))
+    params.save(run / "model.safetensors", tree, read_config(run))
+    labels = ["a", "the"]
+    printed = call(here, "classify", "HERE/red", "--labels", *labels, "--run", str(run), "--json")
+    for row in json.loads(printed)["results"]:
+        e = [math.exp(row["scores"][label] / sigma) for label in labels]
+        assert row["probability"] == pytest.approx(max(e) / sum(e), abs=2e-3)
+        assert row["label"] == labels[e.index(max(e))]
+
+
+@pytest.mark.parametrize("command", ["caption", "classify", "embed", "search"])
+def test_numpy_refuses_another_device(command, seen, here, capsys):
+    row = next(row for row in FLAGS[command][1] if row[0] == "--run")
+    arguments = [*FLAGS[command][0], *row[1], "--backend", "numpy", "--device", "cuda"]
+    assert cli.main([command, *(a.replace("HERE", str(here)) for a in arguments)]) == 1
+    assert "device needs --backend torch" in capsys.readouterr().err
