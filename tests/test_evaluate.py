@@ -173,6 +173,16 @@ def test_galleries_are_averaged_and_the_rest_is_left_out():
     assert retrieval(image, text, words)["text_to_image_r1"] == 0.6
 
 
+def test_a_gallery_holds_all_captions_of_its_images_and_no_others():
+    image = np.eye(4)
+    text = np.eye(4)[[0, 0, 0, 1, 3, 2, 2]]  # of image 2 and of image 3: taken for each other
+    words = [["a", "b", "c"], ["d"], ["e"], ["f", "g"]]
+    figures = retrieval(image, text, words, gallery=2)
+    assert figures["image_to_text_r1"] == 0.5 == figures["text_to_image_r1"]
+    assert (figures["gallery"], figures["gallery_captions"]) == (2, 3)
+    assert retrieval(image, text, words)["text_to_image_r1"] == 4 / 7
+
+
 def test_probabilities_use_the_temperature():
     p = probabilities(np.array([[0.5, 0.4]]), np.log(0.1))
     np.testing.assert_allclose(p, [[np.e / (np.e + 1), 1 / (np.e + 1)]])

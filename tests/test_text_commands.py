@@ -83,6 +83,7 @@ def test_what_follows_a_prompt_is_what_the_model_wrote(parts):
     (text,) = caption(Model(), tokenizer, [None], prompt)
     whole = tokenizer.decode([*tokenizer.encode([prompt], 99)[0][:-1], *rest])
     assert text.startswith(prompt) and text.split() == whole.split()
+    assert "  " in prompt or "  " not in text
 
 
 def test_letters_that_the_model_never_saw_are_refused_in_a_prompt(here, capsys):
