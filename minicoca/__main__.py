@@ -1,10 +1,14 @@
 """`minicoca COMMAND ...`: hands over to commands/, and says in a line what went wrong there."""
 
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 
 from .commands import COMMANDS, build_parser
 from .commands.flags import Usage
+from .commands.results import flush
 from .training.loop import Stopped
 
 
@@ -14,11 +18,10 @@ def main(argv=None):
     if hasattr(sys.stdout, "reconfigure"):  # a file's name may be no text at all
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        COMMANDS[arguments.command].run(arguments)
-        if sys.stdout:
-            sys.stdout.flush()
+        with kill_interrupts():
+            COMMANDS[arguments.command].run(arguments)
+            flush()
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("minicoca: interrupted", file=sys.stderr)
@@ -28,7 +31,31 @@ def main(argv=None):
             raise
         print(f"minicoca: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2 if isinstance(error, Usage) else 1
+    finally:
+        drop_output()
     return 0
+
+
+@contextmanager
+def kill_interrupts():
+    """A polite kill (SIGTERM) interrupts as Ctrl-C does, unless whoever runs us hears it."""
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    try:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def drop_output():
+    """What could not be written to standard output is not to be tried again as Python ends."""
+    try:
+        flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from .engine.ops import pick_device, pick_dtype, use
 from .engine.optim import adamw, clamp_temperature
 from .interop.open_clip import from_open_clip
 from .kernels.bench import measure
-from .params import flatten, initialise, specs, tree_map
+from .params import flatten, initialise, specs, tree_map, write_atomically
 from .training.log import machine
 
 # Tokens of a caption, start and end included: mean 12, at most 24.
@@ -305,9 +305,7 @@ def step(
     use("auto")
     _print_table(report, cases)
     if json_path:
-        with open(json_path, "w") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+        write_atomically(json_path, (json.dumps(report, indent=2) + "\n").encode())
     return report
 
 
@@ -356,9 +354,7 @@ def kernels(ops=None, quick=False, json_path=None, pictures=None, tests=True):
         print("There is no GPU here: kernels are not timed. What can be said without one:\n")
         print(f"{compile_report.table()}\n\n{suite.memory_table()}\n")
     if json_path:
-        with open(json_path, "w") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+        write_atomically(json_path, (json.dumps(report, indent=2) + "\n").encode())
     if pictures:
         from .kernels.bench.pictures import draw
 

@@ -6,10 +6,12 @@ P pixels per patch, D width, M width of the tokens read across, F hidden of the 
 T text tokens, N image patches, Q pooler queries, E shared embedding. Matrices are [in, out].
 """
 
+import errno
 import json
 import math
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -209,21 +211,51 @@ def unflatten(flat):
     return tree
 
 
-def write_atomically(path, data):
-    """Write bytes so that a reader sees the old file or the new one, never a part of either."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+@contextmanager
+def saving(name):
+    """Whatever the system says against writing, with the name of what it was to be."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+        yield
+    except BrokenPipeError:  # whoever read it has seen enough
         raise
+    except OSError as error:
+        raise OSError(f"{name} was not written: {error.strerror or error}") from error
+
+
+def write_atomically(path, data):
+    """Write bytes so that a reader sees the old file or the new one, never a part of either.
+
+    Raises OSError, naming the file, where that fails: the old one is whole then, and nothing else
+    is left behind.
+    """
+    path = Path(path)
+    with saving(path):
+        if path.exists() and not path.is_file():
+            raise OSError("it is no ordinary file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name[:40] + ".")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def append(path, data):
+    """Add bytes at the end of a file. Where not all of them fit it stays as it was: OSError."""
+    with saving(path), open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def save(path, tree, config, **metadata):

@@ -1,5 +1,6 @@
 """What a person looks at after a run: a table, and pictures of held-out images and captions."""
 
+import io
 import json
 import textwrap
 import warnings
@@ -8,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .evaluate import nearest_truth, written
+from .params import write_atomically
 from .tasks import embed_texts
 
 ROWS = {
@@ -64,11 +66,12 @@ def make_picture(folder, model, tokenizer, name, pairs, captions):
 
     Returns the path of the picture.
     """
-    path = folder / f"{name}.png"
+    path, picture = folder / f"{name}.png", io.BytesIO()
     figure = _figure(folder, model, tokenizer, pairs, captions, name)
     with warnings.catch_warnings():  # matplotlib warns of every letter that its font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
+        figure.savefig(picture, dpi=110, bbox_inches="tight", facecolor="white")
+    write_atomically(path, picture.getvalue())
     return str(path)
 
 

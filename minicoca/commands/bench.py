@@ -4,6 +4,7 @@ from pathlib import Path
 
 from .. import config
 from .flags import Usage
+from .results import check_output
 
 HELP = "time a training step, or the kernels"
 OPS = ("attention", "attention_pool", "info_nce", "caption_loss")
@@ -21,7 +22,7 @@ def add_flags(parser):
     add("--quick", action="store_true", help="kernels: only shapes with a target")
     add("--no-tests", action="store_true", help="kernels: do not run their tests first")
     add("--pictures", type=Path, help="kernels: folder to draw the figures into")
-    add("--json", type=Path, help="write the figures to this file")
+    add("--json", type=Path, help="a new file to write the figures to")
 
 
 def run(arguments):
@@ -30,8 +31,8 @@ def run(arguments):
     for flag in ("repeats", "batch_size"):
         if getattr(arguments, flag) < 1:
             raise Usage(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}: at least 1")
-    if arguments.json and not arguments.json.resolve().parent.is_dir():
-        raise Usage(f"--json {arguments.json}: there is no such folder")
+    if arguments.json:
+        check_output("--json", arguments.json)
     if arguments.what == "kernels":
         bench.kernels(
             ops=arguments.ops,

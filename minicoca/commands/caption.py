@@ -2,7 +2,8 @@
 
 from .flags import Usage
 from .model import add_flags as add_model_flags
-from .model import add_images, open_model, show
+from .model import add_images, open_model
+from .results import Results
 
 HELP = "write a caption for each image"
 MOST_BEAMS = 64
@@ -26,14 +27,18 @@ def run(arguments):
     how = decoding(arguments)
     paths = find_images(arguments.images)
     model, tokenizer = open_model(arguments)
-    rows, skipped = [], []
-    for kept, images in decoded(paths, model.config.image_size, skipped):
-        if "seed" in how:  # every file draws from a stream of its own, whatever batch it is in
-            how["first_stream"] = len(rows)
-        texts = caption(model, tokenizer, images, arguments.prompt, **how)
-        rows += [{"file": str(p), "caption": t} for p, t in zip(kept, texts, strict=True)]
-    width = max((len(row["file"]) for row in rows), default=0)
-    show(arguments, rows, lambda row: f"{row['file']:{width}}  {row['caption']}", skipped)
+    width = max(len(str(path)) for path in paths)
+
+    def line(row):
+        return f"{row['file']:{width}}  {row['caption']}"
+
+    with Results(arguments, len(paths), line) as results:
+        for kept, images in decoded(paths, model.config.image_size, results.skipped):
+            if "seed" in how:  # every file draws from a stream of its own, whatever batch it is in
+                how["first_stream"] = results.reached
+            texts = caption(model, tokenizer, images, arguments.prompt, **how)
+            pairs = zip(kept, texts, strict=True)
+            results.add([{"file": str(path), "caption": text} for path, text in pairs])
 
 
 def decoding(arguments):

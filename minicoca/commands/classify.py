@@ -4,7 +4,8 @@ from pathlib import Path
 
 from .flags import Usage
 from .model import add_flags as add_model_flags
-from .model import add_images, open_model, show, tell_unread
+from .model import add_images, open_model, tell_unread
+from .results import Results
 
 HELP = "say which of your labels fits each image"
 
@@ -22,7 +23,7 @@ def add_flags(parser):
 
 def run(arguments):
     from ..tasks.files import embed, find_images
-    from ..tasks.zero_shot import check_labels, class_scores, fill_templates, probabilities
+    from ..tasks.zero_shot import check_labels, fill_templates, probabilities, scorer
 
     labels = arguments.labels or read_labels(arguments.labels_file)
     try:
@@ -36,29 +37,30 @@ def run(arguments):
     except ValueError as error:
         raise Usage(error) from error
     tell_unread(model, tokenizer, [text for group in prompts for text in group])
-    skipped = []
-    kept, vectors = embed(model, paths, skipped)
-    scores = class_scores(model, tokenizer, vectors, prompts)
-    p = probabilities(scores, float(model.params["log_temperature"]))
-    rows = []
-    for path, cosines, chances in zip(kept, scores, p, strict=True):
-        best = int(cosines.argmax())
-        rows.append(
-            {
-                "file": str(path),
-                "label": labels[best],
-                # Of one label alone it would be 1 whatever the image shows.
-                "probability": round(float(chances[best]), 4) if len(labels) > 1 else None,
-                "scores": dict(zip(labels, map(float, cosines.round(4)), strict=True)),
-            }
-        )
-    width = max(len(row["file"]) for row in rows)
-    show(
-        arguments,
-        rows,
-        lambda row: f"{row['file']:{width}}  {row['label']}  ({how_sure(row)})",
-        skipped,
-    )
+    score = scorer(model, tokenizer, prompts)
+    width = max(len(str(path)) for path in paths)
+
+    def line(row):
+        return f"{row['file']:{width}}  {row['label']}  ({how_sure(row)})"
+
+    with Results(arguments, len(paths), line) as results:
+        for kept, vectors in embed(model, paths, results.skipped):
+            cosines = score(vectors)
+            chances = probabilities(cosines, float(model.params["log_temperature"]))
+            found = zip(kept, cosines, chances, strict=True)
+            results.add([row_of(labels, *image) for image in found])
+
+
+def row_of(labels, path, cosines, chances):
+    """What is said of one image, from the cosine and the probability of each label."""
+    best = int(cosines.argmax())
+    return {
+        "file": str(path),
+        "label": labels[best],
+        # Of one label alone it would be 1 whatever the image shows.
+        "probability": round(float(chances[best]), 4) if len(labels) > 1 else None,
+        "scores": dict(zip(labels, map(float, cosines.round(4)), strict=True)),
+    }
 
 
 def how_sure(row):

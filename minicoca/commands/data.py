@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from .flags import add_settings, from_flags
+from .results import check_picture, save_picture
 
 HELP = "look at a data set before training on it"
 SETTINGS = (
@@ -15,7 +16,7 @@ SETTINGS = (
 
 def add_flags(parser):
     parser.add_argument("data", help="shapes, emoji, or a file or folder of images and captions")
-    parser.add_argument("--sheet", type=Path, help="write some of its images as one picture")
+    parser.add_argument("--sheet", type=Path, help="a new picture to write, of some of its images")
     add_settings(parser, SETTINGS)
 
 
@@ -25,6 +26,8 @@ def run(arguments):
     from .. import data
     from ..tasks.retrieval import contact_sheet
 
+    if arguments.sheet:
+        check_picture("--sheet", arguments.sheet)
     arguments.patch_size = 1  # any size of image can be looked at
     settings = from_flags(arguments)
     try:
@@ -52,5 +55,6 @@ def run(arguments):
         pairs = next(iter(dataset.evaluations.values()), dataset.train)
         count = min(36, len(pairs))
         images = [Image.fromarray(x) for x in pairs.batch(np.arange(count))]
-        contact_sheet(images, [pairs.captions[i][0] for i in range(count)]).save(arguments.sheet)
+        labels = [pairs.captions[i][0] for i in range(count)]
+        save_picture(arguments.sheet, contact_sheet(images, labels))
         print(f"picture: {arguments.sheet}")

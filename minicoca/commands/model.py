@@ -1,6 +1,5 @@
-"""What the commands share that use a trained model: which one, and how results are shown."""
+"""What the commands share that use a trained model: which one, and on what."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -37,16 +36,3 @@ def tell_unread(model, tokenizer, texts):
 
     for line in unread(model, tokenizer, texts):
         print(f"minicoca: {line}", file=sys.stderr)
-
-
-def show(arguments, rows, line, skipped):
-    """Print rows as lines or as JSON, and what was skipped to stderr."""
-    if arguments.json:
-        print(json.dumps({"results": rows, "skipped": skipped}, indent=1))
-    elif rows:
-        print("\n".join(map(line, rows)))
-    if skipped:
-        print(f"skipped {len(skipped)} of the files:", file=sys.stderr)
-        print("\n".join(f"  {error}" for error in skipped), file=sys.stderr)
-    if not rows:
-        raise ValueError("none of the images could be read")

@@ -3,48 +3,95 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
 from .flags import Usage
 from .model import add_flags as add_model_flags
-from .model import open_model, show, tell_unread
+from .model import open_model, tell_unread
+from .results import Results, check_picture, save_picture
 
 HELP = "find images by a sentence, or by an image"
 
 
 def add_flags(parser):
     parser.add_argument("folder", help="where to look")
-    parser.add_argument("query", help="a sentence, or an image file")
+    parser.add_argument("query", help="an image file, if there is one of this name; or a sentence")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--text", action="store_true", help="the query is a sentence, file or not")
+    kind.add_argument("--image", action="store_true", help="the query is an image file")
     add_model_flags(parser)
     parser.add_argument("-k", type=int, default=6, help="how many to show (default 6)")
-    parser.add_argument("--sheet", type=Path, help="write what was found as one picture")
+    parser.add_argument("--sheet", type=Path, help="a new picture to write, of what was found")
 
 
 def run(arguments):
-    from ..images import IMAGE_SUFFIXES, decode
-    from ..tasks import embed_texts
     from ..tasks.files import embed, find_images
-    from ..tasks.retrieval import contact_sheet, nearest
 
     if arguments.k < 1:
         raise Usage(f"-k {arguments.k}: at least 1")
-    is_image = os.path.isfile(arguments.query)
-    if not is_image and Path(arguments.query).suffix.lower() in IMAGE_SUFFIXES:
-        raise Usage(f"{arguments.query}: there is no such image")
+    if arguments.sheet:
+        check_picture("--sheet", arguments.sheet)
+    is_image = by_image(arguments)
     paths = find_images([arguments.folder])
     model, tokenizer = open_model(arguments)
-    skipped = []
-    kept, vectors = embed(model, paths, skipped)
-    if is_image:
-        query = embed(model, [Path(arguments.query)], [])[1]
-    else:
-        tell_unread(model, tokenizer, [arguments.query])
-        query = embed_texts(model, tokenizer, [arguments.query])
-    found, cosines = nearest(query, vectors, min(arguments.k, len(kept)))
-    rows = [
-        {"file": str(kept[i]), "cosine": round(float(c), 4)}
-        for i, c in zip(found[0], cosines[0], strict=True)
-    ]
-    if arguments.sheet:
-        labels = [f"{row['cosine']:.3f} {Path(row['file']).name}" for row in rows]
-        sheet = contact_sheet([decode(row["file"]) for row in rows], labels)
-        sheet.save(arguments.sheet)
-    show(arguments, rows, lambda row: f"{row['cosine']:.3f}  {row['file']}", skipped)
+    query = query_vector(model, tokenizer, arguments.query, is_image)
+    parts = []
+
+    def line(row):
+        return f"{row['cosine']:.3f}  {row['file']}"
+
+    with Results(arguments, len(paths), line) as results:
+        try:
+            for part in embed(model, paths, results.skipped):
+                parts.append(part)
+        finally:  # the best of what was looked at
+            results.reached = sum(len(kept) for kept, _ in parts)
+            rows = best(query, parts, arguments.k)
+            results.show(rows)
+            if rows and arguments.sheet:
+                draw(arguments.sheet, rows)
+
+
+def by_image(arguments):
+    """Is the query an image? Raises Usage where it can only be a mistake."""
+    from ..images import IMAGE_SUFFIXES
+
+    there = os.path.isfile(arguments.query)
+    named = Path(arguments.query).suffix.lower() in IMAGE_SUFFIXES
+    if not there and not arguments.text and (arguments.image or named):
+        raise Usage(f"{arguments.query}: there is no such image; a sentence needs --text")
+    return arguments.image or (there and not arguments.text)
+
+
+def query_vector(model, tokenizer, query, is_image):
+    """Unit vector [1, E]. Raises ValueError for an image that cannot be read."""
+    from ..images import ImageError, load_image
+    from ..tasks import embed_texts
+
+    if not is_image:
+        tell_unread(model, tokenizer, [query])
+        return embed_texts(model, tokenizer, [query])
+    try:
+        return model.embed_images(np.stack([load_image(query, model.config.image_size)]))
+    except ImageError as error:
+        raise ValueError(f"{error}; if it is a sentence, give --text") from error
+
+
+def best(query, parts, k):
+    """The k rows of highest cosine among (paths, vectors) of batches."""
+    from ..tasks.retrieval import nearest
+
+    if not parts:
+        return []
+    kept = [path for own, _ in parts for path in own]
+    found, cosines = nearest(query, np.concatenate([v for _, v in parts]), min(k, len(kept)))
+    pairs = zip(found[0], cosines[0], strict=True)
+    return [{"file": str(kept[i]), "cosine": round(float(c), 4)} for i, c in pairs]
+
+
+def draw(path, rows):
+    from ..images import decode
+    from ..tasks.retrieval import contact_sheet
+
+    labels = [f"{row['cosine']:.3f} {Path(row['file']).name}" for row in rows]
+    save_picture(path, contact_sheet([decode(row["file"]) for row in rows], labels))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import config
-from ..training.checkpoint import RUNS, new_folder, read_config
+from ..training.checkpoint import RUNS, new_folder, read_config, to_run
 from ..training.run import train
 from .flags import Usage, add_settings, from_flags, settings_by_group
 
@@ -50,7 +50,10 @@ def _begin(arguments, say):
     if folder is None:
         folder = new_folder(RUNS, Path(settings.data).resolve().stem or "run")
     elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; choose another --run, or --resume {folder}")
+        raise ValueError(
+            f"{folder} is not empty; choose another --run, or go on with: "
+            f"{to_run('train', '--resume', folder)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return train(settings, folder, say=say)
@@ -68,8 +71,17 @@ def _settings(arguments):
         settings = from_flags(arguments, earlier)
     except ValueError as error:
         raise Usage(error) from error
-    if settings.data in config.BUILT_IN:
-        return settings
-    # To be found again from wherever it is resumed.
-    root = settings.image_root and os.path.abspath(settings.image_root)
-    return replace(settings, data=os.path.abspath(settings.data), image_root=root)
+    return _wherever(settings)
+
+
+def _wherever(settings):
+    """With whole paths: to be found again from wherever the run is resumed."""
+    whole = {name: getattr(settings, name) for name in ("init", "image_root")}
+    if settings.data not in config.BUILT_IN:
+        whole["data"] = settings.data
+    whole = {name: os.path.abspath(path) for name, path in whole.items() if path}
+    if settings.emoji_sources and "," not in os.getcwd():  # which parts the sources
+        sources = settings.emoji_sources.items()
+        parts = (f"{vendor}={os.path.abspath(path)}" for vendor, path in sources)
+        whole["emoji_source"] = ",".join(parts)
+    return replace(settings, **whole)

@@ -56,11 +56,6 @@ def decoded(paths, side, skipped):
 
 
 def embed(model, paths, skipped):
-    """(paths that could be read, their unit vectors [n, E])."""
-    kept, vectors = [], [np.zeros((0, 1), np.float32)]
-    for names, images in decoded(paths, model.config.image_size, skipped):
-        kept += names
-        vectors.append(model.embed_images(images))
-    if not kept:
-        raise ValueError(f"none of the {len(paths)} images could be read: {skipped[0]}")
-    return kept, np.concatenate(vectors[1:])
+    """(paths that could be read, their unit vectors [b, E]) batch by batch, as `decoded`."""
+    for kept, images in decoded(paths, model.config.image_size, skipped):
+        yield kept, model.embed_images(images)

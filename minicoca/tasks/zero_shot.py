@@ -12,9 +12,14 @@ def class_scores(model, tokenizer, image_vectors, prompts):
     The best, not CLIP's mean of prompts: a prompt may say more than the class (a place, a size),
     and the mean of such prompts is near no image.
     """
+    return scorer(model, tokenizer, prompts)(image_vectors)
+
+
+def scorer(model, tokenizer, prompts):
+    """`class_scores` as a function of the image vectors: the prompts are read once."""
     text_vectors = embed_texts(model, tokenizer, [p for group in prompts for p in group])
     starts = np.cumsum([0] + [len(group) for group in prompts[:-1]])
-    return np.maximum.reduceat(image_vectors @ text_vectors.T, starts, axis=1)
+    return lambda vectors: np.maximum.reduceat(vectors @ text_vectors.T, starts, axis=1)
 
 
 def fill_templates(labels, templates):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from ..config import from_dict
 from ..tokenizer import Tokenizer
 
 RUNS = "runs"
+
+
+def to_run(*words):
+    """Our command of these words, as a shell takes it. It ends a message: then it can be copied."""
+    named = [f"./{w}" if isinstance(w, Path) and str(w)[0] == "-" else str(w) for w in words]
+    return shlex.join(["minicoca", *named])
 
 
 def new_folder(parent, name):
@@ -47,7 +54,7 @@ def read_weights(folder, config):
     if not path.is_file():
         raise ValueError(
             f"{folder} has no model.safetensors: its training has not ended; "
-            f"go on with: minicoca train --resume {folder}"
+            f"go on with: {to_run('train', '--resume', folder)}"
         )
     weights, _ = params.load(path)
     params.check(weights, config, path)

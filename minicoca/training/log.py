@@ -34,8 +34,7 @@ class Log:
         return next((r["command"] for r in cls.read(path) if "command" in r), "")
 
     def write(self, record):
-        with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        params.append(self.path, (json.dumps(record) + "\n").encode())
 
 
 def machine():

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import signal
 import sys
 import time
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from ..data.order import Order, batches
 from ..evaluate import evaluate
 from ..images import ReadError
+from .checkpoint import to_run
 
 LOOK = 256  # validation pairs in a quick look during training
 LOG_EVERY = 10
@@ -40,7 +40,7 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
                 bar.write(_crowded(order, config), file=sys.stderr)
             report = trainer.step(step, images, tokens)
             if not all(map(math.isfinite, report.values())):
-                raise Stopped(diverged(step, report, folder))
+                raise Stopped(diverged(step, report, folder, config))
             bar.update()
             if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
                 elapsed = time.perf_counter() - begun
@@ -55,7 +55,7 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
                 bar.close()
                 raise Stopped(
                     f"stopped after step {step + 1} of {config.steps}; go on with: "
-                    f"minicoca train --resume {shlex.quote(str(folder))}"
+                    f"{to_run('train', '--resume', folder)}"
                 )
 
 
@@ -70,7 +70,7 @@ def _while_readable(made, first, config, folder, checkpoint):
         checkpoint(done)
         raise Stopped(
             f"{error}. Stopped after step {done} of {config.steps}; once it can be read again, "
-            f"go on with: minicoca train --resume {shlex.quote(str(folder))}"
+            f"go on with: {to_run('train', '--resume', folder)}"
         ) from error
 
 
@@ -108,24 +108,25 @@ def _brief(report):
     )
 
 
-def diverged(step, report, folder):
+def diverged(step, report, folder, config):
     bad = next(name for name, value in report.items() if not math.isfinite(value))
+    slower = ("--learning-rate", f"{config.learning_rate / 3:.2g}")
     return (
-        f"{bad} is {report[bad]} at step {step}; {folder} keeps its last checkpoint. Go on from it "
-        f"more carefully: minicoca train --resume {shlex.quote(str(folder))} --learning-rate "
-        "(a third of what it was); or begin anew with a longer --warmup or --clip-norm 1"
+        f"{bad} is {report[bad]} at step {step}; {folder} keeps its last checkpoint. Begin anew "
+        "with a longer --warmup or --clip-norm 1, or go on from it with a third of the rate: "
+        f"{to_run('train', '--resume', folder, *slower)}"
     )
 
 
 @contextmanager
-def asked_to_stop():
+def asked_to_stop(answer=b"\nstopping after this step; once more to stop at once\n"):
     """A list that is empty until Ctrl-C or a polite kill; a second one ends at once."""
     asked, before = [], {}
 
     def ask(number, frame):
         signal.signal(number, before[number])
         asked.append(number)
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        os.write(2, answer)
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -28,6 +28,7 @@ from .checkpoint import (
     read_tokenizer,
     read_weights,
     save_config,
+    to_run,
 )
 from .log import Log, machine
 from .loop import Stopped, asked_to_stop, diverged, loop
@@ -38,14 +39,24 @@ GALLERY = {"shapes": 256}  # retrieval among so many pairs; elsewhere among all 
 def train(config, folder, *, taking_up=False, changes=None, command=None, say=print):
     """Train in `folder`, or take up the run that is there; returns its results as a dict.
 
-    changes: settings to replace when a run is taken up. Raises Stopped if it is interrupted or
-    diverges; a checkpoint is kept in either case.
+    changes: settings to replace when a run is taken up. Raises Stopped if it is interrupted,
+    diverges, or can no longer read or write a file; a checkpoint is kept in each case.
     """
     folder, command = Path(folder), command or shlex.join(["minicoca", *sys.argv[1:]])
+    try:
+        return _train(config, folder, taking_up, changes or {}, command, say)
+    except (KeyboardInterrupt, OSError) as error:
+        if not (folder / "resume.safetensors").is_file():
+            raise
+        said = f"{str(error) or 'interrupted'}; go on from the last checkpoint with: "
+        raise Stopped(said + to_run("train", "--resume", folder)) from error
+
+
+def _train(config, folder, taking_up, changes, command, say):
     first, seconds = 0, 0.0
     with asked_to_stop() as asked:
         if taking_up:
-            trainer, tokenizer, dataset, config, first, seconds = resume(folder, **(changes or {}))
+            trainer, tokenizer, dataset, config, first, seconds = resume(folder, **changes)
             save_config(config, folder)  # whoever resumes it again need not repeat the changes
         else:
             trainer, tokenizer, dataset, config = start(config, folder, say)
@@ -63,7 +74,7 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
 
         def checkpoint(step):
             if not all(np.isfinite(x).all() for x in params.flatten(trainer.weights()).values()):
-                raise Stopped(diverged(step, {"a weight": math.nan}, folder))
+                raise Stopped(diverged(step, {"a weight": math.nan}, folder, config))
             kept = {"step": step, "seconds": time.perf_counter() - begun, "data": mark}
             params.save(folder / "resume.safetensors", trainer.state(), config, **kept)
 
@@ -77,7 +88,7 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
     except ReadError as error:
         raise Stopped(
             f"{error}. The training is done, but not its evaluation; once it can be read again, "
-            f"go on with: minicoca train --resume {shlex.quote(str(folder))}"
+            f"go on with: {to_run('train', '--resume', folder)}"
         ) from error
     tell_left_out(dataset, folder, say)
     return results
@@ -121,9 +132,11 @@ def start(config, folder, say):
         vocabulary=tokenizer.vocab_size,
         fold=tokenizer.folds,
     )
-    if not weights:  # else pixels must stay what the weights know
-        mean, std = (tuple(map(float, x)) for x in (dataset.mean, dataset.std))
-        config = replace(config, pixel_mean=mean, pixel_std=std)
+    mean, std = (tuple(map(float, x)) for x in (dataset.mean, dataset.std))
+    if weights:  # pixels stay what they know
+        earlier = read_config(config.init)
+        mean, std = earlier.pixel_mean, earlier.pixel_std
+    config = replace(config, pixel_mean=mean, pixel_std=std)
     trainer = make_trainer(weights or params.initialise(config, config.seed), config)
     tokenizer.save(folder / "tokenizer.model")
     save_config(config, folder)

@@ -1,0 +1,106 @@
+"""Results as they come: rows that outlive what ends a command, and files that replace no other."""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from ..params import saving, write_atomically
+from ..training.loop import asked_to_stop
+from .flags import Usage
+
+OPENING = '{"results": ['
+
+
+class Results:
+    """For a `with`: rows printed as they come, as lines or as one JSON document.
+
+    However the command ends, the document is closed, and what was skipped or not reached is said.
+    total: how many inputs there are. line: a row as text.
+    """
+
+    def __init__(self, arguments, total, line):
+        self.json, self.total, self.line = arguments.json, total, line
+        self.shown, self.reached, self.skipped = 0, 0, []
+
+    def __enter__(self):
+        return self
+
+    def add(self, rows):
+        """Rows of as many inputs."""
+        self.show(rows)
+        self.reached += len(rows)
+
+    def show(self, rows):
+        """Rows that stand for whatever was reached."""
+        if self.json:
+            marks = ["," if self.shown + i else OPENING for i in range(len(rows))]
+            put("".join(f"{m}\n{json.dumps(row)}" for m, row in zip(marks, rows, strict=True)))
+        else:
+            put("".join(f"{self.line(row)}\n" for row in rows))
+        self.shown += len(rows)
+
+    @property
+    def not_reached(self):
+        return self.total - self.reached - len(self.skipped)
+
+    def __exit__(self, kind, error, trace):
+        if error and not self.reached and not isinstance(error, KeyboardInterrupt):
+            return  # it failed before there was a result
+        if self.json:
+            skipped = json.dumps(self.skipped)
+            end = f'\n], "skipped": {skipped}, "not_reached": {self.not_reached}}}\n'
+            put(end if self.shown else OPENING + end)
+        if self.skipped:
+            tell(f"skipped {len(self.skipped)} of the files:", *self.skipped)
+        if error and self.not_reached:
+            left = f"{self.not_reached:,} of {self.total:,} were not reached"
+            tell(f"minicoca: {left}; these are the results of the others")
+        if not error and not self.reached:
+            raise ValueError("none of the images could be read")
+
+
+def put(text):
+    """Write to standard output at once and whole: Ctrl-C waits for the end of a row."""
+    with asked_to_stop(answer=b"") as asked, saving("standard output"):
+        tqdm.write(text, end="")  # a progress bar makes room
+        flush()
+    if asked:
+        raise KeyboardInterrupt
+
+
+def flush():
+    """Raises OSError, in words, where standard output takes no more."""
+    with saving("standard output"):
+        if sys.stdout:
+            sys.stdout.flush()
+
+
+def tell(first, *others):
+    print("\n  ".join([first, *others]), file=sys.stderr)
+
+
+def check_output(flag, path):
+    """Raise Usage, before there is work to lose, where no new file can be written."""
+    if os.path.lexists(path):
+        raise Usage(f"{flag} {path} is there already: remove it, or give another name")
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise Usage(f"{flag} {path}: {folder} is no folder that can be written into")
+
+
+def check_picture(flag, path):
+    """`check_output` of a picture, whose name is to say its format."""
+    if Image.registered_extensions().get(Path(path).suffix.lower()) not in Image.SAVE:
+        raise Usage(f"{flag} {path}: the name must end as a picture's does, such as .png")
+    check_output(flag, path)
+
+
+def save_picture(path, picture):
+    file = io.BytesIO()
+    picture.save(file, Image.registered_extensions()[Path(path).suffix.lower()])
+    write_atomically(path, file.getvalue())
