@@ -11,9 +11,12 @@ from minicoca.config import preset
 from minicoca.data import shapes
 from minicoca.engine import train as engine_train
 from minicoca.reference import train as reference_train
+from minicoca.tokenizer import Tokenizer
+from minicoca.training.checkpoint import save_config
 from minicoca.training.run import train
 
 SHORT = dict(steps=14, checkpoint_every=5, evaluate_every=6, batch_size=8, warmup=3, image_layers=1)
+load = shapes.load
 TRAINERS = {"torch": engine_train.Trainer, "numpy": reference_train.Trainer}
 
 
@@ -26,6 +29,17 @@ def few_shapes(monkeypatch):
 
 def short(**changes):
     return preset("tiny", **{**SHORT, **changes})
+
+
+def untrained(folder):
+    """A run folder as training leaves it, but for the training."""
+    texts = [own[0] for own in load(0, 32, 60, 20).train.captions]
+    tokenizer = Tokenizer.train(texts, 64)
+    config = short(vocabulary=tokenizer.vocab_size)
+    tokenizer.save(folder / "tokenizer.model")
+    save_config(config, folder)
+    params.save(folder / "model.safetensors", params.initialise(config), config)
+    return config
 
 
 def silent(config, folder, **how):

@@ -66,8 +66,9 @@ class Results:
 
 def put(text):
     """Write to standard output at once and whole: Ctrl-C waits for the end of a row."""
-    with asked_to_stop(answer=b"") as asked, saving("standard output"):
-        tqdm.write(text, end="")  # a progress bar makes room
+    with asked_to_stop(answer=b"") as asked:
+        with saving("standard output"):
+            tqdm.write(text, end="")  # a progress bar makes room
         flush()
     if asked:
         raise KeyboardInterrupt
