@@ -30,7 +30,6 @@ from .configs import attention_config, compute_options, is_exact
 from .softmax import (
     LOG2E,
     end_of,
-    live_rows,
     load_tile,
     log_sum_exp,
     narrow,
@@ -119,10 +118,9 @@ def attention_bwd_short_kernel(
     if dv_ptr is not None:
         dv_ptr += b * dv_b + head_offset(h, dv_h, ALIGNED)
     end = end_of(lengths_ptr, b, S)
-    live = live_rows(lengths_ptr, end, T)
-    q = load_tile(q_ptr + b * q_b + head_offset(h, q_h, ALIGNED), t, c, q_t, live, K, UPCAST)
-    do = load_tile(do_ptr + b * do_b + head_offset(h, do_h, ALIGNED), t, c, do_t, live, K, UPCAST)
-    o = load_tile(o_ptr + b * o_b + head_offset(h, o_h, ALIGNED), t, c, o_t, live, K, UPCAST)
+    q = load_tile(q_ptr + b * q_b + head_offset(h, q_h, ALIGNED), t, c, q_t, T, K, UPCAST)
+    do = load_tile(do_ptr + b * do_b + head_offset(h, do_h, ALIGNED), t, c, do_t, T, K, UPCAST)
+    o = load_tile(o_ptr + b * o_b + head_offset(h, o_h, ALIGNED), t, c, o_t, T, K, UPCAST)
     delta = tl.sum(o.to(WIDE) * do.to(WIDE), 1)  # [BLOCK_T]
     lse2 = load_lse2(lse_ptr + tl.program_id(0).to(tl.int64) * T, t, T)
     dq = tl.zeros([BLOCK_T, BLOCK_K], WIDE)

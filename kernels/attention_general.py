@@ -5,7 +5,7 @@ attention.py): one kernel for dK and dV, one for dQ, and what all backward kerne
 import triton
 import triton.language as tl
 
-from .softmax import LN2, LOG2E, end_of, live_rows, load_tile, narrow, score_mask, store_tile
+from .softmax import LN2, LOG2E, end_of, load_tile, narrow, score_mask, store_tile
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def attention_bwd_dkdv_kernel(
     dk = tl.zeros([BLOCK_S, BLOCK_K], WIDE)
     dv = tl.zeros([BLOCK_S, BLOCK_K], WIDE)
     first_t = (tl.program_id(0) * BLOCK_S // BLOCK_T) * BLOCK_T if CAUSAL else 0
-    for first in range(first_t, live_rows(lengths_ptr, end, T), BLOCK_T):
+    for first in range(first_t, T, BLOCK_T):
         t = first + tl.arange(0, BLOCK_T)
         q = load_tile(q_ptr, t, c, q_t, T, K, UPCAST)
         do = load_tile(do_ptr, t, c, do_t, T, K, UPCAST)

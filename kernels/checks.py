@@ -6,6 +6,7 @@ LARGEST_HEAD = 128
 LARGEST_GRID = 65_535  # of a grid's second and third axes
 LARGEST_SAMPLE = 2**31  # elements: within a sample the kernels count in 32 bits
 LARGEST_POOL = 64  # heads
+LARGEST_TILE = 128  # rows of pairs
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -87,6 +88,10 @@ def check_pairs(image, text, scale, workspace):
             raise ValueError(f"{name} is {x.dtype}; image and text must share one of {DTYPES}")
         if x.device != image.device:
             raise ValueError(f"{name} is on {x.device}, image on {image.device}")
+        if LARGEST_TILE * max(x.stride(0), len(x)) >= LARGEST_SAMPLE:
+            raise ValueError(
+                f"{name} is {tuple(x.shape)}, rows {x.stride(0)} apart; under 2^24 of both"
+            )
     if scale.ndim or not scale.is_floating_point() or scale.device != image.device:
         raise ValueError(
             f"scale is {scale.dtype} {tuple(scale.shape)} on {scale.device}; expected a float "

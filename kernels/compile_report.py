@@ -58,7 +58,7 @@ ATTENTION = {
 }
 POOL = {  # (N, M, H, lengths)
     "one query, 257 x 1024": (257, 1024, 8, False),
-    "one query, 256 x 1408": (256, 1408, 16, True),
+    "one query, lengths, 256 x 1408": (256, 1408, 16, True),
 }
 ABSENT = {"lengths_ptr": None}
 HEADS, BATCH = 12, 64

@@ -30,15 +30,6 @@ def end_of(lengths_ptr, b, count):
 
 
 @triton.jit
-def live_rows(lengths_ptr, end, count):
-    """How many queries of a sample with `end` real keys have any: all or none."""
-    live = count
-    if lengths_ptr is not None:
-        live = tl.minimum(end, 1) * count
-    return live
-
-
-@triton.jit
 def store_tile(ptr, tile, rows, columns, row_stride, row_count, column_count, UPCAST: tl.constexpr):
     """Write what is inside of [R, C] in the type of the memory; nothing where ptr is None."""
     if ptr is not None:

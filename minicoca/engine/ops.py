@@ -111,7 +111,7 @@ class _Linear(torch.autograd.Function):
         x_RD, weight_DE = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            _product(dy_RE, weight_DE) if for_x else None,
+            _Linear.apply(dy_RE, weight_DE.T, None) if for_x else None,  # it has a derivative too
             x_RD.T @ dy_RE if for_weight else None,
             dy_RE.sum(0) if for_bias else None,
         )
@@ -141,7 +141,8 @@ def l2_normalise(x, eps=1e-12):
 def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
     """softmax(q k' / sqrt(K)) v for each head; `mask` [B, T, S] is True where a query may look.
 
-    Any of the inputs may be a view of any stride; q of one sample serves the whole batch.
+    Any of the inputs may be a view of any stride; q of one sample serves the whole batch. A
+    key that no query may look at is not read: it may be NaN.
     """
     large = q_BTHK.shape[3] > LARGEST_HEAD or k_BSHK.shape[0] * k_BSHK.shape[2] > LARGEST_GRID
     if mask is None and not large and has_kernels(q_BTHK):
@@ -150,7 +151,9 @@ def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
         return fused(q_BTHK, k_BSHK, v_BSHK, causal=causal)
     q_BTHK = q_BTHK.expand(len(k_BSHK), -1, -1, -1)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
-    mask = None if mask is None else mask[:, None]
+    if mask is not None:
+        unseen_B1S1 = ~mask.any(1)[:, None, :, None]
+        k, v, mask = k.masked_fill(unseen_B1S1, 0), v.masked_fill(unseen_B1S1, 0), mask[:, None]
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return o.transpose(1, 2)
 
