@@ -264,6 +264,18 @@ def complaints(rows, before, allowed=ALLOWED):
     return found
 
 
+def stale(rows, before):
+    """Where what was compiled now is not what the report holds, as sentences."""
+    return [
+        f"{name}/{arch}: compiled {row}, reported {before[name].get(arch)}: make kernel-report"
+        if name in before
+        else f"{name}: not in the report: make kernel-report"
+        for name, archs in rows.items()
+        for arch, row in archs.items()
+        if before.get(name, {}).get(arch) != row
+    ]
+
+
 def saved():
     """The committed report: {"sources": digest, "versions": {Triton's: rows}}."""
     return json.loads(REPORT.read_text()) if REPORT.exists() else {"versions": {}}
@@ -290,7 +302,10 @@ def main():
     arguments = parser.parse_args()
     report = saved()
     rows = build(arguments.targets, arguments.dtypes)
-    bad = complaints(rows, report["versions"].get(triton.__version__, {}))
+    before = report["versions"].get(triton.__version__, {})
+    bad = complaints(rows, before)
+    if before and not arguments.write:
+        bad += stale(rows, before)
     print("\n".join(bad) or "no complaints")
     if arguments.write:
         if report.get("sources") != digest():

@@ -200,6 +200,8 @@ POOLS = {
     "257 tokens": dict(B=1, N=257, M=64, H=8),
     "wide": dict(B=2, N=33, M=300, H=3),
     "lengths": dict(B=4, N=70, M=48, H=2, lengths=[70, 64, 1, 0]),
+    "17 heads": dict(B=2, N=20, M=40, H=17),
+    "64 heads": dict(B=1, N=33, M=24, H=64),
     "far from zero": dict(B=2, N=20, M=64, H=2, offset=60.0),
     "strided": dict(B=2, N=33, M=40, H=2, strided=True),
 }

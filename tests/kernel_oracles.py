@@ -106,7 +106,10 @@ def mutant(tmp_path, file, old, new):
     for path in folder.glob("*.py"):
         text = path.read_text()
         if path.name == file:
-            assert text.count(old) == 1, f"{file}: {old!r} stands {text.count(old)} times"
+            if (
+                text.count(old) != 1
+            ):  # no AssertionError, which would pass for a bug that was caught
+                raise LookupError(f"{file}: {old!r} stands {text.count(old)} times")
             text = text.replace(old, new)
         path.write_text(text.replace('"minicoca::', f'"{name}::'))
     spec = importlib.util.spec_from_file_location(

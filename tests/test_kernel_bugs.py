@@ -1,5 +1,7 @@
 """Do the kernels' tests have teeth? Bugs planted in copies of the source, and who must see them."""
 
+import importlib
+
 import pytest
 import torch
 from kernel_cases import (
@@ -41,6 +43,13 @@ def strided_lengths(load):
     check_attention(load("attention"), 0, **case)
 
 
+def very_large_logits(load):
+    check_captions(
+        load("caption_loss"), 0, **CAPTIONS["large logits"] | dict(fused=False, size=300.0)
+    )
+
+
+OWN_CHECKS = (strided_lengths, very_large_logits)
 BUGS = [
     ("softmax.py", "inside = inside & (s[None, :] <= t[:, None])",
      "inside = inside & (s[None, :] < t[:, None])", attention_case("causal text")),
@@ -64,17 +73,17 @@ BUGS = [
      attention_case("general, causal, lengths")),
     ("attention.py", "delta = tl.sum(o.to(WIDE) * do.to(WIDE), 1)  # [BLOCK_T]",
      "delta = tl.zeros([BLOCK_T], WIDE)", attention_case("tiny")),
-    ("attention.py", "    tl.store(delta_ptr + tl.program_id(1).to(tl.int64) * T + t, delta, mask",
+    ("attention_general.py",
+     "    tl.store(delta_ptr + tl.program_id(1).to(tl.int64) * T + t, delta, mask",
      "    tl.store(delta_ptr + tl.program_id(1).to(tl.int64) * T + t, 0 * delta, mask",
      attention_case("general")),
-    ("attention.py", "tl.where(lse == float(\"-inf\"), float(\"inf\"), lse / LN2)", "lse",
+    ("attention_general.py", "tl.where(lse == float(\"-inf\"), float(\"inf\"), lse / LN2)", "lse",
      attention_case("tiny")),
-    ("attention.py", "return [0 if len(x) == 1 and i == 0 else x.stride(i) for x in tensors for i "
-     "in range(3)]", "return [s for x in tensors for s in "
-     "(x.shape[1] * x.shape[2] * x.shape[3], x.shape[2] * x.shape[3], x.shape[3])]",
+    ("attention.py", "(len(x) == 1 and i == 0) else x.stride(i)",
+     "(len(x) == 1 and i == 0) else x.shape[1:].numel() // x.shape[1 : 1 + i].numel()",
      attention_case("slice of a projection")),
     ("attention.py", "if do.stride(-1) != 1:", "if False:", attention_case("expanded gradient")),
-    ("attention.py", "tl.minimum(slice_ * samples + samples, B)", "slice_ * samples + 1",
+    ("attention_general.py", "tl.minimum(slice_ * samples + samples, B)", "slice_ * samples + 1",
      attention_case("shared queries, two a slice")),
     ("attention.py", "key_lengths.to(torch.int32).contiguous()", "key_lengths.to(torch.int32)",
      strided_lengths),
@@ -84,12 +93,13 @@ BUGS = [
      lambda load: check_workspace(load("info_nce"), fused=True)),
     ("attention.py", "dq = partial.sum(0, keepdim=True)", "dq = partial[:1]",
      attention_case("shared queries")),
-    ("attention.py", "first_t = (tl.program_id(0) * BLOCK_S // BLOCK_T) * BLOCK_T if CAUSAL else 0",
+    ("attention_general.py",
+     "first_t = (tl.program_id(0) * BLOCK_S // BLOCK_T) * BLOCK_T if CAUSAL else 0",
      "first_t = (tl.program_id(0) * BLOCK_S // BLOCK_T + 1) * BLOCK_T if CAUSAL else 0",
      attention_case("general, causal, lengths")),
     ("attention.py", "for first in range(0, S, BLOCK_S):  # beyond", "for first in range(0, end, "
      "BLOCK_S):  # beyond", attention_case("lengths 0 and 1")),
-    ("attention.py", "rows = (b * H + h) * T", "rows = (b + h) * T",
+    ("attention_general.py", "rows = (b * H + h) * T", "rows = (b + h) * T",
      attention_case("shared queries")),
     ("attention_pool.py", "s = rstd[:, None] * (products - away[:, None] * g_sum[None, :])",
      "s = rstd[:, None] * products", pool_case("wide")),
@@ -104,7 +114,7 @@ BUGS = [
      "centred = x.to(WIDE) - shift[:, None]", pool_case("wide")),
     ("attention_pool.py", "ds = p * (dp - (p * dp).sum(-1, keepdim=True))", "ds = p * dp",
      pool_case("patches")),
-    ("attention_pool.py", "c2 = (p * dp + ds * s).sum(1) / M", "c2 = (p * dp).sum(1) / M",
+    ("attention_pool.py", "(ds * s + p * dp).sum(1)", "(p * dp).sum(1)",
      pool_case("patches")),
     ("attention_pool.py", "p = p.masked_fill(outside, 0.0)", "p = p * 1.0", pool_case("lengths")),
     ("attention_pool.py", "dxhat += tl.dot(narrow(ds", "dxhat -= tl.dot(narrow(ds",
@@ -134,7 +144,7 @@ BUGS = [
      "return -torch.sigmoid(row - diagonal)", pairs_case("three")),
     ("info_nce.py", "column = found[0], torch.logaddexp(column, found[1])",
      "column = found[0], found[1]", pairs_case("many chunks")),
-    ("info_nce.py", "        dtext[mine] += own[:, None] * x\n", "", pairs_case("three")),
+    ("info_nce.py", "            dtext[mine] += own[:, None] * x\n", "", pairs_case("three")),
     ("info_nce.py", "scale, torch.logaddexp(row, diagonal), ", "scale, row, ",
      pairs_case("three")),
     ("info_nce.py", "return dx - along * x", "return dx", pairs_case("directions only")),
@@ -158,7 +168,7 @@ BUGS = [
     ("caption_loss_rows.py", "logits_ptr += r * row_stride", "logits_ptr += r * (row_stride - 1)",
      captions_case("no padding")),
     ("caption_loss.py", "wide.sub_(wide.amax(1, keepdim=True))", "wide.sub_(0)",
-     captions_case("large logits", fused=False, size=300.0)),
+     very_large_logits),
     ("products.py", "total.addmm_(a, b)", "total.copy_(a @ b)", captions_case("many chunks")),
 ]  # fmt: skip
 
@@ -170,6 +180,18 @@ BUGS = [
 def test_a_planted_bug_is_caught(tmp_path, file, old, new, check):
     with mutant(tmp_path, file, old, new) as load, pytest.raises(AssertionError):
         check(load)
+
+
+@pytest.mark.parametrize("check", [check for *_, check in BUGS if check in OWN_CHECKS])
+def test_what_is_checked_here_alone_passes_without_a_bug(check):
+    """The other checks are tests of test_kernels.py."""
+    check(lambda part: importlib.import_module(f"minicoca.kernels.{part}"))
+
+
+def test_a_bug_that_cannot_be_planted_is_no_bug_that_was_caught(tmp_path):
+    with pytest.raises(LookupError, match="stands 0 times"):
+        with mutant(tmp_path, "softmax.py", "no such line", "x"):
+            pass
 
 
 def test_the_copy_without_a_bug_passes(tmp_path):

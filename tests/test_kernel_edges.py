@@ -4,7 +4,14 @@ import sys
 
 import pytest
 import torch
-from kernel_cases import DEVICE, check_captions, check_pairs, run_attention
+from kernel_cases import (
+    DEVICE,
+    check_captions,
+    check_pairs,
+    exact_attention,
+    exact_pool,
+    run_attention,
+)
 
 pytest.importorskip("triton")
 
@@ -109,6 +116,25 @@ def test_hundreds_of_chunks_are_not_summed_in_16_bits(dtype, fused):
     check_captions(caption_loss, 0, R=600, D=4, V=7, pads=0, chunk=2, dtype=dtype, fused=fused)
     if not fused:  # the sum over chunks is the same code
         check_pairs(info_nce, 0, 300, 6, dtype, workspace=1, fused=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_no_result_leans_one_way(dtype):
+    """Rounding errors cancel over a whole tensor. A cut instead of a rounding, or a constant that
+    is left over, does not, and may still be within the gate for single numbers."""
+    q, k, v, do = (randn(2, 50, 2, 64, seed=i, dtype=dtype) for i in range(4))
+    x, g = (3 + randn(4, 50, 96)).to(dtype), (0.3 * randn(4, 96, seed=1)).to(dtype)
+    dm = randn(4, 4, 96, seed=2)
+    case, pooled = (q, k, v, do, False, None, 0.125), [x.requires_grad_(), g.requires_grad_()]
+    m = attention_pool.attention_pool(*pooled)
+    ours = run_attention(attention, *case) + [m, *torch.autograd.grad(m, pooled, dm)]
+    right = exact_attention(*case) + exact_pool(x.detach(), g.detach(), dm, None)
+    for name, got, want in zip(("o", "dq", "dk", "dv", "m", "dx", "dg"), ours, right, strict=True):
+        gap = (got.detach().double() - want) / want.square().mean().sqrt()
+        for lean in (gap.mean(), (gap * want.sign()).mean()):
+            chance = gap.square().mean().sqrt() / gap.numel() ** 0.5
+            limit = torch.finfo(dtype).eps / 20 + 4 * chance
+            assert lean.abs() < limit, f"{name} leans by {lean:.1e}; {limit:.1e} may be chance"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)

@@ -4,8 +4,6 @@ The interpreter computes bfloat16 wrongly: there the kernels compute it in float
 a card would.
 """
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -92,24 +90,6 @@ def test_the_log_sum_exp_of_no_keys_is_minus_infinity(S):
     torch.testing.assert_close(lse[1], scores.logsumexp(-1)[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs memory that is not there")
-def test_samples_that_lie_over_2_to_the_31_elements_apart():
-    """8 GB are asked for; of what is not touched nothing is taken."""
-    rng = np.random.default_rng(0)
-    packed = [draw(rng, (2, 20, 2, 16), torch.float32) for _ in range(4)]
-    memory = torch.empty(2**31 + 2**16, device=DEVICE)
-    apart = [memory.as_strided((2, 20, 2, 16), (2**31 + 64, 32, 16, 1), 1024 * i) for i in range(4)]
-    for far, near in zip(apart, packed, strict=True):
-        far.copy_(near)
-    for a, b in zip(*(run_attention(attention_module, *xs, True, None, 0.25)
-                      for xs in (apart, packed)), strict=True):  # fmt: skip
-        assert torch.equal(a, b)
-    q, *_ = packed  # rows so far apart cannot be counted in 32 bits
-    far = memory.as_strided((2, 5, 2, 16), (0, 2**29, 0, 1))
-    with pytest.raises(ValueError, match="k's samples span 2147483663 elements"):
-        attention_module.attention(q, far, far)
-
-
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("name", POOLS)
 def test_attention_pool(name, dtype):
@@ -120,7 +100,7 @@ def test_attention_pool(name, dtype):
 
 @settings(max_examples=6, phases=NO_SHRINKING)
 @given(
-    B=st.integers(1, 3), N=st.sampled_from(EDGES), M=st.integers(3, 150), H=st.integers(1, 9),
+    B=st.integers(1, 3), N=st.sampled_from(EDGES), M=st.integers(3, 150), H=st.integers(1, 64),
     seed=st.integers(0, 1000), dtype=st.sampled_from(TYPES),
 )  # fmt: skip
 def test_attention_pool_of_any_shape(B, N, M, H, seed, dtype):
@@ -137,7 +117,7 @@ def test_info_nce(name, dtype, fused):
 @settings(max_examples=6, phases=NO_SHRINKING)
 @given(
     B=st.sampled_from(EDGES), E=st.integers(1, 140), scale=st.sampled_from([1.0, 14.3, 100.0]),
-    normalise=st.booleans(), workspace=st.sampled_from([1, 1 << 12, 1 << 20]),
+    normalise=st.booleans(), workspace=st.sampled_from([1 << 13, 1 << 20]),
     how=st.sampled_from(["plain", "learned", "opposite", "slice"]), seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_info_nce_of_any_shape(B, E, scale, normalise, workspace, how, seed):
