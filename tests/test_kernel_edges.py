@@ -13,10 +13,8 @@ from kernel_cases import (
     run_attention,
 )
 
-pytest.importorskip("triton")
-
-from minicoca.engine import ops as seam  # noqa: E402
-from minicoca.kernels import (  # noqa: E402
+from minicoca.engine import ops as seam
+from minicoca.kernels import (
     attention,
     attention_pool,
     caption_loss,

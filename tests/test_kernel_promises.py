@@ -9,19 +9,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import DEVICE
 from torch.utils._python_dispatch import TorchDispatchMode
 
-pytest.importorskip("triton")
-
-import triton  # noqa: E402
-import triton.language as tl  # noqa: E402
-
-from minicoca.engine import ops as seam  # noqa: E402
-from minicoca.kernels import attention, attention_pool, caption_loss, info_nce  # noqa: E402
-from minicoca.kernels.softmax import (  # noqa: E402
+from minicoca.engine import ops as seam
+from minicoca.kernels import attention, attention_pool, caption_loss, info_nce
+from minicoca.kernels.softmax import (
     end_of,
     load_tile,
     online_softmax,
