@@ -111,12 +111,11 @@ def test_lengths_beyond_what_there_is_are_all_there_is():
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), name
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["triton", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_hundreds_of_chunks_are_not_summed_in_16_bits(dtype, fused):
-    check_captions(caption_loss, 0, R=600, D=4, V=7, pads=0, chunk=2, dtype=dtype, fused=fused)
-    if not fused:  # the sum over chunks is the same code
-        check_pairs(info_nce, 0, 300, 6, dtype, workspace=1, fused=False)
+def test_hundreds_of_chunks_are_not_summed_in_16_bits(dtype):
+    """Chunks are summed by the same code whoever computes them."""
+    check_captions(caption_loss, 0, R=600, D=4, V=7, pads=0, chunk=2, dtype=dtype, fused=False)
+    check_pairs(info_nce, 0, 300, 6, dtype, workspace=1, fused=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
