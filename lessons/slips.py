@@ -9,11 +9,12 @@ import inspect
 import itertools
 import os
 import textwrap
+import warnings
 
 import numpy as np
 
 SHOWN = 48  # characters of an expression that are quoted
-MOST = 2000  # slips that are tried
+MOST = 1000  # slips that are tried
 REDUCTIONS = ("sum", "mean", "max", "min")
 OPERATORS = {
     ast.Add: (ast.Sub, ast.Mult),
@@ -41,7 +42,8 @@ def named_slip(functions, gives):
     tree = _tree(functions)
     for words, undo in itertools.islice(_slips(tree), MOST):
         try:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 if gives(_compiled(tree, functions)):
                     return words
         except Exception:  # what does not run gives no numbers
@@ -67,10 +69,17 @@ def _tree(functions):
 def _compiled(tree, functions):
     """The first function, as the tree has it now."""
     namespace = dict(inspect.unwrap(functions[0]).__globals__)
-    namespace.setdefault("np", np)
+    namespace |= {"np": np, "_exp": _exp}
     code = compile(ast.fix_missing_locations(tree), "<slip>", "exec")
     exec(code, namespace)
     return namespace[tree.body[0].name]
+
+
+def _exp(x):
+    """exp, but not of a size: an array of that many numbers would fill the memory."""
+    if isinstance(x, (int, tuple)):
+        raise TypeError
+    return np.exp(x)
 
 
 def _slips(tree):
@@ -286,7 +295,9 @@ def _of_wrappings(node, names, strings):
     """A name with a sign, a power, a function or a transpose that it should not have."""
     if isinstance(node, (ast.Name, ast.Attribute)) and ast.unparse(node) in names:
         for form in WRAPPED:
-            yield _instead(node, ast.parse(form.format(ast.unparse(node)), mode="eval").body)
+            text = form.format(ast.unparse(node))
+            words, _ = _instead(node, ast.parse(text, mode="eval").body)
+            yield words, ast.parse(text.replace("np.exp", "_exp"), mode="eval").body
 
 
 def _of_extras(tree, names):

@@ -49,6 +49,12 @@ def _pads_see_themselves(mask, key, lengths):
     return mask & ((key < lengths)[:, None] | np.eye(len(key), dtype=bool))
 
 
+def _both_ways(mask, key, lengths):
+    rows = (key < lengths)[:, None] | np.eye(len(key), dtype=bool)
+    rows[:, -1] = mask[:, -1]
+    return rows
+
+
 def _seen_by_all(mask, key, lengths):
     mask[:, :, -1] = True
     return mask
@@ -142,6 +148,22 @@ EXERCISES = (
                 _mask(lambda mask, key, lengths: mask.transpose(0, 2, 1)),
             "A token does not see itself; it may: what it must not see is the next one.":
                 _mask(triangle=lambda S: np.tri(S, k=-1, dtype=bool)),
+            "Tokens see all of the caption, what comes after them too: begin with the causal mask.":
+                _mask(triangle=lambda S: np.ones((S, S), bool)),
+            "Tokens see every valid token, also later ones: begin with the causal mask.":
+                _mask(_both_ways),
+            "The mask is turned around: True is where a row may see.":
+                _mask(lambda mask, key, lengths: ~mask),
+            "Each row sees itself alone: a token sees what came before, too.":
+                _mask(triangle=lambda S: np.eye(S, dtype=bool)),
+            "A token sees the next one; it should see itself and what came before.":
+                _mask(triangle=lambda S: np.tri(S, k=1, dtype=bool)),
+            "CLS misses the last valid token: s < length, without - 1.":
+                _with_cls_row(lambda key, lengths: (key < lengths - 1) | (key == len(key) - 1)),
+            "CLS sees itself alone; the valid tokens are what it sums up.":
+                _with_cls_row(lambda key, lengths: (key == len(key) - 1) & (lengths > 0)),
+            "The first caption's length was used for all: compare with lengths_B[:, None].":
+                _with_cls_row(lambda key, lengths: (key < lengths[:1]) | (key == len(key) - 1)),
             "Pads are hidden from the pads' own rows too. Only CLS's row differs from the causal "
             "mask.": _also_hidden(lambda key, lengths: (key < lengths) | (key == len(key) - 1)),
             "Pads are hidden from every row, and CLS from itself. Only CLS's row differs from the "

@@ -67,6 +67,13 @@ def _wrong(change):
     return lambda dloss, cache: _gradient(dloss, cache, change)
 
 
+def _p_minus_onehot(dloss, cache):
+    (log_p,), targets, valid, count = cache
+    p, V = np.exp(log_p), log_p.shape[2]
+    onehot = np.eye(V)[targets]
+    return dloss * (p - onehot) * valid[..., None] / count
+
+
 EXERCISES = (
     Exercise(
         "8a", 1, 10, "the captioning loss", "minicoca.reference.losses:caption_loss",
@@ -123,8 +130,27 @@ EXERCISES = (
                 _wrong(lambda p, o, valid, n: -o * valid / n),
             "dloss is missing: the loss may be weighed by what comes after it.":
                 lambda dloss, cache: _gradient(1, cache, lambda p, o, v, n: (p - o) * v / n),
+            "It is divided by B, the captions; the loss is a mean over `count`, the targets.":
+                _wrong(lambda p, o, valid, n: (p - o) * valid / len(p)),
+            "It is divided by T; the loss is a mean over `count`, the targets of all captions.":
+                _wrong(lambda p, o, valid, n: (p - o) * valid / p.shape[1]),
+            "Each caption's targets are counted by themselves; `count` is that of the batch.":
+                _wrong(lambda p, o, valid, n: (p - o) * valid / valid.sum(1, keepdims=True)),
+            "1 was added at the target; it is taken off: p minus one-hot.":
+                _wrong(lambda p, o, valid, n: (p + o) * valid / n),
+            "At the target stands 0; it should be p - 1.":
+                _wrong(lambda p, o, valid, n: p * (1 - o) * valid / n),
+            "At the target stands -1; it should be p - 1.":
+                _wrong(lambda p, o, valid, n: (p * (1 - o) - o) * valid / n),
+            "valid is turned around: only the pads have a gradient.":
+                _wrong(lambda p, o, valid, n: (p - o) * (1 - valid) / n),
+            "p (1 - p) is a sigmoid's slope; of softmax and -log together it is p minus one-hot.":
+                _wrong(lambda p, o, valid, n: (p * (1 - p) - o) * valid / n),
+            "Divided by dloss; multiply by it.":
+                lambda dloss, cache: _wrong(lambda p, o, v, n: (p - o) * v / n)(1 / dloss, cache),
             "log p stands where p should: take exp.":
                 _wrong(lambda p, o, valid, n: (np.log(p) - o) * valid / n),
         },
+        model=(_p_minus_onehot,),
     ),
 )  # fmt: skip

@@ -71,6 +71,31 @@ def _without_dloss(dloss, cache):
     return _wrong()(1.0, cache)
 
 
+def _without_the_pair(logits):
+    """The loss whose sums leave the pair itself out."""
+    others = np.where(np.eye(len(logits), dtype=bool), -np.inf, logits)
+    both = np.logaddexp.reduce(others, 1) + np.logaddexp.reduce(others, 0)
+    return (both / 2 - np.diagonal(logits)).mean()
+
+
+def _both_choices(image_BE, text_BE, log_temperature):
+    s = image_BE @ text_BE.T / np.exp(log_temperature)
+    e = np.exp(s)
+    p, r = e / e.sum(1, keepdims=True), e / e.sum(0, keepdims=True)
+    rows, columns = -np.log(np.diagonal(p)), -np.log(np.diagonal(r))
+    return (rows.mean() + columns.mean()) / 2
+
+
+def _gradients(dloss, cache):
+    image, text, scale, logits, (log_p,), (log_r,) = cache
+    B, p, r = len(image), np.exp(log_p), np.exp(log_r)
+    ds = dloss * (p - np.eye(B) + (r - np.eye(B)).T) / (2 * B)
+    dimage = scale * ds @ text
+    dtext = scale * ds.T @ image
+    dlog_temperature = -(ds * logits).sum()
+    return dimage, dtext, dlog_temperature
+
+
 EXERCISES = (
     Exercise(
         "9a", 2, 20, "the contrastive loss", "minicoca.reference.losses:contrastive_loss",
@@ -102,7 +127,25 @@ EXERCISES = (
             "Every pair was counted; only those on the diagonal are right answers.":
                 _every_pair,
             "Nothing pushes wrong pairs apart: softmax is missing.": _cosines_only,
+            "The right pair is left out of the sum that it is divided by: softmax is over all.":
+                lambda image, text, log_t: _without_the_pair(image @ text.T / np.exp(log_t)),
+            "The sign is turned: the loss is minus the mean of log p.":
+                lambda *a: -_with_logits(_divided)(*a),
+            "The temperature was taken twice: divide by exp(log_temperature) once.":
+                _with_logits(lambda cosines, log_t: cosines / np.exp(2 * log_t)),
+            "Divided by 0.07, where the temperature begins; take exp(log_temperature).":
+                _with_logits(lambda cosines, log_t: cosines / 0.07),
+            "The cosines were divided by sqrt(E) too; that is attention's, not this loss's.":
+                lambda image, text, log_t: _loss(
+                    image @ text.T / np.exp(log_t) / image.shape[1] ** 0.5),
+            "The probabilities were averaged without their logarithm.":
+                _with_logits(_divided, reduce=lambda log_p: np.exp(log_p).mean()),
+            "Images were compared with images: the logits are image_BE @ text_BE.T.":
+                lambda image, text, log_t: _loss(image @ image.T / np.exp(log_t)),
+            "Divided by B twice: the mean is one already.":
+                lambda *a: _with_logits(_divided)(*a) / len(a[0]),
         },
+        model=(_both_choices,),
         imports="import numpy as np\n\nfrom minicoca.reference.ops import log_softmax",
     ),
     Exercise(
@@ -141,5 +184,6 @@ EXERCISES = (
                 _wrong(temperature=lambda ds, c: -(ds * c[3]).sum() / c[2]),
             "dloss is missing: the loss may be weighed by what comes after it.": _without_dloss,
         },
+        model=(_gradients,),
     ),
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """Exercises of page 10."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from minicoca.config import preset
@@ -36,7 +38,7 @@ def _adamw_inputs(rng):
     return params, gradients, state, rng.uniform(0.05, 0.1), config
 
 
-def _adamw(move, coupled=False, lag=0, keep=False, power=2, stored=None):
+def _adamw(move, coupled=False, lag=0, keep=False, power=2, stored=None, news=(False, False)):
     """adamw with another move(p, mhat, shat, rate, decay, config), or other moments, or with
     stored(state, b1, b2) instead of what the state should hold."""
 
@@ -44,8 +46,9 @@ def _adamw(move, coupled=False, lag=0, keep=False, power=2, stored=None):
         step, b1, b2 = state["step"] + 1 - lag, config.beta1, config.beta2
         if coupled:  # the decay goes through the gradient
             gradients = tree_map(lambda g, p: g + _decay(p, config) * p, gradients, params)
-        mean = tree_map(lambda m, g: b1 * m + (1 - b1) * g, state["mean"], gradients)
-        square = tree_map(lambda s, g: b2 * s + (1 - b2) * g**power, state["square"], gradients)
+        a1, a2 = (1 if whole else 1 - b for whole, b in zip(news, (b1, b2), strict=True))
+        mean = tree_map(lambda m, g: b1 * m + a1 * g, state["mean"], gradients)
+        square = tree_map(lambda s, g: b2 * s + a2 * g**power, state["square"], gradients)
         used = (state["mean"], state["square"]) if keep else (mean, square)
 
         def moved(p, m, s):
@@ -58,6 +61,24 @@ def _adamw(move, coupled=False, lag=0, keep=False, power=2, stored=None):
         return new, stored(after, b1, b2) if stored else after
 
     return wrong
+
+
+def _betas_exchanged(params, gradients, state, rate, config):
+    config = replace(config, beta1=config.beta2, beta2=config.beta1)
+    return _adamw(_right)(params, gradients, state, rate, config)
+
+
+def _weights_exchanged(params, gradients, state, rate, config):
+    """b and 1 - b in each other's places in both means; the correction as it is."""
+    turned = replace(config, beta1=1 - config.beta1, beta2=1 - config.beta2)
+    _, after = _adamw(_right)(params, gradients, state, rate, turned)
+    b1, b2, step = config.beta1, config.beta2, after["step"]
+
+    def moved(p, m, s):
+        m, s = m / (1 - b1**step), s / (1 - b2**step)
+        return _right(p, m, s, rate, _decay(p, config), config)
+
+    return tree_map(moved, params, after["mean"], after["square"]), after
 
 
 def _old_step(state, b1, b2):
@@ -172,6 +193,26 @@ EXERCISES = (
                 _adamw(lambda p, m, s, rate, decay, c: _right(p, m, s * s, rate, decay, c)),
             "The step was made with the old means; update them first.":
                 _adamw(_right, keep=True),
+            "The step goes uphill: p minus rate times the divided mean, not plus.":
+                _adamw(lambda p, m, s, rate, decay, c: _right(p, -m, s, rate, decay, c)),
+            "The step and the decay have the wrong sign: p - rate (...), not p + rate (...).":
+                _adamw(lambda p, m, s, rate, decay, c: 2 * p - _right(p, m, s, rate, decay, c)),
+            "beta1 and beta2 are exchanged: beta1 is the mean's, beta2 the square's.":
+                _betas_exchanged,
+            "The new g needs the factor 1 - beta1 in the mean.": _adamw(_right, news=(True, False)),
+            "The new g^2 needs the factor 1 - beta2 in the square.":
+                _adamw(_right, news=(False, True)),
+            "beta weighs the old mean and 1 - beta the new g, not the other way round.":
+                _weights_exchanged,
+            "epsilon is missing.": _adamw(
+                lambda p, m, s, rate, decay, c: p - rate * (m / np.sqrt(s) + decay * p)),
+            "The decay is not multiplied by p.": _adamw(
+                lambda p, m, s, rate, decay, c: _right(p, m, s, rate, 0, c) - rate * decay),
+            "The rate multiplies the decay only; the divided mean needs it too.": _adamw(
+                lambda p, m, s, rate, decay, c: _right(p, m / rate, s, rate, decay, c)),
+            "Matrices do not decay but vectors do: it is the other way round.": _adamw(
+                lambda p, m, s, rate, decay, c: _right(
+                    p, m, s, rate, 0 if decay else c.weight_decay, c)),
         },
         imports="import numpy as np\n\nfrom minicoca.params import tree_map", in_place=True,
     ),

@@ -230,30 +230,23 @@ def _heads(heads):
     return _causal_too(backward)
 
 
-def _head_backward(q, k, v, o, lse, do, scale, causal):
-    """One head as the kernel should have it."""
-    scores = q @ k.T * scale
-    t, s = np.arange(len(q))[:, None], np.arange(len(k))
-    p = np.exp(scores - lse[:, None])
-    p = np.where((s <= t) | (not causal), p, 0)
-    delta = (o * do).sum(1)
-    dv = p.T @ do
-    dp = do @ v.T
-    ds = p * (dp - delta[:, None]) * scale
-    dk = ds.T @ q
-    dq = ds @ k
-    return dq, dk, dv
-
-
-def _by_heads(q, k, v, do, scale):
-    """The kernel, head by head; the first T keys alone where it is causal."""
+def _plainly(q, k, v, do, scale):
+    """What the kernel computes, without its tiles; the first T keys if causal."""
     found = []
     for causal in (False, True):
-        end = q.shape[1] if causal else k.shape[1]
-        o, lse, _, _ = _forward(q, k[:, :end], v[:, :end], scale, causal)
-        given = [x.astype(float) for x in (q, k[:, :end], v[:, :end], o, lse, do)]
-        heads = [_head_backward(*x, scale, causal) for x in zip(*given, strict=True)]
-        found += [np.stack(x) for x in zip(*heads, strict=True)]
+        T, S = q.shape[1], q.shape[1] if causal else k.shape[1]
+        k, v = k[:, :S], v[:, :S]
+        o, lse, _, _ = _forward(q, k, v, scale, causal)
+        t, s = np.arange(T)[:, None], np.arange(S)
+        p = np.exp(q.astype(float) @ k.swapaxes(1, 2) * scale - lse[..., None])
+        p = np.where((s <= t) | (not causal), p, 0)
+        delta = (o * do).sum(2)
+        dv = p.swapaxes(1, 2) @ do
+        dp = do @ v.swapaxes(1, 2)
+        ds = p * (dp - delta[..., None]) * scale
+        dk = ds.swapaxes(1, 2) @ q
+        dq = ds @ k
+        found += [dq, dk, dv]
     return tuple(found)
 
 
@@ -349,12 +342,23 @@ EXERCISES = (
             "CAUSAL was not used.": _backward_mistake(_no_mask),
             "lse is a natural logarithm: divide it by ln 2 where exp2 is used.":
                 _backward_mistake(_lse_as_base_2),
+            "delta is added; it is taken off: ds = p (dp - delta).":
+                _backward_mistake(lambda x: {"delta": -x["delta"]}),
+            "p is missing in front: ds = p (dp - delta) * scale.":
+                _backward_mistake(_of_ds(lambda x: {
+                    "ds": (x["dp"] - x["delta"]) * x["scale"]})),
+            "delta is the sum of o; it is that of do * o.":
+                _backward_mistake(lambda x: {"delta": x["o"].sum(-1, keepdims=True)}),
+            "dk takes p where ds should stand: dk = ds' q.":
+                _backward_mistake(_of_ds(lambda x: {"dk": x["p"].transpose(0, 2, 1) @ x["q"]})),
+            "dq takes p where ds should stand: dq = ds k.":
+                _backward_mistake(_of_ds(lambda x: {"dq": x["p"] @ x["k"]})),
             "dv = p' do: the softmax's result, not the gradient ds of the scores.":
                 _backward_mistake(_of_ds(
                     lambda x: {"dv": x["ds"].transpose(0, 2, 1) @ x["do"]})),
         },
         launch=_backward_launch, expected=_causal_too(_backward_of), file=BACKWARD_FILE,
         constants={"CAUSAL": True, "BLOCK_T": 32, "BLOCK_S": 16, "K": K},
-        imports=KERNEL_IMPORTS + PIECES, close=1e-5, model=(_by_heads, _head_backward),
+        imports=KERNEL_IMPORTS + PIECES, close=1e-5, model=(_plainly,),
     ),
 )  # fmt: skip
