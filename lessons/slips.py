@@ -128,6 +128,10 @@ def _text(node):
     return words if len(words) <= SHOWN else words[: SHOWN - 4] + " ..."
 
 
+def _operand(node):
+    return f"({_text(node)})" if isinstance(node, ast.BinOp) else _text(node)
+
+
 def _where(parent, node):
     """In which expression, where the words alone would not say it."""
     small = isinstance(node, (ast.Constant, ast.Name, ast.UnaryOp, ast.Attribute))
@@ -148,7 +152,7 @@ def _of_operators(node):
     """Another operator, an operand left out, both exchanged."""
     if isinstance(node, ast.BinOp):
         yield from _of_operands(node)
-        left, right = _text(node.left), _text(node.right)
+        left, right = _operand(node.left), _operand(node.right)
         for other in OPERATORS.get(type(node.op), ()):
             words = f"`{_sign(other())}` stands where `{_sign(node.op)}` should, before `{right}`"
             yield words, ast.BinOp(node.left, other(), node.right)
@@ -168,7 +172,11 @@ def _sign(operator):
 
 
 def _of_operands(node):
-    what, left, right = LEFT_OUT.get(type(node.op), "term"), _text(node.left), _text(node.right)
+    what, left, right = (
+        LEFT_OUT.get(type(node.op), "term"),
+        _operand(node.left),
+        _operand(node.right),
+    )
     yield f"The {what} `{right}` is missing, after `{left} {_sign(node.op)}`", node.left
     if not isinstance(node.op, (ast.Div, ast.Pow)):
         minus = isinstance(node.op, ast.Sub)
@@ -268,9 +276,10 @@ def _names(tree):
             found[node.arg] = ast.Name(node.arg, ast.Load())
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found[node.id] = ast.Name(node.id, ast.Load())
-    for node in ast.walk(tree):
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):  # of a config, say; a method is no number
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id in found and node.attr.islower():
+            if node.value.id in found and id(node) not in called:
                 found[ast.unparse(node)] = node
     return found
 

@@ -19,6 +19,8 @@ if importlib.util.find_spec("triton") is None:  # it is made for Linux
         "test_kernel_promises.py",
         "test_kernels.py",
         "test_lessons.py",
+        "test_lessons_check.py",
+        "test_lessons_names.py",
     ]
 
 import torch  # noqa: E402

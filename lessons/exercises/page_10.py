@@ -30,8 +30,10 @@ def _adamw_inputs(rng):
         "bias": rng.standard_normal(F),
         "log_temperature": np.array(rng.uniform(-3, -1)),
     }
-    gradients, mean = (tree_map(lambda p: rng.standard_normal(p.shape), params) for _ in range(2))
-    square = tree_map(lambda p: rng.random(p.shape) + 0.1, params)
+    gradients, mean = (
+        tree_map(lambda p: np.array(rng.standard_normal(p.shape)), params) for _ in range(2)
+    )
+    square = tree_map(lambda p: np.array(rng.random(p.shape) + 0.1), params)
     state = {"mean": mean, "square": square, "step": int(rng.integers(1, 6))}
     b1, b2 = rng.uniform(0.5, 0.9), rng.uniform(0.9, 0.95)
     config = preset("tiny", beta1=b1, beta2=b2, epsilon=0.01, weight_decay=0.3)
