@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
@@ -265,6 +265,9 @@ def test_byte_equal_copies_are_named_and_in_one_split(tmp_path_factory, sizes, k
     validation=st.sampled_from([0.0, 0.05, 0.09]),
     seed=st.integers(0, 5),
 )
+@example(count=1, held_out=0.9, validation=0.09, seed=0)
+@example(count=2, held_out=0.9, validation=0.09, seed=1)
+@example(count=5, held_out=0.9, validation=0.05, seed=2)
 def test_training_is_never_left_empty(tmp_path_factory, count, held_out, validation, seed):
     root = tmp_path_factory.mktemp("few")
     for number in range(count):

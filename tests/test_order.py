@@ -86,11 +86,14 @@ def test_equal_pairs_are_kept_apart(grouped, seed, equal):
 @given(st.integers(2, 8), st.integers(1, 40), st.integers(0, 3))
 def test_where_equal_pairs_cannot_be_kept_apart_it_is_said(kinds, extra, seed):
     size = kinds + extra  # more than there are captions
-    captions = [(f"caption {i % kinds}",) for i in range(3 * size)]
-    order = Order(captions, size, seed, distinct=True)
-    for step in range(6):
-        most = Counter(captions[i][0] for i in order.indices(step)).most_common(1)[0][1]
-        assert most > 1
+    captions = [(f"caption {i % kinds}",) for i in range(3 * size + 1)]
+    order, whole = Order(captions, size, seed, distinct=True), []
+    for step in range(10):
+        indices = order.indices(step).tolist()
+        assert Counter(captions[i] for i in indices).most_common(1)[0][1] > 1
+        whole += indices
+    for epoch in range(3):  # none is lost or doubled for it
+        assert sorted(whole[epoch * len(captions) :][: len(captions)]) == [*range(len(captions))]
     assert order.crowded >= 3 * extra
     anyhow = Order(captions, size, seed, distinct=False)
     assert len(anyhow.indices(0)) == size and anyhow.crowded == 0  # nobody asked for it

@@ -123,6 +123,13 @@ def test_wrong_bytes_are_never_called_a_failure_to_read(tmp_path_factory, kind, 
             assert "a.png" in str(error) and not isinstance(error, NoFileError)
 
 
+def test_a_place_before_the_beginning_of_a_file_is_damage(tmp_path):
+    """Where wrong bytes send a decoder, the system says EINVAL; that the file can be read holds."""
+    with picture(tmp_path / "a.png").open("rb") as file, pytest.raises(OSError) as told:
+        file.seek(-1)
+    assert isinstance(images.failure("a.png", told.value), ImageError)
+
+
 @pytest.mark.parametrize("times", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
 def test_a_passing_failure_replaces_nothing(tmp_path, monkeypatch, times, cache_bytes):
