@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
 from minicoca import images
+from minicoca.__main__ import main
 from minicoca.config import preset
 from minicoca.data import folder
 from minicoca.data import load as load_data
@@ -121,9 +122,10 @@ def test_what_cannot_be_opened_here_is_named_by_every_command(tmp_path, suffix):
     make_image(tmp_path / "a.png")
     (tmp_path / f"photo{suffix}").write_bytes(b"\0\0\0\x18ftypheic")
     (tmp_path / f"photo{suffix}").with_suffix(".txt").write_text("a photo")
-    skipped = []
-    assert find_images([tmp_path], skipped) == [tmp_path / "a.png"]
-    assert len(skipped) == 1 and f"photo{suffix}: left out, of a kind" in skipped[0]
+    report = Report()
+    assert find_images([tmp_path], report) == [tmp_path / "a.png"]
+    (names,) = report.named.values()
+    assert names == [str(tmp_path / f"photo{suffix}")]
     notes = folder.load(tmp_path, 4).notes
     assert "1 left out, of a kind that cannot be opened here" in notes and f"photo{suffix}" in notes
     listed = tmp_path / "list.csv"
@@ -134,6 +136,29 @@ def test_what_cannot_be_opened_here_is_named_by_every_command(tmp_path, suffix):
     (tmp_path / "a.png").unlink()
     with pytest.raises(ValueError, match=f"no images in(.*\n)*.*photo{suffix}"):
         find_images([tmp_path])
+
+
+@pytest.mark.parametrize("command", ["caption", "classify", "search", "embed", "data"])
+def test_commands_say_what_they_leave_alone(tmp_path, capsys, monkeypatch, command):
+    """And search linked folders, all of them alike."""
+    make_image(tmp_path / "pictures/a.png")
+    make_image(tmp_path / "store/b.png", 1)
+    (tmp_path / "pictures/linked").symlink_to(tmp_path / "store")
+    (tmp_path / "pictures/._a.png").write_bytes(b"\0")
+    for number in range(3):
+        (tmp_path / f"store/{number}.svg").write_text("<svg/>")
+    monkeypatch.chdir(tmp_path)
+    after = {"classify": ["--labels", "x"], "search": ["a cat"], "embed": ["--out", "v.npz"]}
+    code = main([command, "pictures", *after.get(command, [])])
+    out = "".join(capsys.readouterr())
+    assert "3 left out, of a kind that cannot be opened here" in out and "2.svg" in out
+    assert "1 left alone as hidden" in out
+    if command == "data":
+        assert "train 2" in out
+    else:
+        assert code == 1 and "no trained run" in out
+    seen = [path.name for path in find_images(["pictures"])]
+    assert seen == ["a.png", "b.png"]
 
 
 def test_no_other_program_is_run_for_an_image(tmp_path, monkeypatch):
@@ -161,9 +186,9 @@ def test_hidden_files_are_left_alone_and_counted(tmp_path):
     for number in range(8):
         make_image(tmp_path / f"._{number}.png")
     (tmp_path / ".DS_Store").write_bytes(b"\0")
-    skipped = []
-    assert find_images([tmp_path], skipped) == [tmp_path / "a.png"]
-    assert len(skipped) == 6 and skipped[-1] == "12 more left alone as hidden"
+    report = Report()
+    assert find_images([tmp_path], report) == [tmp_path / "a.png"]
+    assert "17 left alone as hidden" in str(report)
     assert "17 left alone as hidden" in folder.load(tmp_path, 4).notes  # eight texts, a folder
     assert find_images([tmp_path / "._1.png"]) == [tmp_path / "._1.png"]  # who names it means it
 

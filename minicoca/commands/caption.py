@@ -2,7 +2,7 @@
 
 from .flags import Usage
 from .model import add_flags as add_model_flags
-from .model import add_images, open_model
+from .model import add_images, images_of, open_model
 from .results import Results
 
 HELP = "write a caption for each image"
@@ -22,10 +22,10 @@ def add_flags(parser):
 
 def run(arguments):
     from ..tasks.captioning import caption
-    from ..tasks.files import decoded, find_images
+    from ..tasks.files import decoded
 
     how = decoding(arguments)
-    paths = find_images(arguments.images)
+    paths = images_of(arguments.images)
     model, tokenizer = open_model(arguments)
     width = max(len(str(path)) for path in paths)
 

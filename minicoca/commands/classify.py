@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .flags import Usage
 from .model import add_flags as add_model_flags
-from .model import add_images, open_model, tell_unread
+from .model import add_images, images_of, open_model, tell_unread
 from .results import Results
 
 HELP = "say which of your labels fits each image"
@@ -22,7 +22,7 @@ def add_flags(parser):
 
 
 def run(arguments):
-    from ..tasks.files import embed, find_images
+    from ..tasks.files import embed
     from ..tasks.zero_shot import check_labels, fill_templates, probabilities, scorer
 
     labels = arguments.labels or read_labels(arguments.labels_file)
@@ -30,7 +30,7 @@ def run(arguments):
         prompts = fill_templates(labels, arguments.template or ["{}"])
     except ValueError as error:
         raise Usage(error) from error
-    paths = find_images(arguments.images)
+    paths = images_of(arguments.images)
     model, tokenizer = open_model(arguments)
     try:
         check_labels(model, tokenizer, labels, prompts)

@@ -8,7 +8,7 @@ import numpy as np
 from ..params import write_atomically
 from .flags import Usage
 from .model import add_flags as add_model_flags
-from .model import open_model, tell_unread
+from .model import images_of, open_model, tell_unread
 from .results import Results, check_output
 
 HELP = "write unit vectors of images, or of sentences"
@@ -28,12 +28,12 @@ def add_flags(parser):
 
 def run(arguments):
     from ..tasks import embed_texts
-    from ..tasks.files import embed, find_images
+    from ..tasks.files import embed
 
     if arguments.out.suffix != ".npz":
         raise Usage(f"--out {arguments.out}: the name must end in .npz")
     check_output("--out", arguments.out)
-    inputs = arguments.inputs if arguments.text else find_images(arguments.inputs)
+    inputs = arguments.inputs if arguments.text else images_of(arguments.inputs)
     model, tokenizer = open_model(arguments)
     with Results(arguments, len(inputs), line) as results:
         if arguments.text:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ..training.checkpoint import RUNS, load_model
 
+MOST_NAMED = 20  # of each kind of file that is left alone
+
 
 def add_flags(parser):
     """Which model, computed how, shown how."""
@@ -36,3 +38,15 @@ def tell_unread(model, tokenizer, texts):
 
     for line in unread(model, tokenizer, texts):
         print(f"minicoca: {line}", file=sys.stderr)
+
+
+def images_of(paths):
+    """The image files among `paths`; what is left alone in folders is said."""
+    from ..data.files import Report
+    from ..tasks.files import find_images
+
+    report = Report()
+    found = find_images(paths, report)
+    if report.named:
+        print(report.whole(MOST_NAMED), file=sys.stderr)
+    return found

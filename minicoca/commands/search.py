@@ -7,7 +7,7 @@ import numpy as np
 
 from .flags import Usage
 from .model import add_flags as add_model_flags
-from .model import open_model, tell_unread
+from .model import images_of, open_model, tell_unread
 from .results import Results, check_picture, save_picture
 
 HELP = "find images by a sentence, or by an image"
@@ -25,14 +25,14 @@ def add_flags(parser):
 
 
 def run(arguments):
-    from ..tasks.files import embed, find_images
+    from ..tasks.files import embed
 
     if arguments.k < 1:
         raise Usage(f"-k {arguments.k}: at least 1")
     if arguments.sheet:
         check_picture("--sheet", arguments.sheet)
     is_image = by_image(arguments)
-    paths = find_images([arguments.folder])
+    paths = images_of([arguments.folder])
     model, tokenizer = open_model(arguments)
     query = query_vector(model, tokenizer, arguments.query, is_image)
     parts = []

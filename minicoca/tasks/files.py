@@ -5,19 +5,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..data.files import EXAMPLES, Report, images_below
+from ..data.files import Report, images_below
 from ..images import ImageError, ReadError, load_image, patiently
 
 BATCH = 64
 
 
-def find_images(paths, skipped=None):
+def find_images(paths, report=None):
     """Every image file among `paths`; folders are searched to the bottom, as training does.
 
-    What is left alone there is added to the list `skipped`, hidden files by their first few.
-    Raises ValueError if a path is not there or nothing is found.
+    What is left alone there goes to the `report`. Raises ValueError if a path is not there or
+    nothing is found.
     """
-    found, report = [], Report()
+    found, report = [], Report() if report is None else report
     for path in map(Path, paths):
         if path.is_dir():
             found += images_below(path, report)
@@ -28,12 +28,6 @@ def find_images(paths, skipped=None):
     if not found:
         left = f"\n{report}" if report.named else ""
         raise ValueError(f"no images in {', '.join(map(str, paths))}{left}")
-    for reason, names in report.named.items():
-        most = EXAMPLES if "hidden" in reason else len(names)
-        more = [f"{len(names) - most} more {reason}"] if len(names) > most else []
-        (skipped if skipped is not None else []).extend(
-            [*(f"{name}: {reason}" for name in names[:most]), *more]
-        )
     return found
 
 
