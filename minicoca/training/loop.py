@@ -30,9 +30,7 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
     def encode(texts):
         return tokenizer.encode(texts, config.text_length)
 
-    made = _while_readable(
-        batches(pairs, order, encode, first, config.steps), first, config, folder, checkpoint
-    )
+    made = _while_readable(batches(pairs, order, encode, first, config.steps), first, checkpoint)
     with tqdm(total=config.steps, initial=first, unit="step", mininterval=0.5) as bar:
         for step, images, tokens in made:
             if order.crowded and not crowded:
@@ -59,19 +57,16 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
                 )
 
 
-def _while_readable(made, first, config, folder, checkpoint):
-    """The batches, until an image cannot be read. Raises Stopped then, after a checkpoint."""
+def _while_readable(made, first, checkpoint):
+    """The batches; a checkpoint before the ReadError of an image that cannot be read."""
     done = first
     try:
         for batch in made:
             yield batch
             done = batch[0] + 1
-    except ReadError as error:
+    except ReadError:
         checkpoint(done)
-        raise Stopped(
-            f"{error}. Stopped after step {done} of {config.steps}; once it can be read again, "
-            f"go on with: {to_run('train', '--resume', folder)}"
-        ) from error
+        raise
 
 
 def _crowded(order, config):

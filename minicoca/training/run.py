@@ -17,7 +17,6 @@ import numpy as np
 
 from .. import data, params
 from ..evaluate import evaluate, nearest_truth, written
-from ..images import ReadError
 from ..report import make_picture, table
 from ..tokenizer import Tokenizer
 from ..words import clean
@@ -83,13 +82,7 @@ def _train(config, folder, taking_up, changes, command, say):
         loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked)
     seconds = time.perf_counter() - begun
     params.save(folder / "model.safetensors", trainer.weights(), config)
-    try:
-        results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, say)
-    except ReadError as error:
-        raise Stopped(
-            f"{error}. The training is done, but not its evaluation; once it can be read again, "
-            f"go on with: {to_run('train', '--resume', folder)}"
-        ) from error
+    results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, say)
     tell_left_out(dataset, folder, say)
     return results
 
