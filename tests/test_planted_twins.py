@@ -93,7 +93,7 @@ def reading(config):
         interop_tests.check_reading(backend, config, 0)
         interop_tests.check_writing(backend, config, 0)
 
-    check.__name__ = "their weights, their outputs"
+    check.__name__ = f"their weights, their outputs, {config.image_width}"
     return check
 
 
@@ -285,7 +285,7 @@ SLIPS = [
         (optim, "peak * (last + (1 - last) * fall)", "peak * fall"),
         (engine_optim, "peak * (last + (1 - last) * fall)", "peak * fall")], schedule),
     # --- there and back -------------------------------------------------------------------------
-    ("query and key exchanged", [
+    ("their query and key exchanged", [
         (open_clip, 'enumerate(("query", "key", "value"))',
          'enumerate(("key", "query", "value"))')], theirs),
     ("value and key exchanged, where all stand apart", [
@@ -340,13 +340,17 @@ def planted_everywhere(places):
         yield
 
 
+passed = set()
+
+
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 @pytest.mark.parametrize(("slip", "places", "check"), SLIPS, ids=[s[0] for s in SLIPS])
 def test_a_slip_that_both_make_is_seen(slip, places, check, backend):
-    check(backend)  # without the slip it passes
+    if (check.__name__, backend) not in passed:  # without the slip
+        check(backend)
+        passed.add((check.__name__, backend))
     with planted_everywhere(places), pytest.raises((AssertionError, KeyError)):
         check(backend)
-    check(backend)  # and again, once it is out
 
 
 def test_there_are_enough():
