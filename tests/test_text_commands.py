@@ -20,6 +20,7 @@ from minicoca.training.checkpoint import load_model
 
 CAPTIONS = ["Ein großer Hund auf der Straße", "Eine kleine Katze im Café", "ένας μικρός σκύλος"]
 LONG = "Ein Hund " * 9
+KEPT, FOLDED = (Tokenizer.train([*CAPTIONS, LONG], 100, "unigram", fold=f) for f in (False, True))
 TINY = ("--steps", 2, "--image-layers", 1, "--evaluate-every", 0, "--text-length", 16)
 
 
@@ -69,10 +70,14 @@ def test_a_caption_begins_with_the_prompt_as_it_was_typed(opened, prompt, how):
         assert tokenizer.normalise(text).startswith(tokenizer.normalise(prompt))
 
 
-@given(st.lists(st.sampled_from(["Ein", "Hund", " ", "Katze", "Straße", "im"]), max_size=4))
-def test_what_follows_a_prompt_is_what_the_model_wrote(parts):
-    tokenizer, prompt = Tokenizer.train(CAPTIONS, 100, "unigram"), "".join(parts)
-    rest = tokenizer.encode(["x Katze"], 9)[0][-3:-1].tolist()
+@given(
+    st.lists(st.sampled_from(["Ein", "Hund", " ", "Katze", "Straße", "im"]), max_size=4),
+    st.integers(1, 2),
+)
+def test_what_follows_a_prompt_is_what_the_model_wrote(parts, begin):
+    """A new word (begin 1), or the end of the one that the prompt ends with."""
+    tokenizer, prompt = KEPT, "".join(parts)
+    rest = tokenizer.encode(["Katze"], 9)[0][begin:-1].tolist()
 
     class Model:
         config = SimpleNamespace(caption_weight=1, text_length=40)
@@ -135,9 +140,6 @@ def test_labels_of_a_file(here, run, capsys):
     assert call(capsys, "classify", "0.png", "--run", "run", "--labels-file", "none.txt")[0] == 1
 
 
-KEPT, FOLDED = (Tokenizer.train([*CAPTIONS, LONG], 100, "unigram", fold=f) for f in (False, True))
-
-
 @pytest.mark.parametrize(
     ("tokenizer", "labels", "templates", "message"),
     [
@@ -191,6 +193,20 @@ def test_a_run_says_what_it_folds_and_writes_what_it_kept(tmp_path, capsys, monk
     assert code == 0 and "folded" not in out and "unknown" not in out
     code, _, err = call(capsys, *again, "k", "--run", "h", "--steps", 1, "--fold")
     assert code == 1 and "--fold: the run that --init names keeps captions as written" in err
+
+
+def test_a_caption_that_is_the_second_right_one_is_marked_right(here, capsys, monkeypatch):
+    from minicoca.training import run as training
+
+    def evaluate(model, tokenizer, pairs, gallery):
+        return {"images": len(pairs)}, [own[-1] for own in pairs.captions]
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    rows = [f"{i}.png,{text}\n" for i in range(24) for text in (f"thing {i}", f"another {i}")]
+    with open("two.csv", "w") as file:
+        file.write("image,caption\n" + "".join(rows))
+    code, out, err = call(capsys, "train", "--data", "two.csv", "--run", "two", *TINY)
+    assert code == 0 and "\n= another " in out and "\nx " not in out, err
 
 
 def test_a_tokenizer_of_another_run_is_refused(here, run, tmp_path, capsys):
