@@ -1,6 +1,7 @@
 """A tiny run, and everything that it does, stage by stage: what a setting changes shows here."""
 
 import functools
+import shutil
 from contextlib import ExitStack
 from unittest import mock
 
@@ -33,15 +34,19 @@ STAGES = (
 
 
 def places(folder):
-    """Pictures with captions, twice (red and blue; and a list that fits both, each caption in it
-    twice), three vendors' emoji, two finished runs: what settings that are paths can name."""
+    """What settings that are paths can name: pictures with captions, red and blue, a list that fits
+    both, with each caption twice, copies; three vendors' emoji; two finished runs."""
     for tint in ("red", "blue"):
         (folder / tint).mkdir()
         for i in range(12):
             image = Image.new("RGB", (16, 16), tint)
             image.putpixel((i, 3), (0, 250, 0))
             image.save(folder / tint / f"{i}.png")
-            (folder / tint / f"{i}.txt").write_text(f"a {tint} thing with a dot at {i}")
+            (folder / tint / f"{i}.txt").write_text(f"A {tint} Thing with a dot at {i}")
+    (folder / "copies").mkdir()
+    for i in range(12):  # each of six twice
+        for suffix in ("png", "txt"):
+            shutil.copy(folder / "red" / f"{i % 6}.{suffix}", folder / "copies" / f"{i}.{suffix}")
     lines = [f"{i}.png,thing {i // 2}\n" for i in range(12)]
     (folder / "list.csv").write_text("image,caption\n" + "".join(lines))
     for count, vendor in enumerate(("one", "two", "three"), 1):

@@ -12,7 +12,7 @@ from runs import TRAINERS
 from settings_trace import STAGES, TINY, places, same, small_data, trace
 
 from minicoca import data
-from minicoca.config import PRESETS, Config, from_dict, preset
+from minicoca.config import DATA_FIELDS, PRESETS, Config, from_dict, preset
 from minicoca.engine import ops
 from minicoca.engine import train as engine_train
 from minicoca.params import flatten, initialise
@@ -21,7 +21,6 @@ from minicoca.training.checkpoint import load_model, read_config, save_config
 from minicoca.training.run import make_trainer
 
 EMOJI = dict(data="emoji", held_out="one", emoji_source="one={}/one,two={}/two,three={}/three")
-BEGUN = dict(init="{}/first", vocabulary=30)
 
 # A line a setting: its name, two values (neither a default that a lost setting falls back to), the
 # stages that must differ (none before the first of them may), and what else is set. {}: the places.
@@ -55,16 +54,20 @@ ROWS = [
     ("data", "{}/red", "{}/blue", "data"),
     ("data", "shapes", "emoji", "data", EMOJI),
     ("image_root", "{}/red", "{}/blue", "data", dict(data="{}/list.csv")),
+    ("validation_part", 0.2, 0.5, "data", dict(data="{}/red", held_out_part=0.1)),
+    ("held_out_part", 0.2, 0.5, "data", dict(data="{}/red", validation_part=0.1)),
+    ("keep_copies", False, True, "data", dict(data="{}/copies", validation_part=0.5)),
     ("held_out", "two", "three", "data", EMOJI),
     ("exclude", "two", "three", "data", EMOJI),
     ("emoji_source", "one={}/one,two={}/two", "one={}/one,two={}/three", "data", EMOJI),
     ("unseen_names", False, True, "data", EMOJI),
     ("tokenizer", "word", "unigram", "tokenizer"),
     ("tokenizer", "bpe", "unigram", "tokenizer"),
+    ("fold", False, True, "tokenizer batches", dict(data="{}/red")),
     ("distinct", False, True, "batches", dict(data="{}/list.csv", image_root="{}/red")),
     ("augment", 0.3, 1.0, "loss last"),
-    ("pixel_mean", (0.2, 0.3, 0.4), (0.4, 0.3, 0.2), "loss last", BEGUN),
-    ("pixel_std", (0.2, 0.3, 0.4), (0.4, 0.3, 0.2), "loss last", BEGUN),
+    ("pixel_mean", (0.1, 0.3, 0.9), (0.9, 0.3, 0.1), "loss last"),
+    ("pixel_std", (0.1, 0.3, 0.9), (0.9, 0.3, 0.1), "loss last"),
     ("precision", "float32", "bfloat16", "loss"),
     ("compile", False, True, "compiled"),
     ("steps", 2, 3, "batches rates"),
@@ -99,7 +102,7 @@ LIMITS = {
     "text_length": (3, math.inf),
     "contrastive_weight caption_weight augment learning_rate final_rate weight_decay epsilon "
     "clip_norm": (0.0, math.inf),
-    "beta1 beta2 ema": (0.0, 1.0),
+    "beta1 beta2 ema validation_part held_out_part": (0.0, 1.0),
     "seed": (0, 2**40),
 }
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -122,6 +125,10 @@ def placed(value, here):
 
 def config_of(here, backend, name, value, others):
     given = {**TINY, **others, name: value, "backend": backend}
+    if name in DATA_FIELDS:  # they come with the weights of another run, or from the data
+        begun = shutil.copytree(here / "first", here / f"{name}{value}", dirs_exist_ok=True)
+        save_config(dataclasses.replace(read_config(begun), **{name: value}), begun)
+        given |= {"init": str(begun), "vocabulary": 30}
     return preset("tiny", **{k: placed(v, here) for k, v in given.items()})
 
 
@@ -260,7 +267,7 @@ def test_what_is_changed_on_resuming_has_an_effect(name, here, tmp_path):
 # All as small as can be, and each pair of a whole and its part 1 and 1.
 LEAST = {
     name: low for names, (low, _) in LIMITS.items() for name in names.split() if type(low) is int
-}
+} | dict(validation_part=0.0, held_out_part=0.0)
 
 
 @pytest.mark.parametrize("name", " ".join(LIMITS).split())
@@ -320,6 +327,7 @@ def test_what_must_divide_divides(whole, part):
     [
         (dict(data=""), "data is empty"),
         (dict(contrastive_weight=0.0, caption_weight=0.0), "are both 0: nothing to learn"),
+        (dict(validation_part=0.5, held_out_part=0.5), "are 1.0 together; keep them under 1"),
         (dict(emoji_source="noto"), "emoji_source='noto': write vendor=PATH"),
         (dict(emoji_source="noto=,a=b"), "emoji_source='noto=,a=b': write vendor=PATH"),
         (dict(emoji_source="=x"), "emoji_source='=x': write vendor=PATH"),
