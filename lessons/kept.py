@@ -31,7 +31,8 @@ def load(path):
 def _pack(value, arrays):
     """A value as JSON; its arrays go into `arrays`, and their names stand in their places."""
     if dataclasses.is_dataclass(value):
-        return {"config": dataclasses.asdict(value)}
+        fields = {x.name: getattr(value, x.name) for x in dataclasses.fields(value)}
+        return {"config": _pack(fields, arrays)}
     if hasattr(value, "__array__"):
         name = f"array_{len(arrays)}"
         arrays[name] = np.asarray(value)
@@ -46,7 +47,7 @@ def _pack(value, arrays):
 def _unpack(packed, arrays):
     ((kind, value),) = packed.items()
     if kind == "config":
-        return Config(**value)
+        return Config(**_unpack(value, arrays))
     if kind == "array":
         return arrays[value]
     if kind == "tensor":

@@ -53,7 +53,11 @@ def _named(case, wrong, other):
     sentence = _listed(case)
     if sentence:
         return [sentence]
-    known = _exchanged(case, wrong) or all(_factor(case, name) for name in wrong)
+    known = (
+        _exchanged(case, wrong)
+        or any(_unwritten(case.got[name]).any() for name in wrong)
+        or all(_factor(case, name) for name in wrong)
+    )
     slip = None if known else _slip(case, other)
     return [slip, *_evidence(case, wrong, shown=1)] if slip else _evidence(case, wrong, shown=4)
 
@@ -147,10 +151,16 @@ def _related(case, name):
     return None
 
 
+def _unwritten(got):
+    """Where no kernel has written."""
+    if got.dtype != np.float32:
+        return np.zeros(got.shape, bool)
+    return np.ascontiguousarray(got).view(np.uint32).reshape(got.shape) == UNWRITTEN
+
+
 def _not_numbers(name, got, expected):
     """NaN and infinities, and memory that was never written."""
-    bits = got.view(np.uint32) if got.dtype == np.float32 else np.zeros(got.shape)
-    unwritten = bits == UNWRITTEN
+    unwritten = _unwritten(got)
     if unwritten.any():
         first = ", ".join(map(str, np.argwhere(unwritten)[0]))
         count = f"{unwritten.sum()} of {got.size}"

@@ -172,10 +172,10 @@ CHANGED = (  # of a right answer: exercise, what, into what, what is told
      "B x B logits were held"),
     ("15b", "        g.diagonal(", "        image.kept = [*getattr(image, 'kept', []), g]\n"
      "        g.diagonal(", "B x B logits were held"),
-    ("12b", 'input_precision="ieee"', "allow_tf32=False", "right, and"),
+    ("12b", 'input_precision="ieee"', "allow_tf32=False", "right"),
     ("12b", "q = load_tile(q_ptr + h * T * K, t, c, K, T, K, False)",
      "q = tl.load(tl.make_block_ptr(q_ptr + h * T * K, (T, K), (K, 1), (tl.program_id(0) * BLOCK_T"
-     ", 0), (BLOCK_T, K), (1, 0)), boundary_check=(0,), padding_option='zero')", "right, and"),
+     ", 0), (BLOCK_T, K), (1, 0)), boundary_check=(0,), padding_option='zero')", "right"),
 )  # fmt: skip
 
 
@@ -184,7 +184,8 @@ CHANGED = (  # of a right answer: exercise, what, into what, what is told
 def test_a_right_answer_changed_is_judged_so(name, old, new, words, tmp_path):
     text = answer(name)
     assert text.count(old) >= 1
-    assert words in words_of(name, text.replace(old, new), tmp_path)
+    told = words_of(name, text.replace(old, new), tmp_path)
+    assert told == "right" if words == "right" else words in told
 
 
 def test_a_finite_fill_and_keys_a_head_at_a_time_are_no_answers(tmp_path):

@@ -1,5 +1,7 @@
 """Exercises of page 15: torch, in float64."""
 
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -85,6 +87,7 @@ def _watched(function, *arguments):
     return *found, len(arguments[0]) if right and _holds_all(function) else ROWS
 
 
+@functools.cache  # the same for every draw
 def _holds_all(function):
     """Whether a batch takes the memory of a quarter of its B x B logits: in one array or in many
     slices, of torch or of NumPy, in float64 or float32."""
