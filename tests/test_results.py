@@ -127,7 +127,7 @@ def test_what_was_done_is_kept_whatever_ends_it(capsys, name, stop, end, as_json
     else:
         with pytest.MonkeyPatch.context() as patch:  # as if there were no others
             find = files.find_images
-            patch.setattr(files, "find_images", lambda paths: [find(paths)[i] for i in done])
+            patch.setattr(files, "find_images", lambda *given: [find(*given)[i] for i in done])
             assert rows == rows_of(call(capsys, *command)[1], as_json)
 
 
