@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,6 +168,39 @@ def test_the_step_is_open_clips_step(tmp_path):
     for case in bench.CASES:
         assert report[case]["gradient_difference"] < bench.AGREE
         assert report[case]["ratio"] > 0 and report[case]["ours_ms"] > 0
+
+
+def test_ratios_say_how_many_times_as_fast_ours_is(monkeypatch, capsys):
+    """Theirs over ours: 3 where they take three times as long, below 1 where they are faster."""
+    spent = {"ours": 10.0, "theirs": 30.0}
+    ours = bench.Ours(small_config())
+
+    class Theirs:
+        def __init__(self, *given):
+            self.model = self
+
+        def state_dict(self):
+            return {}
+
+    def milliseconds(model, batch):
+        return spent["theirs" if isinstance(model, Theirs) else "ours"]
+
+    for name, value in {
+        "OpenClip": Theirs,
+        "preset": lambda name: small_config(),
+        "import_open_clip": lambda: SimpleNamespace(__version__="0"),
+        "from_open_clip": lambda *given: initialise(ours.config),
+        "check_agreement": lambda *given: (0.0, 0.0),
+        "_milliseconds": milliseconds,
+    }.items():
+        monkeypatch.setattr(bench, name, value)
+    for theirs, ratio in ((30.0, 3.0), (5.0, 0.5)):
+        spent["theirs"] = theirs
+        report = bench.step(against="open_clip", batch=2, repeats=1, memory=False, device="cpu")
+        out = capsys.readouterr().out
+        for case in bench.CASES:
+            assert report[case]["ratio"] == ratio
+            assert f"{case}: {ratio:.2f} times as fast as open_clip" in out
 
 
 def test_a_step_of_any_preset_is_timed(tmp_path, capsys):

@@ -99,19 +99,22 @@ def finished(tmp_path_factory):
     return folder
 
 
-def one_split(patch):
+def one_split(patch, drawn=False):
     """Little to evaluate, one picture to draw, and a file that was left out."""
     whole = load(0, 32, 60, 20)
     split = {"held_out": whole.evaluations["held_out"]}
     dataset = replace(whole, evaluations=split, left_out="1 image: gone.png")
     patch.setattr(shapes, "load", lambda seed, side: dataset)
     patch.setattr(training_run, "evaluate", lambda *given: ({"images": 1}, []))
+    if not drawn:
+        picture = lambda folder, *given: (folder / "held_out.png").write_bytes(b"old")  # noqa: E731
+        patch.setattr(training_run, "make_picture", picture)
 
 
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_every_writer_of_a_run_leaves_the_old_file(finished, tmp_path, monkeypatch, capsys, name):
     """In a new folder nothing half-written stands; in an old one all stands as it did."""
-    one_split(monkeypatch)
+    one_split(monkeypatch, drawn=name == "held_out.png")
     monkeypatch.chdir(tmp_path)
     fails(monkeypatch, name)
     code = cli.main(["train", "--steps", "2", "--image-layers", "1", "--run", "new"])
