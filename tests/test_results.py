@@ -241,6 +241,12 @@ def test_no_file_that_is_there_is_written_over(command, capsys, monkeypatch):
     assert code == 2 and "no folder that can be written into" in err
 
 
+def test_an_empty_file_is_no_file(capsys):
+    for name, *command in (("sheet.png", *OUTPUTS[0]), ("v.npz", *OUTPUTS[2])):
+        Path(name).touch()
+        assert call(capsys, *command, name)[0] == 0 and Path(name).stat().st_size
+
+
 def test_a_sheet_is_of_the_format_that_its_name_says(capsys):
     for name in ("sheet", "sheet.txt", "sheet.svg"):
         code, _, err = call(capsys, "search", "pictures", "a star", "--sheet", name)

@@ -86,8 +86,12 @@ def tell(first, *others):
 
 
 def check_output(flag, path):
-    """Raise Usage, before there is work to lose, where no new file can be written."""
-    if os.path.lexists(path):
+    """Raise Usage, before there is work to lose, where no new file can be written.
+
+    An empty file is none: whoever asks the system for a new name has one.
+    """
+    empty = os.path.isfile(path) and not os.path.getsize(path)
+    if os.path.lexists(path) and not empty:
         raise Usage(f"{flag} {path} is there already: remove it, or give another name")
     folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
