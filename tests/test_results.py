@@ -1,11 +1,14 @@
 """Results as they come: what ends a command takes nothing back, and no file is written over."""
 
+import contextlib
 import itertools
 import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,17 +186,50 @@ def test_ctrl_c_waits_for_the_end_of_a_row(monkeypatch):
 
         def write(self, text):
             self.text += text[: len(text) // 2]
-            os.kill(os.getpid(), signal.SIGINT)
+            if not pressed:
+                pressed.append(os.kill(os.getpid(), signal.SIGINT))
             self.text += text[len(text) // 2 :]
 
         def flush(self):
             pass
 
-    slow = Slow()
+    slow, pressed = Slow(), []
     monkeypatch.setattr(sys, "stdout", slow)
+    rows = [f"row {i}" for i in range(200)]
     with pytest.raises(KeyboardInterrupt):
-        results.put("a row\n")
-    assert slow.text.startswith("a row\n")
+        with results.Results(SimpleNamespace(json=True), 300, None) as shown:
+            shown.add(rows)
+    document = json.loads(slow.text)
+    assert document["results"] == rows and document["not_reached"] == 100
+
+
+def test_a_full_pipe_does_not_stop_the_work(monkeypatch):
+    """Whoever reads only after the last image gets every row."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += os.write(writer, b"." * 4096)
+    os.set_blocking(writer, True)
+    decoded, got = threading.Event(), []
+
+    def read():
+        got.append(decoded.wait(30))
+        while part := os.read(reader, 65536):
+            got.append(part)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    at_image(monkeypatch, COUNT - 1, decoded.set)
+    with os.fdopen(writer, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert cli.main([*COMMANDS["caption"]]) == 0
+        monkeypatch.undo()
+    thread.join()
+    os.close(reader)
+    assert got[0], "it waited for the reader"
+    assert len(b"".join(got[1:])[filled:].splitlines()) == COUNT - 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import select
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ..training.loop import asked_to_stop
 from .flags import Usage
 
 OPENING = '{"results": ['
+PIECE = 500  # letters: fewer bytes than a pipe takes at once when it has room
 
 
 class Results:
@@ -25,24 +27,37 @@ class Results:
 
     def __init__(self, arguments, total, line):
         self.json, self.total, self.line = arguments.json, total, line
-        self.shown, self.reached, self.skipped = 0, 0, []
+        self.held, self.shown, self.reached, self.skipped = "", 0, 0, []
 
     def __enter__(self):
         return self
 
     def add(self, rows):
         """Rows of as many inputs."""
-        self.show(rows)
-        self.reached += len(rows)
+        self.show(rows, len(rows))
 
-    def show(self, rows):
+    def show(self, rows, inputs=0):
         """Rows that stand for whatever was reached."""
         if self.json:
             marks = ["," if self.shown + i else OPENING for i in range(len(rows))]
-            put("".join(f"{m}\n{json.dumps(row)}" for m, row in zip(marks, rows, strict=True)))
+            text = "".join(f"{m}\n{json.dumps(row)}" for m, row in zip(marks, rows, strict=True))
         else:
-            put("".join(f"{self.line(row)}\n" for row in rows))
-        self.shown += len(rows)
+            text = "".join(f"{self.line(row)}\n" for row in rows)
+        shown, reached = self.shown + len(rows), self.reached + inputs
+        self.held, self.shown, self.reached = self.held + text, shown, reached  # all or nothing
+        self.release()
+
+    def release(self, whole=False):
+        """Write what is held, as long as whoever reads it keeps up; or wait until all is `whole`.
+
+        Ctrl-C waits for the end of a piece.
+        """
+        with asked_to_stop(answer=b"") as asked:
+            while self.held and (whole or has_room() and not asked):
+                write(self.held[:PIECE])
+                self.held = self.held[PIECE:]
+        if asked:
+            raise KeyboardInterrupt
 
     @property
     def not_reached(self):
@@ -54,7 +69,8 @@ class Results:
         if self.json:
             skipped = json.dumps(self.skipped)
             end = f'\n], "skipped": {skipped}, "not_reached": {self.not_reached}}}\n'
-            put(end if self.shown else OPENING + end)
+            self.held += end if self.shown else OPENING + end
+        self.release(whole=True)
         if self.skipped:
             tell(f"skipped {len(self.skipped)} of the files:", *self.skipped)
         if error and self.not_reached:
@@ -64,14 +80,18 @@ class Results:
             raise ValueError("none of the images could be read")
 
 
-def put(text):
-    """Write to standard output at once and whole: Ctrl-C waits for the end of a row."""
-    with asked_to_stop(answer=b"") as asked:
-        with saving("standard output"):
-            tqdm.write(text, end="")  # a progress bar makes room
-        flush()
-    if asked:
-        raise KeyboardInterrupt
+def has_room():
+    """False where a pipe is full: waiting for its reader would stop the work."""
+    try:
+        return bool(select.select([], [sys.stdout], [], 0)[1])
+    except (OSError, ValueError, TypeError):  # no file of the system's
+        return True
+
+
+def write(text):
+    with saving("standard output"):
+        tqdm.write(text, end="")  # a progress bar makes room
+    flush()
 
 
 def flush():
