@@ -193,6 +193,9 @@ def test_ctrl_c_waits_for_the_end_of_a_row(monkeypatch):
         def flush(self):
             pass
 
+        def isatty(self):
+            return False
+
     slow, pressed = Slow(), []
     monkeypatch.setattr(sys, "stdout", slow)
     rows = [f"row {i}" for i in range(200)]

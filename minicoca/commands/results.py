@@ -90,7 +90,10 @@ def has_room():
 
 def write(text):
     with saving("standard output"):
-        tqdm.write(text, end="")  # a progress bar makes room
+        if sys.stdout.isatty():
+            tqdm.write(text, end="")  # the progress bar makes room
+        else:
+            sys.stdout.write(text)
     flush()
 
 
