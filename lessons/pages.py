@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-CLAIM = re.compile(r"^<!-- holds: (.*?) -->$", re.M | re.S)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n", re.M | re.S)
 
 
@@ -60,22 +59,9 @@ def blocks(path):
     return found
 
 
-def claims(path):
-    """[(line, expression)] of a page's `<!-- holds: EXPRESSION -->`, which nobody sees: what a
-    formula or a table says, true with the names of the blocks above it."""
-    text = path.read_text(encoding="utf-8")
-    return [(text[: m.start()].count("\n") + 1, m[1]) for m in CLAIM.finditer(text)]
-
-
-def _check(claim, path, namespace):
-    line, expression = claim
-    if not eval(compile("\n" * (line - 1) + f"({expression})", str(path), "eval"), namespace):
-        raise Differs(f"{path.name}, line {line}: does not hold: {expression}")
-
-
 def run(path, section=None, show=lambda text: None):
-    """Run a page in one namespace, up to the end of `section`. Raises Differs, also of a claim that
-    does not hold, or what a block raises, with the page's own line numbers."""
+    """Run a page in one namespace, up to the end of `section`. Raises Differs, or what a block
+    raises, with the page's own line numbers."""
     namespace = {"__name__": "__lesson__"}
     chosen = blocks(path)
     if section:
@@ -84,10 +70,7 @@ def run(path, section=None, show=lambda text: None):
             titles = ", ".join(dict.fromkeys(b[0] for b in chosen if b[0]))
             raise Differs(f"no section {section!r} with code; there are {titles}")
         chosen = chosen[: wanted[-1] + 1]
-    pending = claims(path)
     for _, line, code, printed in chosen:
-        while pending and pending[0][0] < line:
-            _check(pending.pop(0), path, namespace)
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             exec(compile("\n" * line + code, str(path), "exec"), namespace)
@@ -96,8 +79,6 @@ def run(path, section=None, show=lambda text: None):
             raise Differs(
                 f"{path.name}, line {line}: printed\n{out.getvalue()}\nthe page says\n{printed}"
             )
-    for claim in [] if section else pending:
-        _check(claim, path, namespace)
     return namespace
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lesson_files import answer, words_of
 
-from lessons import exercise, launch, pages, relations, slips
+from lessons import exercise, launch, relations, slips
 from lessons.checker import judge
 from lessons.compare import same
 from lessons.exercises import EXERCISES
@@ -182,16 +182,6 @@ def test_every_sentence_of_an_exercise_is_told_by_some_answer(tmp_path, monkeypa
         before, _ = len(told), words_of(name, new, tmp_path)
         assert len(told) > before, f"{name} tells nothing of:\n{new}"
     assert told_in_source() <= told, f"told by no answer here: {sorted(told_in_source() - told)}"
-
-
-def test_a_claim_of_a_page_runs(tmp_path):
-    page = tmp_path / "01_x.md"
-    text = "# 01 · x\n\n```python\nx = 3\n```\n\n`x + 1` is 4.\n<!-- holds: x + 1 == {} -->\n"
-    page.write_text(text.format(4) + "\n```python\nx = 0\n```\n")
-    pages.run(page)
-    page.write_text(text.format(5))
-    with pytest.raises(pages.Differs, match="line 8: does not hold: x"):
-        pages.run(page)
 
 
 def test_check_knows_every_module_of_exercises():
