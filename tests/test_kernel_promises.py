@@ -276,3 +276,18 @@ def test_a_gradient_that_nobody_wants_is_not_made(name, monkeypatch):
             assert all(torch.equal(a, b) for a, b in zip(some, same, strict=True)), wanted
             made = [x.numel() > 0 for x in found[-1][-len(wanted) :]]
             assert made == list(wanted)
+
+
+@pytest.mark.skipif(not seam.ONEDNN, reason="needs oneDNN")
+def test_a_linear_map_by_onednn_has_its_second_derivative(monkeypatch):
+    x, weight, bias = (
+        t.requires_grad_() for t in normal(0, (5, 7), (7, 3), (3,), dtype=torch.float)
+    )
+    found = []
+    for least in (0, 1 << 60):  # oneDNN, torch
+        monkeypatch.setattr(seam, "ONEDNN_FROM", least)
+        y = seam.linear(x, {"weight": weight, "bias": bias})
+        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(dx.square().sum(), (x, weight, bias)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
