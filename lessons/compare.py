@@ -38,3 +38,11 @@ def leaves(value):
     if isinstance(value, (bool, int, float)) or hasattr(value, "__array__"):
         return [np.asarray(value)]
     return []
+
+
+def are_numbers(value):
+    """Whether it can stand for an array of real numbers."""
+    try:
+        return np.asarray(value).dtype.kind in "biuf"
+    except (TypeError, ValueError, RuntimeError):  # a ragged list; a tensor with a gradient
+        return False

@@ -4,7 +4,7 @@ import numpy as np
 
 from minicoca.params import flatten
 
-from .compare import named, same
+from .compare import are_numbers, named, same
 from .relations import of_form
 
 
@@ -32,7 +32,7 @@ def _wrong_parts(outputs, parts, expected):
         if words:
             return words
         for leaf in flatten(part).values() if keys else [part]:
-            if not _numbers(leaf):
+            if not are_numbers(leaf):
                 what = "numbers" if keys else "an array or a number"
                 return f"{name} should be {what}; {_kind(leaf)}"
     return None
@@ -54,14 +54,6 @@ def _kind(leaf):
     if str(getattr(leaf, "dtype", "")) == "torch.bfloat16":
         return "this one is bfloat16, which has 3 digits"
     return f"a {type(leaf).__name__} was returned"
-
-
-def _numbers(value):
-    """Whether it can stand for an array of real numbers."""
-    try:
-        return np.asarray(value).dtype.kind in "biuf"
-    except (TypeError, ValueError, RuntimeError):  # a ragged list; a tensor with a gradient
-        return False
 
 
 def _wrong_shapes(exercise, got, expected):

@@ -29,6 +29,7 @@ def test_the_report_holds_every_case_for_three_versions():
         assert not report.complaints(rows, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [["sm_80", "sm_90"], ["sm_100", "gfx942"]])
 def test_every_configuration_compiles_as_the_report_says(targets):
     """To the register, where the report knows this Triton; else, within the gate. In a fresh
