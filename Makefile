@@ -12,10 +12,10 @@ train: $(INSTALLED)  ## train on drawn shapes: two minutes on two cores
 	$(BIN)/python -m minicoca train
 
 test: $(INSTALLED)  ## on all cores; the tests take one thread each
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(SLOW)/installed data/emoji/fetched  ## full size, real drawings, open_clip beside us
-	$(SLOW)/bin/python -m pytest -n auto -m "slow or extras" --no-skips
+	$(SLOW)/bin/python -m pytest -n auto --dist worksteal -m "slow or extras" --no-skips
 
 mutants: $(INSTALLED)  ## 200 random slips against the tests that run them: hours, resumable
 	$(BIN)/python tests/mutants.py

@@ -23,6 +23,7 @@ if importlib.util.find_spec("triton") is None:  # it is made for Linux
         "test_lessons_names.py",
     ]
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 if not torch.cuda.is_available():  # before any kernel is imported: Triton reads it then
@@ -42,6 +43,19 @@ settings.register_profile(
     ],
 )
 settings.load_profile("minicoca")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """A run's pictures take longer than its steps here: whoever looks at them draws them."""
+    from minicoca.training import run
+
+    def picture(folder, model, tokenizer, name, *given):
+        path = folder / f"{name}.png"
+        path.write_bytes(b"no picture: a test")
+        return str(path)
+
+    monkeypatch.setattr(run, "make_picture", picture)
 
 
 def pytest_addoption(parser):

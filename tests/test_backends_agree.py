@@ -32,7 +32,7 @@ def back_to_auto():
     ops.use("auto")
 
 
-@pytest.mark.parametrize("pooler", ["cascade", "none"])
+@pytest.mark.parametrize("pooler", ["cascade", pytest.param("none", marks=pytest.mark.slow)])
 def test_five_steps_with_either_backend(pooler, monkeypatch):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5, 4, 16, 16, 3)).astype(np.uint8)

@@ -4,6 +4,8 @@ The interpreter computes bfloat16 wrongly: there the kernels compute it in float
 a card would.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -35,13 +37,22 @@ NO_SHRINKING = (Phase.explicit, Phase.generate)  # an example takes a second
 EDGES = [1, 2, 15, 16, 17, 31, 33, 49, 50, 63, 64, 65, 76, 77, 127, 128, 129]
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("name", ATTENTIONS)
+def in_each_type(cases, long):
+    """Every case in every type; those that are long in the interpreter in float16 alone, and the
+    other types of them in the second stage."""
+    for name, dtype in itertools.product(cases, TYPES):
+        later = name in long and dtype != torch.float16
+        marks = [pytest.mark.slow] if later else []
+        yield pytest.param(name, dtype, marks=marks, id=f"{name}-{dtype}")
+
+
+LONG = ("vit, 336 pixels", "vit, 518 pixels", "shared queries, two a slice", "two groups of tiles")
+
+
+@pytest.mark.parametrize(("name", "dtype"), in_each_type(ATTENTIONS, LONG))
 def test_attention(name, dtype):
     if name == "large logits" and dtype != torch.float32:
         pytest.skip("logits of thousands: rounding of the inputs' own type decides")
-    if name == "vit, 518 pixels" and dtype != torch.float16:
-        pytest.skip("long in the interpreter; one type will do")
     check_attention(attention_module, 0, dtype=dtype, **ATTENTIONS[name])
 
 
@@ -108,8 +119,7 @@ def test_attention_pool_of_any_shape(B, N, M, H, seed, dtype):
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["triton", "torch"])
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(("name", "dtype"), in_each_type(PAIRS, LONG))
 def test_info_nce(name, dtype, fused):
     check_pairs(pair_module, 0, dtype=dtype, fused=fused, **PAIRS[name])
 

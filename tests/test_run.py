@@ -206,6 +206,7 @@ def test_bfloat16_computes_and_keeps_float32_weights():
     assert reports[0]["loss"] == pytest.approx(loss, rel=0.02) and reports[0]["loss"] != loss
 
 
+@pytest.mark.slow
 def test_the_step_can_be_compiled():
     """The whole objective traces as one graph, backward too, and gives the same gradient."""
     config = small_config()
