@@ -15,6 +15,7 @@ from minicoca import __main__ as cli
 from minicoca.commands.flags import from_flags
 from minicoca.data import shapes
 from minicoca.tasks import captioning, files
+from minicoca.training import run as training_run
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(shapes, "load", lambda seed, side: dataset)
+        patch.setattr(training_run, "make_picture", lambda folder, *given: folder)
         assert cli.main(["train", "--steps", "250", "--warmup", "20", "--evaluate-every", "0"]) == 0
     return folder, [own[0] for own in dataset.train.captions[:6]]
 

@@ -45,9 +45,9 @@ def peak_of(what, how, size):
     return float(done.stdout.split("PEAK")[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's peak memory")
 class TestPeaks:
-    @pytest.mark.slow
     def test_pairs(self):
         """16,384 pairs within 2 GB; eager takes more for half as many."""
         assert peak_of("pairs", "ours", 16_384) < 2_000
@@ -59,7 +59,6 @@ class TestPeaks:
         assert large < 2 * small, (small, large)
         assert peak_of("pairs", "eager", 8_192) > 3 * peak_of("pairs", "eager", 4_096)
 
-    @pytest.mark.slow
     def test_captions(self):
         """4,864 tokens of 49,408 words within 1 GB, a third of eager's at most."""
         ours, eager = (peak_of("captions", how, 4_864) for how in ("ours", "eager"))
