@@ -30,7 +30,22 @@ def run(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(shapes, "load", lambda seed, side: dataset)
         patch.setattr(training_run, "make_picture", lambda folder, *given: folder)
-        assert cli.main(["train", "--steps", "250", "--warmup", "20", "--evaluate-every", "0"]) == 0
+        assert (
+            cli.main(
+                [
+                    "train",
+                    "--steps",
+                    "250",
+                    "--warmup",
+                    "20",
+                    "--evaluate-every",
+                    "0",
+                    "--batch-size",
+                    "30",
+                ]
+            )
+            == 0
+        )
     return folder, [own[0] for own in dataset.train.captions[:6]]
 
 

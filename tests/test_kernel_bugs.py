@@ -173,6 +173,7 @@ BUGS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
     ("file", "old", "new", "check"), BUGS, ids=[f"{f}: {n[:50]}" for f, _, n, _ in BUGS]
