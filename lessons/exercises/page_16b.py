@@ -34,6 +34,7 @@ def _kernel_inputs(rng):
     logits[:, -1] += 12  # the peak is in the last block
     logits[:, 0] += 9
     logits[0] += 110  # exp of each of them overflows
+    logits[1] -= 30  # beside which a logit of 0, read beyond V, is large
     targets = rng.integers(1, V - 1, R)
     targets[:2] = rng.integers(1, BLOCK_V), rng.integers(BLOCK_V, V - 1)
     return logits, targets
