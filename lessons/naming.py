@@ -50,7 +50,8 @@ def mistake(case, other):
 
 def _named(case, wrong, other):
     """Lines on outputs that are more than rounded."""
-    sentence = _listed(case)
+    both = _both_draws(case, other)
+    sentence = _listed(case.exercise, both)
     if sentence:
         return [sentence]
     known = (
@@ -58,7 +59,7 @@ def _named(case, wrong, other):
         or any(_unwritten(case.got[name]).any() for name in wrong)
         or all(_factor(case, name) for name in wrong)
     )
-    slip = None if known else _slip(case, other)
+    slip = None if known else _slip(case.exercise, both)
     return [slip, *_evidence(case, wrong, shown=1)] if slip else _evidence(case, wrong, shown=4)
 
 
@@ -68,28 +69,36 @@ def wrong_outputs(case):
     return [n for n, right in case.expected.items() if not same(case.got[n], right, close)]
 
 
-def _listed(case):
-    for sentence, function in case.exercise.mistakes.items():
-        if case.is_got(function(*copy.deepcopy(case.arguments))):
-            return sentence
-    return None
-
-
-def _slip(case, other):
-    """The slip that gives the same numbers, for a second draw as well."""
+def _both_draws(case, other):
+    """Whether run(arguments) gives what came out, on this draw and on a second one: on a single one
+    two mistakes may agree (3 tokens are as many as the first caption has)."""
     cases = [case]
 
-    def gives(function, run):
+    def gives(run):
         for number in range(2):
             if number == len(cases):
                 cases.append(other())
             at = cases[number]
-            if not at.is_got(run(function, copy.deepcopy(at.arguments))):
+            if not at.is_got(run(copy.deepcopy(at.arguments))):
                 return False
         return True
 
-    for functions, run in case.exercise.slipped():
-        words = named_slip(functions, lambda function, run=run: gives(function, run))
+    return gives
+
+
+def _listed(exercise, gives):
+    for sentence, function in exercise.mistakes.items():
+        if gives(lambda arguments, function=function: function(*arguments)):
+            return sentence
+    return None
+
+
+def _slip(exercise, gives):
+    for functions, run in exercise.slipped():
+        words = named_slip(
+            functions,
+            lambda function, run=run: gives(lambda arguments: run(function, arguments)),
+        )
         if words:
             return f"One slip makes these numbers. {words}"
     return None
