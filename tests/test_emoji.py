@@ -365,7 +365,7 @@ def test_real_font(vendor):
     if source is None or not features.check("raqm"):
         pytest.skip(f"{vendor} is not installed")
     texts = {key: emoji.all_names()[key][0] for key in emoji.choose_keys("food")}
-    drawn = dict(emoji_drawings.glyphs(source.read_bytes(), texts, {}))
+    drawn = dict(emoji_drawings.drawings(source, texts, {}))
     assert drawn.keys() == texts.keys()
     apple = emoji_drawings.fit(drawn["1f34e"], 32)
     red, green, blue = apple[14:24, 8:24].reshape(-1, 3).mean(0)

@@ -9,7 +9,8 @@ from ..exercise import Exercise, distinct
 
 def _mask_inputs(rng):
     tokens = int(rng.integers(5, 9))
-    return rng.permutation(np.arange(1, tokens + 1))[:3], tokens  # at most one row is full
+    lengths = rng.permutation(np.arange(1, tokens + 1))[:3]  # at most one caption is full,
+    return lengths if lengths[0] < tokens else lengths[::-1], tokens  # and never the first
 
 
 def _causal(S):
