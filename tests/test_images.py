@@ -217,3 +217,15 @@ def test_large_jpeg_is_decoded_small_and_looks_the_same(random):
     full = decode(io.BytesIO(photo)).resize((48, 32), Image.Resampling.BICUBIC)
     got = load_image(io.BytesIO(photo), 32).astype(int)
     assert np.abs(got - np.asarray(full)[:, 8:40].astype(int)).mean() < 2
+
+
+def test_a_picture_of_the_most_pixels_is_read_and_one_more_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 6)
+    for width, height, good in ((2, 3, True), (6, 1, True), (7, 1, False)):
+        path = tmp_path / f"{width}x{height}.png"
+        Image.new("RGB", (width, height)).save(path)
+        if good:
+            assert images.decode(path).size == (width, height)
+        else:
+            with pytest.raises(images.ImageError, match="7 x 1 is over the limit of 6 pixels"):
+                images.decode(path)

@@ -211,3 +211,10 @@ def test_a_log_grows_by_whole_lines(tmp_path):
     append(tmp_path / "log", b'{"step": 3, "cut')
     assert [r["step"] for r in Log.read(tmp_path / "log")] == [0, 1, 2]
     assert [r["step"] for r in Log.read(Log(tmp_path / "log", 1).path)] == [0, 1]
+
+
+def test_progress_is_counted_in_steps(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(training_run, "finish", lambda *given: {})
+    silent(short(), tmp_path / "run")
+    shown = capfd.readouterr().err
+    assert "0/14" in shown and "14/14" in shown

@@ -184,3 +184,10 @@ def test_outputs_that_a_person_names(tmp_path, monkeypatch, capsys):
         last = capsys.readouterr().err.splitlines()[-1]
         assert last == f"minicoca: {path} was not written: No space left on device"
         assert set(tmp_path.rglob("*")) == before
+
+
+def test_what_is_saved_may_be_read_by_others(tmp_path):
+    """And written by its owner alone."""
+    for _ in range(2):  # new, and in place of an old one
+        params.write_atomically(tmp_path / "file", b"x")
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644

@@ -1,0 +1,89 @@
+"""What times kernels on a card, as far as it can be seen without one."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from minicoca.kernels.bench import measure, pictures, registry, suite
+from minicoca.reference.losses import contrastive_loss
+
+
+def rehearsed(op):
+    return [c for c in registry.cases("cpu", torch.float32, False, "rehearsal") if c.op == op]
+
+
+def spread(x):
+    return float(x.detach().std())
+
+
+def test_every_figure_says_what_it_shows():
+    """Axes are named; where there is more than one line, each is in the legend."""
+    timed = dict(total_ms=2.0, tflop_s=0.1, gb_s=2.0, peak_mb=5.0)
+    row = dict(op="info_nce", case="40 pairs", batch=40, ratios={"eager": 1.5, "inf-cl": 2.0})
+    row["ways"] = {"ours": timed, "eager": timed}
+    report = {"rows": [row], "device": "card", "roofline": {"tflop_s": 1.0, "gb_s": 10.0}}
+    for figure in (
+        pictures._roofline(report, [row]),
+        pictures._bars(report, [row]),
+        pictures._memory([row]),
+        pictures.accuracy(),
+    ):
+        (axes,) = figure.axes
+        assert axes.get_xlabel() and (axes.get_ylabel() or axes.get_yticklabels())
+        shown = {text.get_text() for text in axes.get_legend().get_texts()}
+        labels = axes.get_legend_handles_labels()[1]
+        assert len(labels) > 1 and shown == set(labels)
+
+
+def test_what_accuracy_is_measured_against_is_the_loss():
+    rng = np.random.default_rng(0)
+    x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in rng.standard_normal((2, 6, 4)))
+    scale = 3.0
+    want, _ = contrastive_loss(x, y, np.log(1 / scale))
+    for way in (pictures._eager, pictures._ours):
+        assert float(way(torch.tensor(x), torch.tensor(y), scale)) == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("op", ["info_nce", "caption_loss"])
+@pytest.mark.parametrize("size", ["rehearsal", "cpu"])
+def test_kernels_are_timed_where_they_run(monkeypatch, op, size):
+    """On a CPU the losses' chunked torch code is, in the interpreter and on a card the kernels."""
+    asked = []
+    monkeypatch.setattr(registry, op, lambda *given, fused: asked.append(fused))
+    for case in registry.cases("cpu", torch.float32, False, size):
+        if case.op == op:
+            case.ways["ours"](*[torch.zeros(2, 2)] * (3 if op == "info_nce" else 2))
+    assert asked and set(asked) == {size != "cpu"}
+
+
+def test_what_is_timed_has_numbers_as_in_a_model():
+    """Logits and pooled values of unit variance: neither all alike, nor one that takes all."""
+    for case in rehearsed("caption_loss"):
+        x, weight = case.make(200)[0]
+        assert 0.7 < spread(x @ weight) < 1.4
+    for case in rehearsed("attention_pool") + rehearsed("attention"):
+        if case.name.startswith("pool"):
+            tokens, queries, query, key, value = case.make(50)[0]
+            for product in (tokens @ key, tokens @ value, queries @ query):
+                assert 0.6 < spread(product) < 1.6
+    for case in rehearsed("info_nce"):
+        (x, y, _), _ = case.make(8)
+        assert torch.allclose(x.norm(dim=1), torch.ones(8)) and torch.allclose(
+            y.norm(dim=1), torch.ones(8)
+        )
+
+
+def test_every_row_is_said_as_it_comes():
+    said = []
+    report = suite.run(ops=["caption_loss"], say=lambda text, file: said.append(text))
+    assert len(said) == len(report["rows"]) > 0
+    for text, row in zip(said, report["rows"], strict=True):
+        assert row["case"] in text
+
+
+def test_memory_that_is_kept_is_a_difference(monkeypatch):
+    allocated = iter([100, 130])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(allocated))
+    assert measure.kept(lambda: (1,)) == 30
