@@ -87,3 +87,28 @@ def test_memory_that_is_kept_is_a_difference(monkeypatch):
     allocated = iter([100, 130])
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(allocated))
     assert measure.kept(lambda: (1,)) == 30
+
+
+def test_an_error_is_relative_to_what_is_exact():
+    exact = [torch.tensor([1.0, 2.0])]
+    assert suite._error([2 * exact[0]], exact) == pytest.approx(1)
+    assert suite._error(exact, [2 * exact[0]]) == pytest.approx(0.5)
+
+
+def test_the_table_of_memory_has_a_row_for_every_size():
+    rows = suite.memory_table().split("\n")[2:]
+    sizes = [int(row.split("|")[1].replace(",", "")) for row in rows]
+    assert sizes == [2**n for n in range(10, 18)]
+
+
+def test_a_sample_as_large_as_the_limit_is_refused(monkeypatch):
+    from minicoca.kernels import checks
+
+    q = torch.zeros(1, 3, 2, 4)  # its last element is 23 places after its first
+    for limit, good in ((24, True), (23, False)):
+        monkeypatch.setattr(checks, "LARGEST_SAMPLE", limit)
+        if good:
+            checks.check_attention(q, q, q, False, None)
+        else:
+            with pytest.raises(ValueError, match="q's samples span 23 elements"):
+                checks.check_attention(q, q, q, False, None)

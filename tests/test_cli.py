@@ -1,5 +1,6 @@
 """The command line as a person meets it: exit codes, one-line errors, tables and JSON."""
 
+import argparse
 import json
 import os
 import re
@@ -348,3 +349,11 @@ def test_own_data_has_settings_of_its_own_unless_a_preset_is_named():
     assert settings("--data", "x.csv", "--vocabulary", "100").vocabulary == 100
     assert settings("--data", "x.csv", "--preset", "small").vocabulary == 16_000
     assert settings("--data", "shapes") == settings() == config.preset("tiny")
+
+
+def test_every_flag_of_every_command_says_what_it_is():
+    parser = cli.build_parser()
+    (inside,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    for name, command in inside.choices.items():
+        silent = [a.dest for a in command._actions if not a.help]
+        assert set(silent) <= {"backend"}, f"{name}: no help for {silent}"

@@ -229,3 +229,9 @@ def test_a_picture_of_the_most_pixels_is_read_and_one_more_is_not(tmp_path, monk
         else:
             with pytest.raises(images.ImageError, match="7 x 1 is over the limit of 6 pixels"):
                 images.decode(path)
+
+
+def test_what_is_no_number_is_black():
+    values = np.array([[np.inf, -np.inf, np.nan, 0.5, 1.0]], np.float32)
+    assert to_bytes(values, "F").tolist() == [[0, 0, 0, 128, 255]]
+    assert to_bytes(np.array([[np.inf, 0.5]], np.float32), "F").tolist() == [[0, 128]]
