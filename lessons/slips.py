@@ -172,11 +172,8 @@ def _sign(operator):
 
 
 def _of_operands(node):
-    what, left, right = (
-        LEFT_OUT.get(type(node.op), "term"),
-        _operand(node.left),
-        _operand(node.right),
-    )
+    what = LEFT_OUT.get(type(node.op), "term")
+    left, right = _operand(node.left), _operand(node.right)
     yield f"The {what} `{right}` is missing, after `{left} {_sign(node.op)}`", node.left
     if not isinstance(node.op, (ast.Div, ast.Pow)):
         minus = isinstance(node.op, ast.Sub)

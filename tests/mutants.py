@@ -213,8 +213,10 @@ def trial(patch, tests, limit):
 
 @contextmanager
 def tree_of_its_own(commit):
-    """A worktree that can be spoilt, as the working directory."""
+    """A worktree that can be spoilt, as the working directory, and temporary files beside it: what
+    other tests leave elsewhere is not to end these."""
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
         git("worktree", "add", "--detach", f"{folder}/tree", commit, cwd=ROOT)
         os.chdir(f"{folder}/tree")
         sys.path[0] = os.environ["PYTHONPATH"] = os.getcwd()

@@ -6,6 +6,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from minicoca import bench
 from minicoca.kernels.bench import measure, pictures, registry, suite
 from minicoca.reference.losses import contrastive_loss
 
@@ -18,16 +19,26 @@ def spread(x):
     return float(x.detach().std())
 
 
+TIMED = dict(total_ms=2.0, tflop_s=0.1, gb_s=2.0, peak_mb=5.0)
+ROW = dict(
+    op="info_nce", case="40 pairs", batch=40, ratios={"eager": 1.5, "inf-cl": 2.0},
+    ways={"ours": TIMED, "eager": TIMED},
+)  # fmt: skip
+REPORT = {"rows": [ROW], "device": "card", "roofline": {"tflop_s": 1.0, "gb_s": 10.0}}
+
+
+def test_pictures_of_a_report(tmp_path):
+    names = {path.name for path in pictures.draw(REPORT, tmp_path)}
+    assert names == {"roofline.png", "bars.png", "memory.png", "accuracy.png"}
+    assert all((tmp_path / name).stat().st_size > 5_000 for name in names)
+
+
 def test_every_figure_says_what_it_shows():
     """Axes are named; where there is more than one line, each is in the legend."""
-    timed = dict(total_ms=2.0, tflop_s=0.1, gb_s=2.0, peak_mb=5.0)
-    row = dict(op="info_nce", case="40 pairs", batch=40, ratios={"eager": 1.5, "inf-cl": 2.0})
-    row["ways"] = {"ours": timed, "eager": timed}
-    report = {"rows": [row], "device": "card", "roofline": {"tflop_s": 1.0, "gb_s": 10.0}}
     for figure in (
-        pictures._roofline(report, [row]),
-        pictures._bars(report, [row]),
-        pictures._memory([row]),
+        pictures._roofline(REPORT, [ROW]),
+        pictures._bars(REPORT, [ROW]),
+        pictures._memory([ROW]),
         pictures.accuracy(),
     ):
         (axes,) = figure.axes
@@ -101,14 +112,31 @@ def test_the_table_of_memory_has_a_row_for_every_size():
     assert sizes == [2**n for n in range(10, 18)]
 
 
-def test_a_sample_as_large_as_the_limit_is_refused(monkeypatch):
-    from minicoca.kernels import checks
+def test_what_is_wrong_is_not_timed(monkeypatch, capsys):
+    """The rehearsal of every op's loss, with a baseline that computes something else."""
+    wrong = {"wrong": lambda x, y, s: 2 * suite.registry.baselines._pairs(x, y, s)}
+    right = suite.registry.baselines.pairs("cpu")
+    monkeypatch.setattr(suite.registry.baselines, "pairs", lambda device: wrong | right)
+    report = suite.run(ops=["info_nce"])
+    ways = report["rows"][0]["ways"]
+    assert "wrong by" in ways["wrong"]["refused"]
+    assert "refused" not in ways["ours"] and "refused" not in ways["eager"]
+    assert "40 pairs" in suite.table(report)
 
-    q = torch.zeros(1, 3, 2, 4)  # its last element is 23 places after its first
-    for limit, good in ((24, True), (23, False)):
-        monkeypatch.setattr(checks, "LARGEST_SAMPLE", limit)
-        if good:
-            checks.check_attention(q, q, q, False, None)
-        else:
-            with pytest.raises(ValueError, match="q's samples span 23 elements"):
-                checks.check_attention(q, q, q, False, None)
+
+def test_an_op_whose_tests_fail_is_not_timed(monkeypatch, capsys):
+    verdict = {"info_nce": "red", "caption_loss": "green"}
+    monkeypatch.setattr(bench, "_op_tests", verdict.get)
+    with pytest.raises(RuntimeError, match="not timed"):
+        bench.kernels(ops=list(verdict))
+    out = capsys.readouterr().out
+    assert "tokens x" in out and "pairs, width" not in out
+    assert "There is no GPU here" in out or torch.cuda.is_available()
+
+
+def test_nothing_is_timed_where_all_tests_fail(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "_op_tests", lambda op: "red")
+    with pytest.raises(RuntimeError, match="not timed"):
+        bench.kernels(ops=["info_nce"])
+    out = capsys.readouterr().out
+    assert "pairs, width" not in out and "tokens x" not in out

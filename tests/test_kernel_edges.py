@@ -56,6 +56,9 @@ def test_rows_too_far_apart_to_count_in_32_bits_are_refused():
     def strided(shape, strides):
         return torch.empty_strided(shape, strides, device="meta")
 
+    first = strided((1, 2, 1, 16), (0, 2**31 - 15, 0, 1))
+    with pytest.raises(ValueError, match="q's samples span 2147483648 elements"):
+        checks.check_attention(first, first, first, False, None)
     far, q = strided((2, 5, 2, 16), (0, 2**29, 0, 1)), torch.empty(2, 20, 2, 16, device="meta")
     with pytest.raises(ValueError, match="k's samples span 2147483663 elements"):
         attention.attention(q, far, far)
@@ -208,6 +211,8 @@ def test_what_is_just_inside_every_limit_is_taken():
     checks.check_pool(x, g, torch.tensor([0, 5]))
     checks.check_pool(x[:1].expand(65_535, 5, 16), g[:1], None)
     checks.check_pool(META.as_strided((1, 2, 16), (0, 2**31 - 17, 1)), META[0], None)
+    last = META.as_strided((1, 2, 1, 16), (0, 2**31 - 16, 0, 1))  # spans 2^31 - 1
+    checks.check_attention(last, last, last, False, None)
     q = torch.zeros(1, 5, 3, 128)
     checks.check_attention(q, *2 * [q.expand(21_845, 5, 3, 128)], True, None)
 
