@@ -119,7 +119,7 @@ def test_what_is_wrong_is_not_timed(monkeypatch, capsys):
     monkeypatch.setattr(suite.registry.baselines, "pairs", lambda device: wrong | right)
     report = suite.run(ops=["info_nce"])
     ways = report["rows"][0]["ways"]
-    assert "wrong by" in ways["wrong"]["refused"]
+    assert "wrong by 1.0e+00" in ways["wrong"]["refused"]  # of what is exact, not of what is wrong
     assert "refused" not in ways["ours"] and "refused" not in ways["eager"]
     assert "40 pairs" in suite.table(report)
 

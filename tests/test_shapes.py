@@ -162,6 +162,17 @@ def test_pictures_are_the_same_at_any_side():
         assert np.abs(picture - large).mean() < 4  # only edges differ
 
 
+def test_things_are_whole_and_apart():
+    """None is cut by the picture's edge; no two of their surrounding squares meet."""
+    for scene in EVERY:
+        for thing in scene.things:
+            edges = thing.row, thing.column, 1 - thing.row, 1 - thing.column
+            assert thing.radius < min(edges), scene
+        for one, other in itertools.combinations(scene.things, 2):
+            apart = max(abs(one.row - other.row), abs(one.column - other.column))
+            assert one.radius + other.radius < apart, scene
+
+
 @pytest.mark.parametrize("shape", ["circle", "square", "cross", "diamond", "ring"])
 def test_things_are_drawn_where_they_say(shape):
     """The centre of mass of a symmetric shape is its centre: on average, not a half pixel off."""
