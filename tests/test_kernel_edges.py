@@ -206,6 +206,14 @@ def test_a_wrong_call_of_attention_pool_is_told_what_is_wrong(change, message):
     assert message in str(caught.value)
 
 
+def test_where_another_number_pads_the_first_word_is_a_target():
+    x, weight = randn(6, 8, seed=1), randn(8, 12, seed=2)
+    targets = torch.tensor([0, 3, -1, 0, 11, -1], device=DEVICE)
+    got = caption_loss.caption_loss(x, weight, targets, pad_id=-1)
+    want = torch.nn.functional.cross_entropy(x @ weight, targets, ignore_index=-1)
+    assert torch.allclose(got, want, rtol=1e-5)
+
+
 def test_what_is_just_inside_every_limit_is_taken():
     x, g = torch.zeros(2, 5, 16), torch.zeros(64, 16, dtype=torch.float64)
     checks.check_pool(x, g, torch.tensor([0, 5]))
