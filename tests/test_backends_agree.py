@@ -33,10 +33,10 @@ def back_to_auto():
 
 
 @pytest.mark.parametrize("pooler", ["cascade", pytest.param("none", marks=pytest.mark.slow)])
-def test_five_steps_with_either_backend(pooler, monkeypatch):
+def test_three_steps_with_either_backend(pooler, monkeypatch):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (5, 4, 16, 16, 3)).astype(np.uint8)
-    tokens = np.concatenate([np.ones((5, 4, 1), int), rng.integers(4, 60, (5, 4, 6))], 2)
+    images = rng.integers(0, 256, (3, 3, 16, 16, 3)).astype(np.uint8)
+    tokens = np.concatenate([np.ones((3, 3, 1), int), rng.integers(4, 60, (3, 3, 6))], 2)
     tokens[:, 1, 4:] = 0
     losses, called = {}, []
     for name, op in KERNELS.items():
@@ -48,16 +48,16 @@ def test_five_steps_with_either_backend(pooler, monkeypatch):
     for backend in ("torch", "triton"):
         config = preset(
             "tiny", pooler=pooler, backend=backend, image_size=16, image_layers=1, text_heads=2,
-            image_heads=2, pooler_heads=2, caption_queries=8, warmup=0,
+            image_heads=2, pooler_heads=2, caption_queries=4, warmup=0,
         )  # fmt: skip
         trainer = Trainer(initialise(config), config)
-        losses[backend] = [trainer.step(i, images[i], tokens[i])["loss"] for i in range(5)]
+        losses[backend] = [trainer.step(i, images[i], tokens[i])["loss"] for i in range(3)]
         if backend == "torch":
             assert set(called) == {"caption_loss"}  # whose torch form is the kernel's module too
             called.clear()
     assert set(called) == set(KERNELS)
     np.testing.assert_allclose(losses["triton"], losses["torch"], rtol=1e-4)
-    assert losses["torch"][4] != losses["torch"][0]
+    assert losses["torch"][2] != losses["torch"][0]
 
 
 def test_an_unknown_backend_is_named():

@@ -195,6 +195,7 @@ def test_a_bug_that_cannot_be_planted_is_no_bug_that_was_caught(tmp_path):
             pass
 
 
+@pytest.mark.slow
 def test_the_copy_without_a_bug_passes(tmp_path):
     with mutant(tmp_path, "checks.py", "LARGEST_HEAD = 128", "LARGEST_HEAD = 127") as load:
         for name in ("tiny", "shared queries", "general, causal, lengths"):

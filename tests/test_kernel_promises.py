@@ -78,9 +78,9 @@ def masked_attention_case(seed, dtype):
     return case._replace(call=lambda q, k, v: seam.attention(q, k, v, mask=mask))
 
 
-def pool_case(seed, dtype, N=9, M=20, H=3):
-    x, g = normal(seed, (4, N, M), (H, M), dtype=dtype)
-    lengths = some_lengths(seed, 4, N)
+def pool_case(seed, dtype, B=4, N=9, M=20, H=3):
+    x, g = normal(seed, (B, N, M), (H, M), dtype=dtype)
+    lengths = some_lengths(seed, B, N)
     return Case(
         lambda x, g: attention_pool.attention_pool(x, g, key_lengths=lengths).to(dtype),
         [x, g], [beyond(lengths, N)[:, :, None], None], (lengths == 0)[:, None, None],
@@ -124,7 +124,7 @@ CASES = {
     "attention, general, tiles": lambda *a: attention_case(*a, T=3, S=70, shared=True),
     "attention, masked, torch": masked_attention_case,
     "attention_pool": pool_case,
-    "attention_pool, tiles": lambda *a: pool_case(*a, N=70, M=140),
+    "attention_pool, tiles": lambda *a: pool_case(*a, B=2, N=70, M=140),
     "attention_pool, torch": seam_pool_case,
     "info_nce": lambda *a: pairs_case(*a, fused=True),
     "info_nce, directions": lambda *a: pairs_case(*a, fused=True, normalise=True),

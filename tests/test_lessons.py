@@ -14,7 +14,12 @@ PAGES = pages.all_pages()
 MISTAKES = [(name, words) for name, it in EXERCISES.items() for words in it.mistakes]
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    # Page 10 trains four models in NumPy.
+    [pytest.param(p, marks=[pytest.mark.slow] * (pages.label(p) == "10")) for p in PAGES],
+    ids=lambda path: path.stem,
+)
 def test_a_page_prints_what_it_says(path):
     pages.run(path)
     text = path.read_text()

@@ -264,14 +264,11 @@ def test_augmentation_changes_with_the_step_alone():
 
 
 def test_a_log_cut_off_in_the_middle_of_a_line_is_no_obstacle(tmp_path, monkeypatch):
-    stop_after(monkeypatch, "torch", 7)
-    with pytest.raises(Stopped):
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(patch, "torch", 7)
         silent(short(), tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"step": 8, "lo')
-    monkeypatch.undo()
-    load = shapes.load
-    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
     assert silent(None, tmp_path / "run", taking_up=True)["steps"] == 14
 
 
