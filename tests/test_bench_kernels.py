@@ -124,6 +124,7 @@ def test_what_is_wrong_is_not_timed(monkeypatch, capsys):
     assert "40 pairs" in suite.table(report)
 
 
+@pytest.mark.slow
 def test_an_op_whose_tests_fail_is_not_timed(monkeypatch, capsys):
     verdict = {"info_nce": "red", "caption_loss": "green"}
     monkeypatch.setattr(bench, "_op_tests", verdict.get)
