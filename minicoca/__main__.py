@@ -38,16 +38,19 @@ def main(argv=None):
 
 @contextmanager
 def kill_interrupts():
-    """A polite kill (SIGTERM) interrupts as Ctrl-C does, unless whoever runs us hears it."""
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    """A polite kill (SIGTERM), or a terminal that is closed (SIGHUP), interrupts as Ctrl-C does,
+    unless whoever runs us hears it."""
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        kinds = (getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n))
+        ours = [kind for kind in kinds if signal.getsignal(kind) == signal.SIG_DFL]
     try:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for kind in ours:
+            signal.signal(kind, signal.default_int_handler)
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for kind in ours:
+            signal.signal(kind, signal.SIG_DFL)
 
 
 def drop_output():

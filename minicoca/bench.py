@@ -24,9 +24,10 @@ from .config import preset
 from .engine.model import coca
 from .engine.ops import pick_device, pick_dtype, use
 from .engine.optim import adamw, clamp_temperature
+from .files import write_output
 from .interop.open_clip import from_open_clip
 from .kernels.bench import measure
-from .params import flatten, initialise, specs, tree_map, write_atomically
+from .params import flatten, initialise, specs, tree_map
 from .training.log import machine
 
 # Tokens of a caption, start and end included: mean 12, at most 24.
@@ -305,7 +306,7 @@ def step(
     use("auto")
     _print_table(report, cases)
     if json_path:
-        write_atomically(json_path, (json.dumps(report, indent=2) + "\n").encode())
+        write_output(json_path, (json.dumps(report, indent=2) + "\n").encode())
     return report
 
 
@@ -354,7 +355,7 @@ def kernels(ops=None, quick=False, json_path=None, pictures=None, tests=True):
         print("There is no GPU here: kernels are not timed. What can be said without one:\n")
         print(f"{compile_report.table()}\n\n{suite.memory_table()}\n")
     if json_path:
-        write_atomically(json_path, (json.dumps(report, indent=2) + "\n").encode())
+        write_output(json_path, (json.dumps(report, indent=2) + "\n").encode())
     if pictures:
         from .kernels.bench.pictures import draw
 

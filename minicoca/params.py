@@ -6,17 +6,16 @@ P pixels per patch, D width, M width of the tokens read across, F hidden of the 
 T text tokens, N image patches, Q pooler queries, E shared embedding. Matrices are [in, out].
 """
 
-import errno
 import json
 import math
-import os
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save as to_bytes
+
+from .files import FORM, MARK, SEAL, canonical, check_seal, digest, write_atomically
 
 
 class Spec:
@@ -211,79 +210,102 @@ def unflatten(flat):
     return tree
 
 
-@contextmanager
-def saving(name):
-    """Whatever the system says against writing, with the name of what it was to be."""
-    try:
-        yield
-    except BrokenPipeError:  # whoever read it has seen enough
-        raise
-    except OSError as error:
-        raise OSError(f"{name} was not written: {error.strerror or error}") from error
-
-
-def write_atomically(path, data):
-    """Write bytes so that a reader sees the old file or the new one, never a part of either.
-
-    Raises OSError, naming the file, where that fails: the old one is whole then, and nothing else
-    is left behind.
-    """
-    path = Path(path)
-    with saving(path):
-        if path.exists() and not path.is_file():
-            raise OSError("it is no ordinary file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name[:40] + ".")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-
-
-def append(path, data):
-    """Add bytes at the end of a file. Where not all of them fit it stays as it was: OSError."""
-    with saving(path), open(path, "ab", buffering=0) as file:
-        before = file.tell()
-        try:
-            if file.write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            file.truncate(before)
-            raise
-
-
 def save(path, tree, config, **metadata):
-    """Write a tree and the config it belongs to as one safetensors file."""
+    """Write a tree and the config it belongs to as one sealed safetensors file; its seal."""
     flat = {name: np.array(leaf, order="C") for name, leaf in flatten(tree).items()}
     text = {"config": json.dumps(config.to_dict())} | {k: str(v) for k, v in metadata.items()}
+    text[MARK] = str(FORM)
+    text[SEAL] = _seal(flat, text)
     write_atomically(path, to_bytes(flat, metadata=text))
+    return text[SEAL]
 
 
-def load(path):
-    """(tree, metadata) of a file made by `save`. Raises ValueError with what is wrong."""
+TYPES = ("BF16", "F16", "F32", "F64", "I64")  # of numbers that are read; the last counts steps
+
+
+def _seal(flat, metadata):
+    said = {name: text for name, text in metadata.items() if name != SEAL}
+    forms = {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in flat.items()}
+    numbers = (flat[name].tobytes() for name in sorted(flat))
+    return digest(canonical([said, forms]), *numbers)
+
+
+def load(path, check=None):
+    """(tree, metadata) of a safetensors file, of ours or another's.
+
+    check: called with {name: shape} and the metadata before any number is read, to raise
+    ValueError. Every float comes as float32 and is finite. Raises ValueError with what is wrong.
+    Where `metadata` has no MARK the file could not be checked for damage.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        metadata, names = file.metadata() or {}, sorted(file.keys())
+        parts = {name: file.get_slice(name) for name in names}
+        forms = {name: (tuple(p.get_shape()), p.get_dtype()) for name, p in parts.items()}
+        if check:
+            check({name: shape for name, (shape, _) in forms.items()}, metadata)
+        for name, (_, kind) in forms.items():
+            if kind not in TYPES:
+                raise ValueError(f"{path}: {name} is of type {kind}, not of {', '.join(TYPES)}")
+        wide = "BF16" in {kind for _, kind in forms.values()}
+        flat = _read_all(path) if wide else {name: file.get_tensor(name) for name in names}
+    check_seal(metadata, lambda: _seal(flat, metadata), path)
+    for name, leaf in flat.items():
+        if not np.isfinite(leaf).all():
+            raise ValueError(f"{path}: {name} holds numbers that are not finite")
+        if leaf.dtype.kind == "f":
+            flat[name] = leaf.astype(np.float32, copy=False)
+    return unflatten(flat), metadata
+
+
+@contextmanager
+def _opened(path):
     try:
+        if not path.is_file():
+            raise FileNotFoundError
         with safe_open(path, framework="numpy") as file:
-            flat = {name: file.get_tensor(name) for name in file.keys()}
-            return unflatten(flat), file.metadata() or {}
+            yield file
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def check(tree, config, source="the checkpoint"):
-    """Raise ValueError unless the tree has exactly the config's names and shapes."""
-    want = {name: spec.shape for name, spec in flatten(specs(config)).items()}
-    have = {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
-    missing, extra = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
+def seal_of(path):
+    """The seal that a file of weights says it has; empty for one that has none."""
+    with _opened(Path(path)) as file:
+        return (file.metadata() or {}).get(SEAL, "")
+
+
+def compare(found, want, path):
+    """Raise ValueError unless {name: shape} of a file is what is wanted."""
+    missing, extra = sorted(want.keys() - found.keys()), sorted(found.keys() - want.keys())
     if missing or extra:
-        raise ValueError(f"{source}: missing {missing[:3]}, not expected {extra[:3]}")
-    for name in want:
-        if want[name] != have[name]:
-            raise ValueError(f"{source}: {name} has shape {have[name]}, expected {want[name]}")
+        words = [_some("missing", missing), _some("not expected", extra)]
+        raise ValueError(f"{path}: {'; '.join(filter(None, words))}")
+    for name, shape in found.items():
+        if tuple(want[name]) != shape:
+            raise ValueError(f"{path}: {name} has shape {shape}, expected {tuple(want[name])}")
+
+
+def _some(what, names):
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{what} {', '.join(name[:80] for name in names[:3])}{more}" if names else ""
+
+
+def _read_all(path):
+    """The arrays of a file in which some are bfloat16, which NumPy does not have."""
+    flat = {}
+    for name, part in deserialize(path.read_bytes()):
+        if part["dtype"] == "BF16":  # the upper half of a float32
+            bits = np.frombuffer(part["data"], np.uint16).astype(np.uint32) << 16
+            flat[name] = bits.view(np.float32).reshape(part["shape"])
+        else:
+            kind = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I64": np.int64}
+            flat[name] = np.frombuffer(part["data"], kind[part["dtype"]]).reshape(part["shape"])
+    return flat
+
+
+def shapes(tree):
+    """{name: shape} of a tree of arrays or Specs."""
+    return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}

@@ -1,16 +1,15 @@
 """What a person looks at after a run: a table, and pictures of held-out images and captions."""
 
 import io
-import json
 import textwrap
 import warnings
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from .evaluate import nearest_truth, written
-from .params import write_atomically
+from .files import write_atomically
 from .tasks import embed_texts
+from .training.log import Log
 
 ROWS = {
     "caption_exact": "captions exactly right",
@@ -76,6 +75,8 @@ def make_picture(folder, model, tokenizer, name, pairs, captions):
 
 
 def _figure(folder, model, tokenizer, pairs, captions, name):
+    from matplotlib.figure import Figure  # which fails where its settings are nonsense
+
     figure = Figure(figsize=(13, 7.5))
     left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1])
     left.suptitle(f"{name.replace('_', ' ')}: generated captions (truth below where wrong)")
@@ -114,8 +115,7 @@ def _similarity(axis, model, tokenizer, pairs):
 
 
 def _curves(axis, path):
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    records = [r for r in records if "loss" in r]
+    records = [r for r in Log.read(path) if "loss" in r]
     for name in ("contrastive", "caption"):
         points = [(r["step"], r[name]) for r in records if name in r]
         if points:

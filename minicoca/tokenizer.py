@@ -16,7 +16,7 @@ import numpy as np
 import sentencepiece
 
 from .config import END, PAD, START, UNKNOWN
-from .params import write_atomically
+from .files import write_atomically
 from .words import clean
 
 MODEL_TYPES = ("word", "bpe", "unigram")
@@ -104,7 +104,11 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model; a reader sees the old file or the new one, never a part of it."""
-        write_atomically(path, self._pieces.serialized_model_proto())
+        write_atomically(path, self.serialised())
+
+    def serialised(self) -> bytes:
+        """The model as `save` writes it."""
+        return self._pieces.serialized_model_proto()
 
     @property
     def vocab_size(self) -> int:

@@ -7,7 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from runs import SHORT, TRAINERS, few_shapes, metrics, short, silent, stop_after, tensors  # noqa: F401
+from runs import (  # noqa: F401
+    SHORT,
+    TRAINERS,
+    edited,
+    few_shapes,
+    metrics,
+    short,
+    silent,
+    stop_after,
+    tensors,
+)
 from strategies import model_and_batch, small_config
 
 from minicoca import params
@@ -278,9 +288,13 @@ def test_what_is_not_a_checkpoint_of_this_run_is_refused(tmp_path, monkeypatch):
         silent(short(), tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     text = path.read_text()
-    path.write_text(text.replace('"text_hidden": 256', '"text_hidden": 128'))
+    with pytest.raises(ValueError, match="sha256 differs.*edited on purpose"):
+        path.write_text(text.replace('"text_hidden": 256', '"text_hidden": 128'))
+        resume(tmp_path / "run", print)
+    edited(tmp_path / "run", text_hidden=128)
     with pytest.raises(ValueError, match="has shape .* expected"):
-        resume(tmp_path / "run")
+        resume(tmp_path / "run", print)
+    text = path.read_text()
     for broken in (
         "[]",
         "null",
@@ -289,7 +303,7 @@ def test_what_is_not_a_checkpoint_of_this_run_is_refused(tmp_path, monkeypatch):
     ):
         path.write_text(broken)
         with pytest.raises(ValueError, match="config.json: "):
-            resume(tmp_path / "run")
+            resume(tmp_path / "run", print)
 
 
 def test_order_shows_every_pair_once_an_epoch():
@@ -342,11 +356,11 @@ def test_results_hold_what_they_should(tmp_path):
 def test_a_checkpoint_that_does_not_fit_is_named(tmp_path):
     silent(short(steps=2), tmp_path / "run")
     path = tmp_path / "run" / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"image_hidden": 128}))
+    content = path.read_bytes()
+    edited(tmp_path / "run", image_hidden=128)
     with pytest.raises(ValueError, match="mlp.down.weight has shape .* expected"):
         load_model(tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").write_bytes(b"broken")
-    path.write_text(json.dumps(config))
+    path.write_bytes(content)
     with pytest.raises(ValueError, match="not a readable safetensors"):
         load_model(tmp_path / "run")

@@ -14,11 +14,12 @@ from PIL import Image
 from runs import few_shapes, load, short, silent, stop_after, untrained  # noqa: F401
 
 from minicoca import __main__ as cli
+from minicoca import params
 from minicoca.commands import train as train_command
 from minicoca.config import preset
 from minicoca.data import shapes
 from minicoca.engine.train import Trainer
-from minicoca.params import append
+from minicoca.files import append
 from minicoca.training import run as training_run
 from minicoca.training.checkpoint import load_model, read_config, save_config
 from minicoca.training.log import Log
@@ -90,6 +91,7 @@ def test_pixels_stay_what_the_weights_know(tmp_path, monkeypatch):
         read_config(tmp_path / "first"), pixel_mean=(0.1, 0.2, 0.3), pixel_std=(0.4,) * 3
     )
     save_config(first, tmp_path / "first")
+    params.save(tmp_path / "first" / "model.safetensors", params.initialise(first), first)
     monkeypatch.setattr(training_run, "finish", lambda *given: {})
     flags = ["train", "--init", str(tmp_path / "first"), "--steps", "1", "--run", "x"]
     from_flags = train_command._settings(cli.build_parser().parse_args(flags))

@@ -56,7 +56,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
         patch.setattr(engine_train.Trainer, "step", crash)
         with pytest.raises(MemoryError):
             silent(config, tmp_path / "parts")
-    assert resume(tmp_path / "parts")[4] == 20
+    assert resume(tmp_path / "parts", print)[-1]["step"] == 20
     silent(None, tmp_path / "parts", taking_up=True)
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
 

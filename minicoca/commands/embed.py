@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..params import write_atomically
+from ..files import write_output
 from .flags import Usage
 from .model import add_flags as add_model_flags
 from .model import images_of, open_model, tell_unread
@@ -64,7 +64,7 @@ def write(path, parts, results):
     results.reached, file = len(names), io.BytesIO()
     left = {"not_reached": results.not_reached}
     np.savez(file, vectors=vectors.astype(np.float32), names=np.array(names), **left)
-    write_atomically(path, file.getvalue())
+    write_output(path, file.getvalue())
     return {"file": str(path), "vectors": len(vectors), "width": vectors.shape[1]} | left
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from .. import __version__, config, params
-from ..training.checkpoint import read_config
+from ..training.checkpoint import RESULTS, read_config, read_results
 from ..training.log import machine
 
 HELP = "what is installed, and what a run or a preset is"
@@ -29,8 +29,8 @@ def run(arguments):
     chosen = None
     if arguments.run:
         chosen = read_config(arguments.run)
-        results = arguments.run / "results.json"
-        facts["run"] = json.loads(results.read_text()) if results.is_file() else "not finished"
+        there = (arguments.run / RESULTS).exists()
+        facts["run"] = read_results(arguments.run) if there else "not finished"
     elif arguments.preset:
         chosen = config.preset(arguments.preset)
     if chosen:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from ..training.checkpoint import RUNS, load_model
+from ..training.checkpoint import CHECKPOINT, RUNS, WEIGHTS, load_model, to_run
 
 MOST_NAMED = 20  # of each kind of file that is left alone
 
@@ -25,11 +25,26 @@ def open_model(arguments):
     """(CoCa, Tokenizer) of --run, or of the newest trained run."""
     folder = arguments.run
     if folder is None:
-        trained = sorted(Path(RUNS).glob("*/model.safetensors"), key=lambda p: p.stat().st_mtime)
-        if not trained:
-            raise ValueError(f"no trained run in {RUNS}/; start with: minicoca train")
-        folder = trained[-1].parent
-    return load_model(folder, arguments.backend, arguments.device)
+        folder = newest(Path(RUNS))
+        note(f"the newest run, {folder} (--run names another)")
+    return load_model(folder, arguments.backend, arguments.device, note)
+
+
+def newest(runs):
+    """The folder of the run that was finished last. Raises ValueError if there is none."""
+    trained = [(path.stat().st_mtime, path) for path in runs.glob(f"*/{WEIGHTS}")]
+    if trained:
+        return max(trained)[1].parent
+    if stopped := sorted(path.parent for path in runs.glob(f"*/{CHECKPOINT}")):
+        raise ValueError(
+            f"no trained run in {runs}/, but one that was stopped: use it with --run "
+            f"{stopped[-1]}, or go on with: {to_run('train', '--resume', stopped[-1])}"
+        )
+    raise ValueError(f"no trained run in {runs}/; start with: minicoca train")
+
+
+def note(line):
+    print(f"minicoca: {line}", file=sys.stderr)
 
 
 def tell_unread(model, tokenizer, texts):
@@ -37,7 +52,7 @@ def tell_unread(model, tokenizer, texts):
     from ..tasks import unread
 
     for line in unread(model, tokenizer, texts):
-        print(f"minicoca: {line}", file=sys.stderr)
+        note(line)
 
 
 def images_of(paths):

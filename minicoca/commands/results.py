@@ -5,12 +5,13 @@ import json
 import os
 import select
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from ..params import saving, write_atomically
+from ..files import saving, write_output
 from ..training.loop import asked_to_stop
 from .flags import Usage
 
@@ -104,6 +105,36 @@ def flush():
             sys.stdout.flush()
 
 
+class Unheard:
+    """A stream to which perhaps nobody listens: then what is said to it is lost, and no error."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        with suppress(OSError, ValueError):  # ValueError: closed by whoever runs us
+            return self.stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def unheard():
+    """For a `with`: what is printed is said by the way, and work goes on where nobody hears it."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Unheard(s or open(os.devnull, "w")) for s in before)  # noqa: SIM115
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 def tell(first, *others):
     print("\n  ".join([first, *others]), file=sys.stderr)
 
@@ -131,4 +162,4 @@ def check_picture(flag, path):
 def save_picture(path, picture):
     file = io.BytesIO()
     picture.save(file, Image.registered_extensions()[Path(path).suffix.lower()])
-    write_atomically(path, file.getvalue())
+    write_output(path, file.getvalue())

@@ -4,16 +4,18 @@ import json
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from .. import config
-from ..training.checkpoint import RUNS, new_folder, read_config, to_run
+from ..training.checkpoint import CHANGEABLE, RUNS, new_folder, read_config
 from ..training.run import train
 from .flags import Usage, add_settings, from_flags, settings_by_group
+from .results import unheard
 
 HELP = "train a model; with no flags, on drawn shapes, in minutes"
 FIRST = ("data", "image_root", "init", "steps", "seed", "backend", "device")
-RESUME_FLAGS = ("learning_rate", "clip_norm", "device", "precision", "compile")
+RESUME_FLAGS = (*CHANGEABLE, "image_root")
 
 
 def add_flags(parser):
@@ -30,10 +32,15 @@ def add_flags(parser):
 
 
 def run(arguments):
-    say = (lambda text: print(text, file=sys.stderr)) if arguments.json else print
-    results = _resume(arguments, say) if arguments.resume else _begin(arguments, say)
+    say = tell if arguments.json else partial(print, flush=True)
+    with unheard():
+        results = _resume(arguments, say) if arguments.resume else _begin(arguments, say)
     if arguments.json:
         print(json.dumps(results))
+
+
+def tell(text):
+    print(text, file=sys.stderr)
 
 
 def _resume(arguments, say):
@@ -42,6 +49,10 @@ def _resume(arguments, say):
     if wrong := [n for n in given if n not in RESUME_FLAGS]:
         flags = ", ".join("--" + name.replace("_", "-") for name in wrong)
         raise Usage(f"--resume goes on as the run began; leave out {flags}")
+    try:
+        given = _wherever(given)
+    except ValueError as error:
+        raise Usage(error) from error
     return train(None, arguments.resume, taking_up=True, changes=given, say=say)
 
 
@@ -49,17 +60,7 @@ def _begin(arguments, say):
     settings, folder = _settings(arguments), arguments.run
     if folder is None:
         folder = new_folder(RUNS, Path(settings.data).resolve().stem or "run")
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder} is not empty; choose another --run, or go on with: "
-            f"{to_run('train', '--resume', folder)}"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return train(settings, folder, say=say)
-    finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()  # it failed before there was anything to keep
+    return train(settings, folder, say=say)
 
 
 def _settings(arguments):
@@ -71,17 +72,17 @@ def _settings(arguments):
         settings = from_flags(arguments, earlier)
     except ValueError as error:
         raise Usage(error) from error
-    return _wherever(settings)
+    return replace(settings, **_wherever(settings.to_dict()))
 
 
 def _wherever(settings):
-    """With whole paths: to be found again from wherever the run is resumed."""
-    whole = {name: getattr(settings, name) for name in ("init", "image_root")}
-    if settings.data not in config.BUILT_IN:
-        whole["data"] = settings.data
+    """The paths among settings, whole: to be found again from wherever the run is resumed."""
+    whole = {name: settings.get(name) for name in ("init", "image_root", "data")}
+    if whole["data"] in config.BUILT_IN:
+        del whole["data"]
     whole = {name: os.path.abspath(path) for name, path in whole.items() if path}
-    if settings.emoji_sources and "," not in os.getcwd():  # which parts the sources
-        sources = settings.emoji_sources.items()
-        parts = (f"{vendor}={os.path.abspath(path)}" for vendor, path in sources)
-        whole["emoji_source"] = ",".join(parts)
-    return replace(settings, **whole)
+    sources = settings.get("emoji_source", "")
+    if sources and "," not in os.getcwd():  # which parts the sources
+        parts = (part.partition("=") for part in filter(None, sources.split(",")))
+        whole["emoji_source"] = ",".join(f"{v}={os.path.abspath(path)}" for v, _, path in parts)
+    return settings | whole

@@ -5,7 +5,8 @@ import math
 import torch
 
 from ..config import PAD
-from ..params import flatten, stream, tree_map, unflatten
+from ..params import flatten, specs, stream, tree_map, unflatten
+from ..params import shapes as params_shapes
 from .augment import augment
 from .generate import CoCa
 from .losses import contrastive_loss
@@ -13,6 +14,8 @@ from .model import coca, encode_image, encode_text, total_loss
 from .ops import complaint, pick_device, pick_dtype, use
 from .optim import adamw, clamp_temperature, clip_by_global_norm, learning_rate
 from .vision import normalise
+
+KEPT = ("exp_avg", "exp_avg_sq", "step")  # of AdamW, as torch calls it
 
 
 class Trainer:
@@ -28,6 +31,13 @@ class Trainer:
         for name, leaf in self.leaves.items():
             leaf.requires_grad_(not (config.freeze_image and name.startswith("image.")))
         self.optimizer = adamw(self.params, config)
+        for leaf in self.leaves.values():  # what torch would make at the first step, so that a
+            if leaf.requires_grad:  # checkpoint holds the same arrays whenever it is written
+                self.optimizer.state[leaf] = {
+                    "step": torch.zeros((), device=self.device),
+                    "exp_avg": torch.zeros_like(leaf, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(leaf, memory_format=torch.preserve_format),
+                }
         self.ema = tree_map(lambda p: p.detach().clone(), self.params) if config.ema else None
         self.coca = torch.compile(coca) if config.compile else coca
 
@@ -113,27 +123,23 @@ class Trainer:
         return {"loss": total_loss(losses, config)} | losses
 
     def state(self):
-        """Everything that changes from step to step, as a tree of NumPy arrays."""
-        moments = [self.optimizer.state.get(p, {}) for p in self.leaves.values()]
-        tree = {"params": _numpy(self.leaves)}
-        for key in ("exp_avg", "exp_avg_sq", "step"):
-            have = {n: m[key] for n, m in zip(self.leaves, moments, strict=True) if m}
-            tree[key] = _numpy(have)
+        """Everything that changes from step to step, as a tree of NumPy arrays of `shapes`."""
+        moved = {n: self.optimizer.state[p] for n, p in self.leaves.items() if p.requires_grad}
+        flat = {"params": self.leaves} | {
+            key: {n: m[key] for n, m in moved.items()} for key in KEPT
+        }
         if self.ema:
-            tree["ema"] = _numpy(flatten(self.ema))
-        return {name: unflatten(part) for name, part in tree.items() if part}
+            flat["ema"] = flatten(self.ema)
+        return {name: unflatten(_numpy(part)) for name, part in flat.items()}
 
     @torch.no_grad()
     def load(self, tree):
         """Go on from a tree that `state` made."""
         for name, value in flatten(tree["params"]).items():
             self.leaves[name].copy_(torch.from_numpy(value))
-        parts = {k: flatten(tree.get(k, {})) for k in ("exp_avg", "exp_avg_sq", "step")}
-        for name, leaf in self.leaves.items():
-            if name in parts["step"]:
-                self.optimizer.state[leaf] = {
-                    key: torch.tensor(part[name], device=self.device) for key, part in parts.items()
-                }
+        for key in KEPT:
+            for name, value in flatten(tree[key]).items():
+                self.optimizer.state[self.leaves[name]][key].copy_(torch.from_numpy(value))
         if self.ema:
             for name, value in flatten(tree["ema"]).items():
                 flatten(self.ema)[name].copy_(torch.from_numpy(value))
@@ -145,6 +151,15 @@ class Trainer:
     def model(self):
         """The model as it stands, for evaluation."""
         return CoCa(self.weights(), self.config)
+
+
+def shapes(config):
+    """{name: shape} of what `Trainer.state` gives."""
+    own = params_shapes(specs(config))
+    moved = {n: s for n, s in own.items() if not (config.freeze_image and n.startswith("image."))}
+    parts = {"params": own, **dict.fromkeys(KEPT[:2], moved), KEPT[2]: dict.fromkeys(moved, ())}
+    parts |= {"ema": own} if config.ema else {}
+    return {f"{part}.{name}": shape for part, of in parts.items() for name, shape in of.items()}
 
 
 def _numpy(leaves):

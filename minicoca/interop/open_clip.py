@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..params import check, flatten, specs, unflatten
+from ..params import compare, flatten, shapes, specs, unflatten
 
 
 def _transpose(array):
@@ -175,7 +175,8 @@ def to_open_clip(tree, config, dtype=np.float32):
     """
     mapping = _mapping(config)
     flat, parts = {n: _array(n, leaf, dtype) for n, leaf in flatten(tree).items()}, {}
-    check(unflatten(flat), config, "the weights")
+    have = {name: leaf.shape for name, leaf in flat.items()}
+    compare(have, shapes(specs(config)), "the weights")
     for name, _, ours, (_, turn) in mapping:  # thirds come in order
         parts.setdefault(name, []).append(turn(flat[ours]))
     theirs = {name: np.concatenate(p) if len(p) > 1 else p[0] for name, p in parts.items()}

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from ..params import tree_map
+from ..params import shapes as params_shapes
+from ..params import specs, tree_map
 from .generate import CoCa
 from .model import coca, coca_backward
 from .optim import adamw, adamw_init, clamp_temperature, clip_by_global_norm, learning_rate
@@ -64,3 +65,10 @@ class Trainer:
     def model(self):
         """The model as it stands, for evaluation."""
         return CoCa(self.params, self.config)
+
+
+def shapes(config):
+    """{name: shape} of what `Trainer.state` gives."""
+    own = params_shapes(specs(config))
+    parts = ("params", "adam.mean", "adam.square")
+    return {f"{part}.{n}": s for part in parts for n, s in own.items()} | {"adam.step": ()}

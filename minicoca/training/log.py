@@ -6,7 +6,9 @@ import platform
 import sys
 from pathlib import Path
 
-from .. import params
+from ..files import append, canonical, digest, read_bytes, sync, write_atomically
+
+CHECK = "check"  # the beginning of the digest of all else in a line
 
 
 class Log:
@@ -14,27 +16,51 @@ class Log:
 
     def __init__(self, path, step):
         self.path = path
-        kept = [r for r in self.read(path) if r["step"] <= step] if path.is_file() else []
-        params.write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+        lines = read_bytes(path).splitlines() if path.is_file() else []
+        records = self.records(lines)
+        self.lost = len(lines) - len(records)  # cut off by a kill, or damaged
+        kept = [record for record in records if record["step"] <= step]
+        write_atomically(path, b"".join(map(_line, kept)))
 
     @staticmethod
-    def read(path):
-        """The records of a log, up to one that was cut off while it was written."""
-        records = []
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-        return records
+    def records(lines):
+        """What those of a log's lines say that are whole."""
+        checked = any(f'"{CHECK}"'.encode() in line for line in lines)  # not in earlier versions
+        return [record for line in lines if (record := _record(line, checked)) is not None]
+
+    @classmethod
+    def read(cls, path):
+        """The records of a log; each damaged line costs itself."""
+        return cls.records(read_bytes(path).splitlines())
 
     @classmethod
     def first_command(cls, path):
         """The command that began the run."""
-        return next((r["command"] for r in cls.read(path) if "command" in r), "")
+        return next((str(r["command"]) for r in cls.read(path) if "command" in r), "")
 
     def write(self, record):
-        params.append(self.path, (json.dumps(record) + "\n").encode())
+        append(self.path, _line(record))
+
+    def sync(self):
+        """Before a checkpoint, which is to find what was logged until then."""
+        sync(self.path)
+
+
+def _line(record):
+    text = json.dumps(record | {CHECK: digest(canonical(record))[:8]})
+    return (text + "\n").encode()
+
+
+def _record(line, checked):
+    """What a line says; None where it is damaged."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+        check = record.pop(CHECK, None)
+        whole = check == digest(canonical(record))[:8] if checked else check is None
+        good = whole and type(record["step"]) is int and record["step"] >= 0
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
+        return None
+    return record if good else None
 
 
 def machine():

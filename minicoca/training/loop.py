@@ -16,6 +16,8 @@ from .checkpoint import to_run
 
 LOOK = 256  # validation pairs in a quick look during training
 LOG_EVERY = 10
+# Ctrl-C, a kill, a terminal that is closed (which Windows does not tell).
+POLITE = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
 class Stopped(Exception):
@@ -124,7 +126,7 @@ def asked_to_stop(answer=b"\nstopping after this step; once more to stop at once
         os.write(2, answer)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in POLITE:
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
                 before[number] = signal.signal(number, ask)
     except ValueError:  # not the main thread: whoever runs us handles signals

@@ -5,7 +5,6 @@ model.safetensors (to use), results.json, at the end pictures of what was learne
 where files or captions could not be used.
 """
 
-import json
 import math
 import shlex
 import sys
@@ -17,20 +16,36 @@ import numpy as np
 
 from .. import data, params
 from ..evaluate import evaluate, nearest_truth, written
+from ..files import make_folder, unfinished, write_atomically, write_json
 from ..report import make_picture, table
 from ..tokenizer import Tokenizer
 from ..words import clean
 from .checkpoint import (
+    CHECKPOINT,
+    CONFIG,
+    FILES,
+    LEFT_OUT,
+    LOG,
+    RESULTS,
+    TOKENIZER,
+    WEIGHTS,
     all_captions,
+    belongs,
     fingerprint,
+    identity,
+    read_checkpoint,
     read_config,
+    read_own,
+    read_results,
     read_tokenizer,
     read_weights,
     save_config,
     to_run,
+    trainer_of,
 )
 from .log import Log, machine
 from .loop import Stopped, asked_to_stop, diverged, loop
+from .owner import LOCK, LostError, owned
 
 GALLERY = {"shapes": 256}  # retrieval among so many pairs; elsewhere among all of a split
 
@@ -38,69 +53,129 @@ GALLERY = {"shapes": 256}  # retrieval among so many pairs; elsewhere among all 
 def train(config, folder, *, taking_up=False, changes=None, command=None, say=print):
     """Train in `folder`, or take up the run that is there; returns its results as a dict.
 
-    changes: settings to replace when a run is taken up. Raises Stopped if it is interrupted,
-    diverges, or can no longer read or write a file; a checkpoint is kept in each case.
+    changes: settings to replace when a run is taken up. Raises TakenError where another process
+    trains there, and Stopped if the run is interrupted, diverges, or can no longer read or write a
+    file; a checkpoint is kept in each case.
     """
     folder, command = Path(folder), command or shlex.join(["minicoca", *sys.argv[1:]])
+    if not taking_up:
+        make_folder(folder)
+    elif not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder")
     try:
-        return _train(config, folder, taking_up, changes or {}, command, say)
+        with owned(folder) as still_ours:
+            return _train(config, folder, taking_up, changes or {}, command, say, still_ours)
     except (KeyboardInterrupt, OSError) as error:
-        if not (folder / "resume.safetensors").is_file():
+        if isinstance(error, LostError) or not (folder / CHECKPOINT).is_file():
             raise
         said = f"{str(error) or 'interrupted'}; go on from the last checkpoint with: "
         raise Stopped(said + to_run("train", "--resume", folder)) from error
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # it failed before there was anything to keep
 
 
-def _train(config, folder, taking_up, changes, command, say):
-    first, seconds = 0, 0.0
-    with asked_to_stop() as asked:
+def _train(config, folder, taking_up, changes, command, say, still_ours):
+    of, first, seconds = clear(folder, taking_up), 0, 0.0
+    if taking_up and (folder / CHECKPOINT).is_file():
+        trainer, tokenizer, dataset, config, of, done = resume(folder, say, **changes)
+        first, seconds, mark = done["step"], done["seconds"], done["data"]
+    else:
+        tokenizer = None
         if taking_up:
-            trainer, tokenizer, dataset, config, first, seconds = resume(folder, **changes)
-            save_config(config, folder)  # whoever resumes it again need not repeat the changes
-        else:
-            trainer, tokenizer, dataset, config = start(config, folder, say)
-        if complaint := getattr(trainer, "complaint", ""):
-            say(f"warning: {complaint}")
-        log = Log(folder / "metrics.jsonl", first)
-        if not taking_up:
-            log.write({"step": 0, "command": command})
-        size = params.count(trainer.weights())
-        say(f"{dataset.name}: {len(dataset.train):,} training pairs. {dataset.notes}".strip())
-        if cut := tokenizer.too_long(all_captions(dataset), config.text_length):
-            say(f"{cut:,} captions are cut at {config.text_length} tokens (--text-length)")
-        say(f"{size:,} parameters; {config.steps:,} steps of {config.batch_size} pairs")
-        begun, mark = time.perf_counter() - seconds, fingerprint(dataset)
+            say(f"{folder} came to no checkpoint; its training begins anew")
+            config, of = read_own(folder)
+            config, tokenizer = replace(config, **changes), read_tokenizer(folder, config, of)
+            taking_up = False
+        trainer, tokenizer, dataset, config = start(config, folder, say, tokenizer)
+        mark, of = fingerprint(dataset), identity(config, tokenizer, dataset)
+    still_ours()
+    save_config(config, folder, of)  # whoever resumes it again need not repeat the changes
+    if complaint := getattr(trainer, "complaint", ""):
+        say(f"warning: {complaint}")
+    log = Log(folder / LOG, first)
+    if log.lost:
+        say(f"{folder / LOG}: {log.lost:,} damaged lines are left out")
+    if not Log.first_command(folder / LOG):
+        log.write({"step": 0, "command": command})
+    size = params.count(trainer.weights())
+    say(f"{dataset.name}: {len(dataset.train):,} training pairs. {dataset.notes}".strip())
+    if cut := tokenizer.too_long(all_captions(dataset), config.text_length):
+        say(f"{cut:,} captions are cut at {config.text_length} tokens (--text-length)")
+    say(f"{size:,} parameters; {config.steps:,} steps of {config.batch_size} pairs")
+    begun = time.perf_counter() - seconds
 
-        def checkpoint(step):
-            if not all(np.isfinite(x).all() for x in params.flatten(trainer.weights()).values()):
-                raise Stopped(diverged(step, {"a weight": math.nan}, folder, config))
-            kept = {"step": step, "seconds": time.perf_counter() - begun, "data": mark}
-            params.save(folder / "resume.safetensors", trainer.state(), config, **kept)
+    def checkpoint(step):
+        if not all(np.isfinite(x).all() for x in params.flatten(trainer.weights()).values()):
+            raise Stopped(diverged(step, {"a weight": math.nan}, folder, config))
+        still_ours()
+        log.sync()
+        kept = {"step": step, "seconds": time.perf_counter() - begun, "data": mark}
+        params.save(folder / CHECKPOINT, trainer.state(), config, **kept, **of.as_dict())
 
+    with asked_to_stop() as asked:
         if not taking_up:
             checkpoint(0)
         loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked)
     seconds = time.perf_counter() - begun
-    params.save(folder / "model.safetensors", trainer.weights(), config)
-    results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, say)
-    tell_left_out(dataset, folder, say)
+    still_ours()
+    seal = params.save(folder / WEIGHTS, trainer.weights(), config, **of.as_dict())
+    about = {"weights": seal, **of.as_dict()}
+    results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, say, about)
+    check_whole(folder, seal, still_ours)
     return results
+
+
+def clear(folder, taking_up):
+    """Remove what killed saves left. Raises ValueError where a run is to begin in a folder that
+    holds anything but what came to no checkpoint."""
+    for path in unfinished(folder, FILES):
+        path.unlink(missing_ok=True)
+    there = {path.name for path in folder.iterdir()} - {LOCK}
+    if taking_up or not there:
+        return
+    if not there <= {CONFIG, TOKENIZER, LOG} or not began(folder, there):
+        raise ValueError(
+            f"{folder} is not empty; choose another --run, or go on with: "
+            f"{to_run('train', '--resume', folder)}"
+        )
+    for name in there:
+        (folder / name).unlink()
+
+
+def began(folder, there):
+    """Whether these few files are of a run that came to no checkpoint, and not a person's."""
+    try:
+        if CONFIG in there:
+            return bool(read_own(folder)[1].run)
+        Tokenizer.load(folder / TOKENIZER)
+    except ValueError:
+        return False
+    return there == {TOKENIZER}
+
+
+def check_whole(folder, seal, still_ours):
+    """Raise where what was written does not come back: an end without an error is a run that can
+    be used."""
+    still_ours()
+    config, _ = read_own(folder)
+    read_weights(folder, config)
+    if params.seal_of(folder / WEIGHTS) != seal:
+        raise LostError(f"{folder / WEIGHTS} was replaced while its run was being measured")
+    Log.read(folder / LOG)
 
 
 def make_trainer(tree, config):
     """The Trainer of the config's backend."""
-    if config.backend == "numpy":
-        from ..reference.train import Trainer
-    else:
-        from ..engine.train import Trainer
-    return Trainer(tree, config)
+    return trainer_of(config).Trainer(tree, config)
 
 
-def start(config, folder, say):
-    """Make the tokenizer and the first weights: (trainer, tokenizer, dataset, config)."""
-    weights = tokenizer = None
+def start(config, folder, say, tokenizer=None):
+    """Make the tokenizer, unless there is one, and the first weights: (trainer, tokenizer, dataset,
+    config)."""
+    weights = None
     if config.init:
-        weights, tokenizer = read_weights(config.init, config)
+        weights, tokenizer = read_weights(config.init, config, say)
     dataset = data.load(config)
     texts = all_captions(dataset)
     tokenizer = tokenizer or Tokenizer.train(
@@ -116,12 +191,10 @@ def start(config, folder, say):
         say(f"{share} of the words are unknown to the tokenizer; {advice}")
     if config.batch_size > len(dataset.train):
         say(f"batches of {len(dataset.train)}, all the pairs there are")
-    if config.warmup >= config.steps:
-        say(f"warm-up of {config.steps // 10} steps: {config.warmup} are all there are, or more")
     config = replace(
         config,
         batch_size=min(config.batch_size, len(dataset.train)),
-        warmup=config.warmup if config.warmup < config.steps else config.steps // 10,
+        warmup=shorter_warmup(config, say),
         vocabulary=tokenizer.vocab_size,
         fold=tokenizer.folds,
     )
@@ -130,34 +203,49 @@ def start(config, folder, say):
         earlier = read_config(config.init)
         mean, std = earlier.pixel_mean, earlier.pixel_std
     config = replace(config, pixel_mean=mean, pixel_std=std)
-    trainer = make_trainer(weights or params.initialise(config, config.seed), config)
-    tokenizer.save(folder / "tokenizer.model")
-    save_config(config, folder)
+    weights = weights or params.initialise(config, config.seed)
+    trainer = make_trainer(weights, config)
+    tokenizer.save(folder / TOKENIZER)
     return trainer, tokenizer, dataset, config
 
 
-def resume(folder, **changes):
-    """Take a run up where its last checkpoint left it: as `start`, and (step, seconds so far)."""
-    config = replace(read_config(folder), **changes)
-    path = folder / "resume.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no checkpoint to go on from (resume.safetensors)")
-    tree, metadata = params.load(path)
-    if "params" not in tree or not {"step", "seconds"} <= metadata.keys():
-        raise ValueError(f"{path} is not a checkpoint of an unfinished run")
-    params.check(tree["params"], config, path)
+def resume(folder, say, **changes):
+    """Take a run up where its last checkpoint left it: as `start`, and its Identity and what the
+    checkpoint says of itself."""
+    before, of = read_own(folder)
+    tree, done = read_checkpoint(folder, before)
+    belongs(done, of, folder / CHECKPOINT, folder)
+    config = replace(before, **changes)
+    if config.steps < done["step"]:
+        raise ValueError(
+            f"{folder} has come to step {done['step']:,} already; --steps {config.steps:,} is less"
+        )
+    if config.steps != before.steps:
+        say(f"{config.steps:,} steps, not {before.steps:,}: the learning rate is planned anew")
+        config = replace(config, warmup=shorter_warmup(config, say))
     trainer = make_trainer(tree["params"], config)
     trainer.load(tree)
-    tokenizer = read_tokenizer(folder, config)
+    tokenizer = read_tokenizer(folder, config, of)
     dataset = data.load(config)
-    if metadata.get("data", fingerprint(dataset)) != fingerprint(dataset):
-        raise ValueError(f"{config.data} has changed since {folder} began; it cannot go on exactly")
-    done = int(metadata["step"]), float(metadata["seconds"])
-    return trainer, tokenizer, dataset, config, *done
+    done.setdefault("data", fingerprint(dataset))
+    if done["data"] != fingerprint(dataset):
+        what = "holds other" if config.data != before.data else "has changed since"
+        end = " data than" if config.data != before.data else ""
+        raise ValueError(f"{config.data} {what}{end} {folder} began; it cannot go on exactly")
+    return trainer, tokenizer, dataset, config, of, done
 
 
-def finish(model, tokenizer, dataset, config, folder, seconds, say=print):
-    """Evaluate every held-out split; write results.json, say the table, draw the pictures."""
+def shorter_warmup(config, say):
+    """The config's warm-up, or one that its steps have room for."""
+    if config.warmup < config.steps:
+        return config.warmup
+    say(f"warm-up of {config.steps // 10} steps: {config.warmup} are all there are, or more")
+    return config.steps // 10
+
+
+def finish(model, tokenizer, dataset, config, folder, seconds, say=print, about=None):
+    """Evaluate every held-out split; write results.json (with what it is `about`), say the table,
+    draw the pictures."""
     results = {
         "train_seconds": round(seconds, 1),
         "steps": config.steps,
@@ -167,7 +255,7 @@ def finish(model, tokenizer, dataset, config, folder, seconds, say=print):
         "preset": config.preset,
         "seed": config.seed,
         "backend": config.backend,
-        "command": Log.first_command(folder / "metrics.jsonl"),
+        "command": Log.first_command(folder / LOG),
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "folder": str(folder),
@@ -190,14 +278,25 @@ def finish(model, tokenizer, dataset, config, folder, seconds, say=print):
             text = captions[name][i]
             truth = nearest_truth(text, written(pairs, i))
             results["samples"].append({"split": name, "truth": truth, "caption": text})
-    params.write_atomically(folder / "results.json", json.dumps(results, indent=1).encode())
+    write_json(folder / RESULTS, results | (about or {}))
     say(table(results))
     if not dataset.evaluations:
         say(f"nothing is held out of {len(dataset.train)} images, too few to measure it on")
+    tell_left_out(dataset, folder, say)
     for name, texts in captions.items():
         pairs = dataset.evaluations[name]
-        say(f"picture:    {make_picture(folder, model, tokenizer, name, pairs, texts)}")
+        try:
+            say(f"picture:    {make_picture(folder, model, tokenizer, name, pairs, texts)}")
+        except Exception as error:  # matplotlib's settings and fonts are not ours
+            say(f"no picture of {name}: {brief(error)}")
+    read_results(folder)
     return results
+
+
+def brief(error):
+    """An error in a line."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) < 200 else f"{words[:200]} ..."
 
 
 def tell_left_out(dataset, folder, say):
@@ -206,6 +305,14 @@ def tell_left_out(dataset, folder, say):
     decoded = [pairs for pairs in splits if hasattr(pairs, "report")]
     whole = [text for text in (dataset.left_out, *(p.report(None) for p in decoded)) if text]
     if whole:
-        path = folder / "left_out.txt"
-        params.write_atomically(path, ("\n".join(whole) + "\n").encode(errors="surrogateescape"))
+        path = folder / LEFT_OUT
+        write_atomically(path, b"".join(map(as_written, "\n".join(whole).split("\n"))))
         say("\n".join([*(p.report() for p in decoded if p.report()), f"left out:   {path}"]))
+
+
+def as_written(line):
+    """A line's bytes: those of a file's name as the system has them, whatever they are."""
+    try:
+        return f"{line}\n".encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # half a pair, from a list
+        return f"{line}\n".encode(errors="backslashreplace")

@@ -1,0 +1,75 @@
+"""Kills, refusals and losses of power at every system call of a run's saves: nothing is lost."""
+
+import pytest
+from faulty import (
+    ERRORS,
+    STEPS,
+    Disk,
+    dies_at,
+    fails_from,
+    forked,
+    go_on,
+    lay_out,
+    names,
+    quick,
+    same,
+    watched,
+    whole_run,
+)
+from runs import few_shapes, short, silent  # noqa: F401
+
+from minicoca.training.loop import Stopped
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def whole(tmp_path, monkeypatch):
+    """(an uninterrupted run, its calls)."""
+    quick(monkeypatch)
+    return tmp_path / "whole", whole_run(tmp_path / "whole")
+
+
+def test_a_kill_at_any_call_loses_nothing(whole, tmp_path):
+    done, calls = whole
+    assert calls > 60
+    for number in range(1, calls + 1):
+        folder = tmp_path / f"killed {number}"
+
+        def die(folder=folder, number=number):
+            with watched(folder, dies_at(number)):
+                silent(short(**STEPS), folder)
+
+        assert forked(die) == -9, number
+        go_on(folder, short(**STEPS))
+        assert same(done, folder) and names(folder) == names(done), number
+
+
+@pytest.mark.parametrize("once", [True, False], ids=["once", "from then on"])
+@pytest.mark.parametrize("kind", ERRORS)
+def test_a_call_that_is_refused_loses_nothing(whole, tmp_path, kind, once):
+    done, calls = whole
+    between = 1 if kind == "full" and once else 4 if kind == "full" else 9
+    for number in range(1, calls + 1, between):
+        folder = tmp_path / f"{kind} {number}"
+        try:
+            with watched(folder, fails_from(number, ERRORS[kind], once)):
+                silent(short(**STEPS), folder)
+        except (OSError, Stopped) as error:
+            said = str(error)
+            assert str(folder) in said and len(said) < 400 and "\n" not in said
+        go_on(folder, short(**STEPS))
+        assert same(done, folder) and names(folder) == names(done), number
+
+
+def test_a_loss_of_power_at_any_call_loses_nothing(whole, tmp_path):
+    done, _ = whole
+    disk = Disk()
+    with watched(tmp_path / "traced", after=disk.hear):
+        silent(short(**STEPS), tmp_path / "traced")
+    assert len(disk.states) > 20
+    for number, state in enumerate(disk.states):
+        folder = tmp_path / f"power {number}"
+        lay_out(state, folder)
+        go_on(folder, short(**STEPS))
+        assert same(done, folder), (number, sorted(state))
