@@ -2,7 +2,8 @@
 
 Whatever a file holds (palette, grey, 16 bit, CMYK, transparency) comes out as 8-bit RGB, and
 whatever is wrong with it as an `ImageError` that names the file. One that cannot be *read* (the
-drive is away, too many files are open) is a `ReadError`: it may be whole all the same.
+drive is away, too many files are open) is a `ReadError`: it may be whole all the same. No picture
+takes more memory or time than bounds.py allows: it is refused before it is decoded.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from minicoca import bounds
+from minicoca.words import clip
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the data that CLIP was trained on
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_PIXELS = 64_000_000  # more is refused unread: a small file can claim to hold gigabytes
-MAX_BYTES = 2**30
 WHITE = (255, 255, 255)
 WAITS = (0.1, 0.5, 2.0)  # seconds after which reading is tried again
+STRIP = 2**20  # pixels that are converted at once
+RANGES = {"F": (1, 255, 65535), "I": (255, 65535)}  # of grey values that do not say theirs
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit is above ours
 
 # What Pillow lists, but does not decode by itself: another program (Ghostscript) or Windows does,
@@ -78,20 +82,25 @@ def load_image(
     *,
     background: tuple[int, int, int] = WHITE,
     crop: str = "center",
+    seen: Callable[[bytes], None] | None = None,
 ) -> np.ndarray:
     """A file as uint8 [side, side, 3].
 
     crop: "center" scales the shorter side to `side` and keeps the middle of the longer one;
         "squash" scales both sides and keeps everything.
+    seen: called with the bytes of the file, before they are decoded.
 
     Raises ImageError for files that cannot be decoded, ReadError for those that cannot be read,
     ValueError for an unknown `crop`.
     """
     if crop not in ("center", "squash"):
         raise ValueError(f"crop={crop!r} is neither 'center' nor 'squash'")
-    image = decode(source, background=background, at_least=2 * side)
+    image = flat(source, background, 2 * side, seen)
+    if crop == "squash" and image.width < side:  # else a tall one is `side` wide for a moment
+        image = image.resize((image.width, side), Image.Resampling.BICUBIC)
     box = centre_box(*image.size, side) if crop == "center" else None
-    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+    small = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(small.convert("RGB"))
 
 
 def decode(
@@ -105,67 +114,109 @@ def decode(
     at_least: the caller will shrink it to this many pixels or fewer a side, so that large JPEGs
         may be decoded at a half, quarter or eighth of their size, which is much faster.
 
-    Raises ImageError for files that cannot be decoded or have more than MAX_PIXELS pixels, and
+    Raises ImageError for files that cannot be decoded or take more than bounds.py allows, and
     ReadError for those that cannot be read.
     """
+    return flat(source, background, at_least).convert("RGB")
+
+
+def flat(
+    source: ImageFile,
+    background: tuple[int, int, int],
+    at_least: int | None,
+    seen: Callable[[bytes], None] | None = None,
+) -> Image.Image:
+    """`decode`, but what is grey alone stays "L", in a quarter of the memory."""
     # Read whole before anything is decoded: a decoder says the same of bytes that did not come as
     # of bytes that are wrong.
     with open_file(source) as file:
         content = read(file, source)
-    with open_image(BytesIO(content), name_of(source)) as image:
+    if seen:
+        seen(content)
+    name, file = name_of(source), BytesIO(content)
+    with open_image(file, name, at_least) as image:
         try:
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
             image.load()
-            return to_rgb(upright(image), background)
+            # A header may say less than there is: of pictures in icons, and of EXIF at the end.
+            refuse(bounds.excess(image, image.size, file, len(content)), name)
+            return grey_or_rgb(upright(image), background)
+        except ImageError:
+            raise
         except Exception as error:
-            raise failure(name_of(source), error) from error
+            raise failure(name, error) from error
 
 
-def check(source: ImageFile) -> None:
-    """Reads no more than the header. Raises ImageError if even that shows the file to be bad, and
-    ReadError if it cannot be read."""
+def check(source: ImageFile, at_least: int | None = None) -> None:
+    """Reads no more than the header. Raises ImageError if even that shows the file to be bad, or to
+    take more than bounds.py allows, and ReadError if it cannot be read."""
     with open_file(source) as file:
-        open_image(file, name_of(source)).close()
+        open_image(file, name_of(source), at_least).close()
 
 
 def open_file(source: ImageFile) -> contextlib.AbstractContextManager[BinaryIO]:
-    """The file of a path, opened for a `with`; a file that is open already is left so."""
+    """The file of a path, opened for a `with`; a file that is open already is left so.
+
+    Raises NoFileError where there is none, ReadError where it cannot be opened.
+    """
     if not isinstance(source, str | os.PathLike):
         return contextlib.nullcontext(source)
+    if not stat.S_ISREG(status(source).st_mode):  # it would be waited for without end
+        raise NoFileError(f"{name_of(source)}: no file, but a folder, pipe or device")
     try:
-        # A pipe or a device would be waited for without end.
-        if stat.S_ISREG(os.stat(source).st_mode):
-            return open(source, "rb")
+        return open(source, "rb")
     except OSError as error:
         raise failure(name_of(source), error) from error
+
+
+def status(path: str | os.PathLike) -> os.stat_result:
+    """What the system says of a path. Raises NoFileError, with the reason, or ReadError."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise failure(name_of(path), error) from error
     except ValueError as error:  # a name that no file can have
-        raise NoFileError(f"{source}: no such file") from error
-    raise NoFileError(f"{source}: no file, but a folder, pipe or device")
+        raise NoFileError(f"{name_of(path)}: no such file") from error
 
 
 def read(file: BinaryIO, source: ImageFile) -> bytes:
-    """All that an open file holds. Raises ImageError if that is over MAX_BYTES."""
+    """All that an open file holds. Raises ImageError if that is more than bounds.py allows."""
     try:
-        content = file.read(MAX_BYTES + 1)
+        content = file.read(bounds.MAX_MEMORY + 1)
     except OSError as error:
         raise failure(name_of(source), error) from error
-    if len(content) > MAX_BYTES:
-        raise ImageError(f"{name_of(source)}: over the limit of {MAX_BYTES:,} bytes")
+    if len(content) > bounds.MAX_MEMORY:
+        limit = f"{bounds.MAX_MEMORY / 1e6:,.0f} MB"
+        raise ImageError(f"{name_of(source)}: a file over the limit of {limit}")
     return content
 
 
-def open_image(file: BinaryIO, name: str) -> Image.Image:
-    """Opens an image without decoding its pixels, and refuses it if there are too many of them."""
+def open_image(file: BinaryIO, name: str, at_least: int | None = None) -> Image.Image:
+    """Opens an image without decoding its pixels, and refuses it if that would take too much."""
     try:
-        image = Image.open(file, formats=FORMATS)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        refuse(bounds.icon(file), name)
+        header = bounds.Header(file)
+        image = Image.open(header, formats=FORMATS)
+    except ImageError:
+        raise
     except Exception as error:
         raise failure(name, error) from error
-    if image.width * image.height > MAX_PIXELS:
-        size = f"{image.width} x {image.height}"
+    try:
+        header.known()
+        full = image.size
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
+        refuse(bounds.excess(image, full, file, size), name)
+    except Exception as error:
         image.close()
-        raise ImageError(f"{name}: {size} is over the limit of {MAX_PIXELS} pixels")
+        raise error if isinstance(error, ImageError) else failure(name, error) from error
     return image
+
+
+def refuse(why: str, name: str) -> None:
+    if why:
+        raise ImageError(f"{name}: {why}")
 
 
 def failure(name: str, error: Exception) -> ImageError | ReadError:
@@ -174,36 +225,66 @@ def failure(name: str, error: Exception) -> ImageError | ReadError:
     if number in (errno.ENOENT, errno.ENOTDIR):
         return NoFileError(f"{name}: no such file")
     if number in NO_FILE:
-        return NoFileError(f"{name}: {error.strerror}")
+        return NoFileError(f"{name}: {error.strerror or error}")
     # EINVAL: wrong bytes sent a decoder to a place before the file's beginning.
     if number not in (None, errno.EINVAL):
-        return ReadError(f"{name} cannot be read: {error.strerror}")
+        return ReadError(f"{name} cannot be read: {error.strerror or error}")
     if os.path.splitext(name)[1].lower() in CLAIMED_SUFFIXES:
         return ImageError(f"{name}: this kind cannot be opened here; convert it to PNG or JPEG")
     if isinstance(error, UnidentifiedImageError):
         return ImageError(f"{name}: not an image, or of an unknown kind")
     # Given a hostile file, Pillow's decoders raise almost anything (struct.error, IndexError,
     # zlib.error, SyntaxError, ...), hence every Exception is caught where a file is read.
-    return ImageError(f"{name}: {error or type(error).__name__}")
+    return ImageError(f"{name}: {clip(str(error)) or type(error).__name__}")
 
 
 def name_of(source: ImageFile) -> str:
-    return str(source if isinstance(source, str | os.PathLike) else getattr(source, "name", source))
+    """For messages: of one line, and not too long."""
+    is_path = isinstance(source, str | os.PathLike)
+    return clip(str(source if is_path else getattr(source, "name", source)), 160)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turned and mirrored as its EXIF orientation asks; damaged EXIF counts as none."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # pixels without a readable orientation are still worth having
+    """Itself, turned and mirrored as its EXIF orientation asks; damaged EXIF counts as none."""
+    # Pixels without a readable orientation are still worth having.
+    with contextlib.suppress(Exception):
+        if bounds.is_turned(image):
+            ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def grey_or_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Any Pillow mode to "L" where it is grey alone, else to "RGB", strip by strip."""
+    clear, wide = image.has_transparency_data, is_wide(image.mode)
+    grey = not clear and (wide or image.mode in ("1", "L"))
+    mode = "L" if grey else "RGB"
+    if image.mode == mode and not clear:
         return image
+    made, rows = Image.new(mode, image.size), max(1, STRIP // image.width)
+    boxes = [
+        (0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)
+    ]
+    largest = max(largest_of(image.crop(box)) for box in boxes) if wide else None
+    for box in boxes:
+        strip = image.crop(box)
+        made.paste(to_rgb(strip, background, largest).convert(mode), box)
+    return made
 
 
-def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+def is_wide(mode: str) -> bool:
+    """Numbers of more than 8 bits."""
+    return mode == "F" or mode.startswith("I")
+
+
+def to_rgb(
+    image: Image.Image,
+    background: tuple[int, int, int] = WHITE,
+    largest: float | None = None,
+) -> Image.Image:
     """Any Pillow mode to RGB. Numbers wider than 8 bits are scaled as `to_bytes` says."""
-    if image.mode == "F" or image.mode.startswith("I"):
+    if is_wide(image.mode):
         values, clear = np.asarray(image), image.info.get("transparency")
-        image = Image.fromarray(to_bytes(values, image.mode))
+        image = Image.fromarray(to_bytes(values, image.mode, largest))
         if isinstance(clear, int):  # the one grey value that is transparent, in 16 bits
             image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
@@ -212,17 +293,25 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Imag
     return image.convert("RGB")
 
 
-def to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
+def to_bytes(values: np.ndarray, mode: str, largest: float | None = None) -> np.ndarray:
     """Grey values [height, width] of a Pillow mode wider than 8 bits to uint8.
 
     "I;16" has a known range. "I" and "F" do not say theirs: it is taken to be the smallest of 0..1
     (only "F"), 0..255, 0..65535 and 0..largest that holds all values. Negatives and NaN turn black.
+    largest: of the whole picture, where these values are a part of it.
     """
-    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    largest = values.max(initial=0)
-    ranges = {"F": (1, 255, 65535), "I": (255, 65535)}.get(mode, (65535,))
-    full = next((full for full in ranges if largest <= full), largest)
+    values = finite(values)
+    largest = values.max(initial=0) if largest is None else largest
+    full = next((full for full in RANGES.get(mode, (65535,)) if largest <= full), largest)
     return np.rint(values.clip(0, full) * (255 / full)).astype(np.uint8)
+
+
+def largest_of(image: Image.Image) -> float:
+    return finite(np.asarray(image)).max(initial=0)
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def centre_box(width: int, height: int, side: int) -> tuple[float, float, float, float]:

@@ -27,6 +27,13 @@ WORD = re.compile(
 )
 
 
+def clip(text: str, most: int = 100) -> str:
+    """For a message: on one line, and of one over `most` letters both ends."""
+    text = text if len(text) <= 4 * most else f"{text[: 2 * most]}{text[-2 * most :]}"
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[3 - most // 2 :]}"
+
+
 def clean(text: str) -> str:
     """One way to write what looks the same: Unicode NFC, single spaces, none at the ends.
 

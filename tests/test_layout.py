@@ -26,7 +26,8 @@ OURS = {
     "tokenizer.py": {
         "numpy", "sentencepiece", "minicoca.config", "minicoca.params", "minicoca.words",
     },
-    "images.py": {"numpy", "PIL"},
+    "bounds.py": {"PIL"},
+    "images.py": {"numpy", "PIL", "minicoca.bounds", "minicoca.words"},
     "metrics.py": {"numpy", "minicoca.words"},
     "words.py": set(),
     "tasks": {
