@@ -117,7 +117,8 @@ def decode(
     Raises ImageError for files that cannot be decoded or take more than bounds.py allows, and
     ReadError for those that cannot be read.
     """
-    return flat(source, background, at_least).convert("RGB")
+    image = flat(source, background, at_least)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def flat(
@@ -181,13 +182,15 @@ def status(path: str | os.PathLike) -> os.stat_result:
 def read(file: BinaryIO, source: ImageFile) -> bytes:
     """All that an open file holds. Raises ImageError if that is more than bounds.py allows."""
     try:
-        content = file.read(bounds.MAX_MEMORY + 1)
+        at = file.tell()
+        size = file.seek(0, os.SEEK_END) - at
+        file.seek(at)
+        if size <= bounds.MAX_MEMORY:
+            return file.read()
     except OSError as error:
         raise failure(name_of(source), error) from error
-    if len(content) > bounds.MAX_MEMORY:
-        limit = f"{bounds.MAX_MEMORY / 1e6:,.0f} MB"
-        raise ImageError(f"{name_of(source)}: a file over the limit of {limit}")
-    return content
+    limit = f"{bounds.MAX_MEMORY / 1e6:,.0f} MB"
+    raise ImageError(f"{name_of(source)}: {size / 1e6:,.0f} MB, over the limit of {limit}")
 
 
 def open_image(file: BinaryIO, name: str, at_least: int | None = None) -> Image.Image:

@@ -352,7 +352,7 @@ def test_ink_over_an_empty_outline_is_drawn_whole():
     left_out = {}
     texts = {"1f600": "\U0001f600", "1f603": "\U0001f603", "1f601": "\U0001f601"}
     texts["1f468-200d-1f4bb"] = "\U0001f600\U0001f600"
-    ((key, glyph),) = emoji_drawings.glyphs(colour_font(), texts, left_out)
+    ((key, glyph),) = emoji_drawings.glyphs(colour_font(), texts, left_out, "font")
     assert key == "1f600"
     assert max(abs(glyph.width - 127), abs(glyph.height - 127)) <= 1
     assert (np.asarray(glyph)[2:-2, 2:-2] == (255, 0, 0, 255)).all()

@@ -36,7 +36,7 @@ def splits(dataset) -> dict:
 
 
 def test_other_mistakes(tmp_path, pictures):
-    with pytest.raises(ValueError, match="nowhere.csv does not exist"):
+    with pytest.raises(ValueError, match="nowhere.csv: no such file"):
         load(tmp_path / "nowhere.csv", 8)
     with pytest.raises(ValueError, match=r"x.csv is not UTF-8"):
         load(write(tmp_path / "x.csv", "image,caption\na.png,caf\u00e9\n", "latin-1"), 8)

@@ -1,5 +1,6 @@
 """`minicoca classify`: which of the labels fits each image."""
 
+import io
 from pathlib import Path
 
 from .flags import Usage
@@ -72,8 +73,12 @@ def how_sure(row):
 
 def read_labels(path):
     """The lines of a file. Raises ValueError, naming it, where it cannot be read as text."""
+    from ..images import open_file, read
+
+    with open_file(path) as file:
+        content = read(file, path)
     try:
-        lines = path.read_text("utf-8-sig").split("\n")
+        lines = io.StringIO(content.decode("utf-8-sig"), newline=None).read().split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it") from error
     return lines[:-1] if len(lines) > 1 and not lines[-1] else lines

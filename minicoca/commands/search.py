@@ -1,6 +1,6 @@
 """`minicoca search`: images found by a sentence, or by an image."""
 
-import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from .model import images_of, open_model, tell_unread
 from .results import Results, check_picture, save_picture
 
 HELP = "find images by a sentence, or by an image"
+MOST_DRAWN = 600  # more make a picture that few programs open
 
 
 def add_flags(parser):
@@ -30,6 +31,8 @@ def run(arguments):
     if arguments.k < 1:
         raise Usage(f"-k {arguments.k}: at least 1")
     if arguments.sheet:
+        if arguments.k > MOST_DRAWN:
+            raise Usage(f"-k {arguments.k}: --sheet has room for {MOST_DRAWN}")
         check_picture("--sheet", arguments.sheet)
     is_image = by_image(arguments)
     paths = images_of([arguments.folder])
@@ -54,13 +57,19 @@ def run(arguments):
 
 def by_image(arguments):
     """Is the query an image? Raises Usage where it can only be a mistake."""
-    from ..images import IMAGE_SUFFIXES
+    from ..images import IMAGE_SUFFIXES, ImageError, status
 
-    there = os.path.isfile(arguments.query)
     named = Path(arguments.query).suffix.lower() in IMAGE_SUFFIXES
-    if not there and not arguments.text and (arguments.image or named):
-        raise Usage(f"{arguments.query}: there is no such image; a sentence needs --text")
-    return arguments.image or (there and not arguments.text)
+    if arguments.text:
+        return False
+    try:
+        there = stat.S_ISREG(status(arguments.query).st_mode)
+        why = f"{arguments.query}: no file, but a folder, pipe or device"
+    except ImageError as error:
+        there, why = False, error
+    if not there and (arguments.image or named):
+        raise Usage(f"{why}; a sentence needs --text")
+    return there
 
 
 def query_vector(model, tokenizer, query, is_image):
@@ -90,8 +99,7 @@ def best(query, parts, k):
 
 
 def draw(path, rows):
-    from ..images import decode
-    from ..tasks.retrieval import contact_sheet
+    from ..tasks.retrieval import contact_sheet, thumbnail
 
     labels = [f"{row['cosine']:.3f} {Path(row['file']).name}" for row in rows]
-    save_picture(path, contact_sheet([decode(row["file"]) for row in rows], labels))
+    save_picture(path, contact_sheet([thumbnail(row["file"]) for row in rows], labels))

@@ -9,26 +9,30 @@ from __future__ import annotations
 import glob
 import hashlib
 import importlib.util
+import lzma
 import os
 import re
 import tarfile
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePath
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 from PIL import __version__ as Pillow
 
 from minicoca.data.files import Report, files_below
-from minicoca.images import IMAGE_SUFFIXES, open_image
+from minicoca.images import IMAGE_SUFFIXES, ImageError, name_of, open_file, open_image, read
+from minicoca.words import clip
 
 FONT_SUFFIXES = (".ttf", ".ttc", ".otf", ".woff2", ".woff")
 MARGIN = 1 / 32  # white space around a drawing, as a part of its longer side
+LARGEST = 2048  # pixels a side of a drawing; larger ones are made smaller
+MOST_UNPACKED = 2**32  # bytes of a tarball
 CACHE_VERSION = 2  # raise when drawings come out differently
 
 
@@ -145,26 +149,47 @@ def find_sources(
     return found
 
 
-def files_in(source: Path) -> Iterator[tuple[str, BinaryIO]]:
-    """(name, open binary file) of each font or picture: `source` itself, in it, or in a tarball."""
+def files_in(source: Path, left_out: dict[str, int]) -> Iterator[tuple[str, bytes]]:
+    """(name, contents) of each font or picture: `source` itself, in it, or in a tarball.
+
+    What cannot be read is counted in `left_out`. Raises ValueError where that is the source.
+    """
     wanted = (*FONT_SUFFIXES, *IMAGE_SUFFIXES)
     if source.is_dir():
-        for path in files_below(source, Report()):
+        report = Report()
+        for path in files_below(source, report):
             if path.suffix.lower() in wanted:
-                with path.open("rb") as file:
-                    yield path.name, file
+                try:
+                    yield path.name, contents(path)
+                except ImageError:
+                    count(left_out, "unreadable")
+        for path in report.named["left out, a folder that may not be read"]:
+            count(left_out, f"in a folder that may not be read, {path}")
     elif source.suffix.lower() in FONT_SUFFIXES:
-        with source.open("rb") as file:
-            yield source.name, file
+        yield source.name, contents(source)
     else:
-        try:
-            archive = tarfile.open(source)
-        except tarfile.TarError as error:
-            raise ValueError(f"{source} is no font, folder or tarball ({error})") from error
-        with archive:
+        yield from unpacked(source, wanted)
+
+
+def contents(path: Path) -> bytes:
+    with open_file(path) as file:
+        return read(file, path)
+
+
+def unpacked(source: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    """`files_in` of a tarball. Raises ValueError for one that is damaged, or too large unpacked."""
+    try:
+        with open_file(source) as file, tarfile.open(fileobj=file) as archive:
+            room = MOST_UNPACKED
             for member in archive:
+                room -= member.size
+                if room < 0:
+                    raise ImageError(f"it holds over the limit of {MOST_UNPACKED:,} bytes")
                 if member.isfile() and member.name.lower().endswith(wanted):
-                    yield PurePath(member.name).name, archive.extractfile(member)
+                    yield PurePath(member.name).name, read(archive.extractfile(member), member.name)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
+        why = clip(str(error)) or type(error).__name__
+        raise ValueError(f"{name_of(source)} is no font, folder or tarball ({why})") from error
 
 
 def drawings(
@@ -175,14 +200,14 @@ def drawings(
     Raises ValueError if nothing in the source is a font or a picture named by code point.
     """
     seen: set[str] = set()
-    for name, file in files_in(source):
+    for name, content in files_in(source, left_out):
         if name.lower().endswith(FONT_SUFFIXES):
-            yield from glyphs(file.read(), texts, left_out)
+            yield from glyphs(content, texts, left_out, name_of(source))
             return
         key = key_of_file(name)
         if key in texts and key not in seen:
             seen.add(key)
-            picture = rgba(file.read(), name)
+            picture = rgba(content, name)
             if picture is None:
                 count(left_out, "unreadable")
             elif picture.getchannel("A").getbbox():
@@ -190,7 +215,7 @@ def drawings(
             else:
                 count(left_out, "blank")
     if not seen:
-        raise ValueError(f"{source}: no colour font, and no pictures named like 1f600.png")
+        raise ValueError(f"{name_of(source)}: no colour font, and no pictures named like 1f600.png")
     count(left_out, "absent", len(texts.keys() - seen))
 
 
@@ -198,6 +223,7 @@ def rgba(content: bytes, name: str) -> Image.Image | None:
     """A picture with its transparency, or None if it cannot be decoded."""
     try:
         with open_image(BytesIO(content), name) as picture:
+            picture.thumbnail((LARGEST, LARGEST))  # a long thin one is put on a square
             return picture.convert("RGBA")
     except Exception:  # given a hostile file, Pillow raises almost anything
         return None
@@ -208,10 +234,10 @@ def count(counts: dict[str, int], what: str, by: int = 1) -> None:
 
 
 def glyphs(
-    font_file: bytes, texts: Mapping[str, str], left_out: dict[str, int]
+    font_file: bytes, texts: Mapping[str, str], left_out: dict[str, int], source: str
 ) -> Iterator[tuple[str, Image.Image]]:
     """Draws every named emoji that the font shapes to one glyph with ink in it."""
-    font = open_font(font_file)
+    font = open_font(font_file, source)
     em = font.getlength("\U0001f600")
     missing = draw_glyph(font, "\U0010fffd")  # a private code point: whatever stands for "none"
     for key, text in texts.items():
@@ -227,14 +253,14 @@ def glyphs(
             yield key, glyph
 
 
-def open_font(font_file: bytes) -> ImageFont.FreeTypeFont:
+def open_font(font_file: bytes, source: str) -> ImageFont.FreeTypeFont:
     """A font at 128 px, or, where it holds bitmaps, at the size that they have."""
     for size in (128, 109, 160, 136, 96, 64, 32, 20):
         try:
             return ImageFont.truetype(BytesIO(font_file), size)
         except OSError as error:
             reason = error
-    raise ValueError(f"not a font that Pillow can draw: {reason}")
+    raise ValueError(f"{source}: not a font that Pillow can draw ({clip(str(reason))})")
 
 
 def draw_glyph(font: ImageFont.FreeTypeFont, text: str) -> Image.Image | None:
@@ -248,7 +274,7 @@ def draw_glyph(font: ImageFont.FreeTypeFont, text: str) -> Image.Image | None:
         # they are found and wiped off.
         text += "\u0301\u0323\U0010fffd"
         left, top, right, bottom = font.getbbox(text)
-    if right <= left or bottom <= top:
+    if not (0 < right - left <= LARGEST and 0 < bottom - top <= LARGEST):
         return None
 
     def draw(colour: str) -> Image.Image:

@@ -6,16 +6,21 @@ import hashlib
 import os
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from minicoca.images import CLAIMED_SUFFIXES, IMAGE_SUFFIXES, NO_FILE, patiently
+from minicoca.images import CLAIMED_SUFFIXES, IMAGE_SUFFIXES, NO_FILE, open_file, patiently
+from minicoca.words import clip
 
 EXAMPLES = 5  # of each kind of trouble, quoted in a report
 TEXT_SUFFIX = ".txt"
 BEGINNING = 4096  # bytes, by which most files of one size already differ
+LONGEST = 300  # letters of a line that is said
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass
@@ -32,7 +37,7 @@ class Report:
         lines = []
         for reason, names in self.named.items():
             lines.append(f"{len(names)} {reason}:")
-            lines.extend(f"  {name}" for name in names[:most])
+            lines.extend(f"  {clip(name, LONGEST) if most else name}" for name in names[:most])
             if most and len(names) > most:
                 lines.append(f"  ... and {len(names) - most} more")
         return "\n".join(lines)
@@ -56,7 +61,8 @@ def files_below(folder: Path, report: Report) -> list[Path]:
 
     Links are followed, and each real folder is searched once, at its own place if that is below
     `folder`. What is left alone goes to `report`: hidden files, links that lead back or nowhere,
-    and pictures of kinds that cannot be opened here. Raises OSError where reading a folder fails.
+    pipes and devices, pictures of kinds that cannot be opened here, and folders that may not be
+    read or lie too deep. Raises OSError where reading a folder fails.
     """
     home = Path(os.path.realpath(folder))
     found, seen = [], set()
@@ -87,27 +93,34 @@ def entries(folder: Path, report: Report) -> list[os.DirEntry]:
         try:
             with os.scandir(folder) as inside:
                 return list(inside)
-        except PermissionError:
-            report.add("left out, a folder that may not be read", str(folder))
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+            why = error.strerror or type(error).__name__
+            report.add("left out, a folder that may not be read", f"{folder} ({why})")
             return []
 
     return patiently(listed)
 
 
 def kind_of(entry: os.DirEntry) -> str:
-    """What an entry is, or what its link leads to: folder, file or nothing."""
+    """What an entry is, or what its link leads to: folder, file, other (a pipe, a device), nothing
+    or closed, where we may not look."""
 
-    def linked() -> str:
+    def looked() -> str:
         try:
-            return "folder" if stat.S_ISDIR(os.stat(entry.path).st_mode) else "file"
+            if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False):
+                return "folder" if entry.is_dir() else "file"
+            mode = entry.stat().st_mode
+        except PermissionError:
+            return "closed"
         except OSError as error:
             if error.errno in NO_FILE:
                 return "nothing"
             raise
+        return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
-    if entry.is_symlink():
-        return patiently(linked)
-    return "folder" if entry.is_dir() else "file"
+    return patiently(looked)
 
 
 def left_alone(path: Path, kind: str) -> str:
@@ -118,9 +131,27 @@ def left_alone(path: Path, kind: str) -> str:
         return "left alone as hidden" * counts
     if kind == "nothing":
         return "left out, a link that leads nowhere"
+    if kind == "closed":
+        return "left out, what may not be read"
+    if kind == "other":
+        return "left out, no file but a pipe or device"
     if kind == "file" and suffix in CLAIMED_SUFFIXES:
         return "left out, of a kind that cannot be opened here (convert to PNG or JPEG)"
     return ""
+
+
+def in_threads(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item]
+) -> list[Result]:
+    """`function` of every item, in order. Where that ends early, as by Ctrl-C, no more is begun."""
+    begun = []
+    try:
+        for item in items:
+            begun.append(pool.submit(function, item))
+        return [future.result() for future in begun]
+    finally:
+        for future in begun:
+            future.cancel()
 
 
 def equal_bytes(paths: Sequence[Path], pool: Executor) -> dict[int, int]:
@@ -128,9 +159,12 @@ def equal_bytes(paths: Sequence[Path], pool: Executor) -> dict[int, int]:
     marks: list[tuple] = [() for _ in paths]
     alike = list(range(len(paths)))
     for mark_of in (size, beginning, digest):  # each reads more, of fewer files
-        found = pool.map(lambda row, mark_of=mark_of: patiently(lambda: mark_of(paths[row])), alike)
-        for row, mark in zip(alike, found, strict=True):
-            marks[row] += (mark,)
+
+        def mark(row: int, mark_of=mark_of) -> object:
+            return patiently(lambda: mark_of(paths[row]))
+
+        for row, found in zip(alike, in_threads(pool, mark, alike), strict=True):
+            marks[row] += (found,)
         many = Counter(marks[row] for row in alike)
         alike = [row for row in alike if many[marks[row]] > 1]
     first: dict[tuple, int] = {}
@@ -142,14 +176,14 @@ def size(path: Path) -> int:
 
 
 def beginning(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.sha256(file.read(BEGINNING)).digest()
 
 
 def digest(path: Path) -> bytes:
     """SHA-256 of the whole file."""
     sha = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while part := file.read(2**20):
             sha.update(part)
     return sha.digest()

@@ -2,20 +2,21 @@
 
 An image is a file, whatever it is called: other spellings of its path and links to it are the same
 image, and byte-equal copies go where the first of them goes. An image that is missing or damaged is
-left out and counted; one that cannot be *read* stops the run, which can then be resumed.
+left out and counted; one that cannot be *read* stops the run, which can then be resumed. So does
+another picture under the name of one that was there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path, PurePath
 
 import numpy as np
 
-from minicoca.data.files import EXAMPLES, Report, equal_bytes
+from minicoca.data.files import BEGINNING, EXAMPLES, Report, beginning, equal_bytes, in_threads
 from minicoca.data.layouts import read_captions
 from minicoca.data.pairs import Dataset, ZeroShot
 from minicoca.images import (
@@ -25,9 +26,11 @@ from minicoca.images import (
     ReadError,
     check,
     load_image,
+    name_of,
     patiently,
 )
 from minicoca.words import clean as clean  # what `read_captions` makes of a caption
+from minicoca.words import clip
 
 SAMPLE = 256  # images from which the mean and std of pixels are taken
 
@@ -39,6 +42,9 @@ class FolderPairs:
     captions and all, which depends on the files alone: take `captions` after `batch`. A file that
     cannot be read is not damaged, and never replaced. Images are kept once decoded if all of them
     fit into `cache_bytes`.
+
+    beginnings: the digest of each file's first bytes as the data set was opened. One that begins
+    otherwise when it is read, or holds other bytes when it is read again, is another picture.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class FolderPairs:
         side: int,
         *,
         copies: Mapping[int, int] | None = None,
+        beginnings: Mapping[int, bytes] | None = None,
         background: tuple[int, int, int] = WHITE,
         workers: int = 4,
         cache_bytes: int = 256 * 2**20,
@@ -59,6 +66,7 @@ class FolderPairs:
         self.same = np.arange(len(self.paths))  # the first row that shows the same image
         for row, first in (copies or {}).items():
             self.same[row] = first
+        self._beginnings, self._digests = dict(beginnings or {}), {}
         self._shown = np.arange(len(self.paths))
         self._side, self._background = side, background
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -74,11 +82,11 @@ class FolderPairs:
         """The images at `indices` [B] as a new uint8 array [B, side, side, 3].
 
         Raises ValueError if no image of the split can be decoded, ReadError if one that is needed
-        cannot be read.
+        cannot be read, or is another than it was.
         """
         wanted = range(len(self))
         rows = [wanted[int(index)] for index in indices]  # negative ones count from the end
-        images = dict(zip(rows, self._pool.map(self._image_or_error, rows), strict=True))
+        images = dict(zip(rows, in_threads(self._pool, self._image_or_error, rows), strict=True))
         for row, image in images.items():
             if isinstance(image, ImageError):
                 images[row] = self._replace(row, image)
@@ -93,12 +101,13 @@ class FolderPairs:
         return self.trouble.whole(most)
 
     def _image_or_error(self, row: int) -> np.ndarray | ImageError:
-        row = self._shown[row]
+        row = int(self._shown[row])
         if self._is_kept[row]:
             return self._kept[row]
+        how = {"background": self._background, "seen": self._is_the_same(row)}
 
         def load() -> np.ndarray:
-            return load_image(self.paths[row], self._side, background=self._background)
+            return load_image(self.paths[row], self._side, **how)
 
         try:
             image = patiently(load, (OSError, NoFileError))
@@ -110,6 +119,19 @@ class FolderPairs:
             self._kept[row] = image
             self._is_kept[row] = True
         return image
+
+    def _is_the_same(self, row: int) -> Callable[[bytes], None]:
+        def look(content: bytes) -> None:
+            begins = hashlib.sha256(content[:BEGINNING]).digest()
+            whole = hashlib.sha256(content).digest()
+            same = begins == self._beginnings.setdefault(row, begins)
+            if not same or whole != self._digests.setdefault(row, whole):
+                raise ReadError(
+                    f"{name_of(self.paths[row])} is another picture than when the data set was "
+                    "opened; put the first one back, or begin a new run"
+                )
+
+        return look
 
     def _replace(self, row: int, error: ImageError) -> np.ndarray:
         self.trouble.add("damaged images replaced by another", str(error))
@@ -155,7 +177,7 @@ def load(
     root = Path(image_root) if image_root else source if source.is_dir() else source.parent
     captions, places = one_file_once(written, root, report)
     with ThreadPoolExecutor(workers) as pool:
-        left_out = leave_out_unusable(captions, root, pool, report)
+        begins, left_out = leave_out_unusable(captions, root, pool, report, 2 * side)
         if not captions:
             raise ValueError(nothing_left(source, root, left_out, report))
         names = list(captions)
@@ -174,6 +196,7 @@ def load(
             [captions[names[row]] for row in rows],
             side,
             copies={place[row]: place[copies[row]] for row in rows if row in copies},
+            beginnings={place[row]: begins[names[row]] for row in rows},
             background=background,
             workers=workers,
         )
@@ -224,23 +247,27 @@ def real_path(path: Path) -> Path:
 
 
 def leave_out_unusable(
-    captions: dict[str, tuple[str, ...]], root: Path, pool: Executor, report: Report
-) -> list[ImageError]:
-    """Takes images that are missing or damaged out of `captions`; returns what is wrong."""
+    captions: dict[str, tuple[str, ...]], root: Path, pool: Executor, report: Report, at_least: int
+) -> tuple[dict[str, bytes], list[ImageError]]:
+    """Takes images that are missing or damaged out of `captions`, or take more than bounds.py
+    allows; returns how the others begin, and what is wrong."""
 
-    def error_of(name: str) -> ImageError | None:
+    def look(name: str) -> bytes | ImageError:
+        def begins() -> bytes:
+            check(root / name, at_least)
+            return beginning(root / name)
+
         try:
-            patiently(lambda: check(root / name))
+            return patiently(begins)
         except ImageError as error:
             return error
-        return None
 
-    found = zip(list(captions), pool.map(error_of, captions), strict=True)
-    errors = {name: error for name, error in found if error}
+    found = dict(zip(list(captions), in_threads(pool, look, captions), strict=True))
+    errors = {name: error for name, error in found.items() if isinstance(error, ImageError)}
     for name, error in errors.items():
         report.add("images left out", str(error))
-        del captions[name]
-    return list(errors.values())
+        del captions[name], found[name]
+    return found, list(errors.values())
 
 
 def nothing_left(source: Path, root: Path, errors: list[ImageError], report: Report) -> str:
@@ -248,8 +275,10 @@ def nothing_left(source: Path, root: Path, errors: list[ImageError], report: Rep
     missing = any(isinstance(error, NoFileError) for error in errors) and not source.is_dir()
     where = f"; paths begin in {root} (--image-root)" if missing else ""
     often = sorted(report.named.items(), key=lambda item: -len(item[1]))[:2]
-    lost = "; ".join(f"{len(them)} {reason}, as {them[0]}" for reason, them in often)
-    return f"{source}: no image with a caption can be used{where}" + (lost and f". {lost}")
+    lost = "; ".join(f"{len(them)} {reason}, as {clip(them[0], 120)}" for reason, them in often)
+    return f"{clip(str(source))}: no image with a caption can be used{where}" + (
+        lost and f". {lost}"
+    )
 
 
 def split_names(

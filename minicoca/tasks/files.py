@@ -1,12 +1,14 @@
 """Image files of the command line: find them, decode them batch by batch, skip what is broken."""
 
+import stat
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ..data.files import Report, images_below
-from ..images import ImageError, ReadError, load_image, patiently
+from ..images import ImageError, ReadError, load_image, patiently, status
+from ..words import clip
 
 BATCH = 64
 
@@ -14,20 +16,16 @@ BATCH = 64
 def find_images(paths, report=None):
     """Every image file among `paths`; folders are searched to the bottom, as training does.
 
-    What is left alone there goes to the `report`. Raises ValueError if a path is not there or
-    nothing is found.
+    What is left alone there goes to the `report`. Raises ValueError if a path is not there or may
+    not be looked at, or if nothing is found.
     """
     found, report = [], Report() if report is None else report
     for path in map(Path, paths):
-        if path.is_dir():
-            found += images_below(path, report)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise ValueError(f"{path}: there is no such file or folder")
+        is_folder = stat.S_ISDIR(patiently(lambda path=path: status(path), ReadError).st_mode)
+        found += images_below(path, report) if is_folder else [path]
     if not found:
         left = f"\n{report}" if report.named else ""
-        raise ValueError(f"no images in {', '.join(map(str, paths))}{left}")
+        raise ValueError(f"no images in {clip(', '.join(map(str, paths)), 150)}{left}")
     return found
 
 

@@ -3,7 +3,9 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-CELL, LABEL = 128, 30
+from ..images import load_image
+
+CELL, LABEL, EDGE = 128, 30, 4
 
 
 def nearest(query_vectors, vectors, k):
@@ -11,6 +13,11 @@ def nearest(query_vectors, vectors, k):
     similarity = query_vectors @ vectors.T
     order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     return order, np.take_along_axis(similarity, order, 1)
+
+
+def thumbnail(path):
+    """The whole of a file's picture as it stands on a contact sheet. Raises as `load_image`."""
+    return Image.fromarray(load_image(path, CELL - 2 * EDGE, crop="squash"))
 
 
 def contact_sheet(images, labels, columns=6):
@@ -21,7 +28,7 @@ def contact_sheet(images, labels, columns=6):
     draw = ImageDraw.Draw(sheet)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         x, y = i % columns * CELL, i // columns * (CELL + LABEL)
-        enlarged = image.resize((CELL - 8, CELL - 8), Image.Resampling.NEAREST)
-        sheet.paste(enlarged, (x + 4, y + 4))
-        draw.text((x + 4, y + CELL), label[:40], fill="black")
+        enlarged = image.resize((CELL - 2 * EDGE, CELL - 2 * EDGE), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (x + EDGE, y + EDGE))
+        draw.text((x + EDGE, y + CELL), label[:40], fill="black")
     return sheet
