@@ -20,13 +20,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 from PIL import __version__ as Pillow
 
 from minicoca.data.files import Report, files_below
-from minicoca.images import IMAGE_SUFFIXES, ImageError, name_of, open_file, open_image, read
+from minicoca.images import (
+    IMAGE_SUFFIXES,
+    ImageError,
+    failure,
+    name_of,
+    open_file,
+    open_image,
+    read,
+)
 from minicoca.words import clip
 
 FONT_SUFFIXES = (".ttf", ".ttc", ".otf", ".woff2", ".woff")
@@ -178,8 +187,13 @@ def contents(path: Path) -> bytes:
 
 def unpacked(source: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """`files_in` of a tarball. Raises ValueError for one that is damaged, or too large unpacked."""
+    with open_file(source) as file:
+        yield from members(file, source, wanted)
+
+
+def members(file: BinaryIO, source: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     try:
-        with open_file(source) as file, tarfile.open(fileobj=file) as archive:
+        with tarfile.open(fileobj=file) as archive:
             room = MOST_UNPACKED
             for member in archive:
                 room -= member.size
@@ -188,6 +202,8 @@ def unpacked(source: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, bytes
                 if member.isfile() and member.name.lower().endswith(wanted):
                     yield PurePath(member.name).name, read(archive.extractfile(member), member.name)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
+        if getattr(error, "errno", None):  # of the drive, not of the bytes
+            raise failure(name_of(source), error) from error
         why = clip(str(error)) or type(error).__name__
         raise ValueError(f"{name_of(source)} is no font, folder or tarball ({why})") from error
 
