@@ -211,6 +211,26 @@ def icon(file: BinaryIO) -> str:
     return too_much(f"{pixels:,} pixels of an icon", asked) if asked > MAX_MEMORY else ""
 
 
+def strips(file: BinaryIO) -> str:
+    """`excess` of a TIFF's list of strips or tiles, which Pillow makes as it opens it. Leaves the
+    file at its beginning."""
+    head = file.read(16)
+    order, big = {b"II": "<", b"MM": ">"}.get(head[:2]), b"+" in head[2:4]
+    if order and len(head) == 16 and (big or b"*" in head[2:4]):
+        place, kind, form = (8, "Q", "HHQ8x") if big else (4, "I", "HHI4x")
+        file.seek(struct.unpack_from(order + kind, head, place)[0])
+        count = file.read(8 if big else 2)
+        count = int.from_bytes(count, "little" if order == "<" else "big")
+        size = struct.calcsize(order + form)
+        entries = file.read(size * min(count, 2**16))
+        listed = struct.iter_unpack(order + form, entries[: len(entries) // size * size])
+        most = max((number for tag, _, number in listed if tag in (273, 324)), default=0)
+        if most * TILE > MAX_MEMORY:
+            return too_much(f"{most:,} strips of a TIFF", most * TILE)
+    file.seek(0)
+    return ""
+
+
 def bitmap(head: bytes) -> int:
     """Pixels that the header of a bitmap claims; 0 where it is none."""
     if len(head) < 12 or head[:4] == b"\x89PNG":

@@ -29,7 +29,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the data that CLIP was tra
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255)
 WAITS = (0.1, 0.5, 2.0)  # seconds after which reading is tried again
-STRIP = 2**20  # pixels that are converted at once
+STRIP = 2**17  # pixels that are converted at once
 RANGES = {"F": (1, 255, 65535), "I": (255, 65535)}  # of grey values that do not say theirs
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit is above ours
 
@@ -198,7 +198,7 @@ def open_image(file: BinaryIO, name: str, at_least: int | None = None) -> Image.
     try:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        refuse(bounds.icon(file), name)
+        refuse(bounds.icon(file) or bounds.strips(file), name)
         header = bounds.Header(file)
         image = Image.open(header, formats=FORMATS)
     except ImageError:
