@@ -244,7 +244,7 @@ def failure(name: str, error: Exception) -> ImageError | ReadError:
 def name_of(source: ImageFile) -> str:
     """For messages: of one line, and not too long."""
     is_path = isinstance(source, str | os.PathLike)
-    return clip(str(source if is_path else getattr(source, "name", source)), 160)
+    return clip(str(source if is_path else getattr(source, "name", source)), 120)
 
 
 def upright(image: Image.Image) -> Image.Image:

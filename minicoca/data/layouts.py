@@ -87,7 +87,7 @@ def opened(path: Path) -> TextIOWrapper:
 
 def brief(value: object) -> str:
     """A value for a message, however large it is."""
-    return clip(reprlib.repr(value))
+    return clip(reprlib.repr(value), 60)
 
 
 def clean_all(texts: object, where: str, report: Report) -> list[str]:
@@ -165,7 +165,7 @@ def pick(names: Sequence[str] | dict, wanted: Sequence[str], where: str, report:
     """The first wanted name that there is; others that would do are not read, which is said."""
     there = [name for name in wanted if name in names]
     if not there:
-        given = clip(", ".join(names)) if len(names) < 10 else f"{len(names):,} names"
+        given = clip(", ".join(names), 60) if len(names) < 10 else f"{len(names):,} names"
         wanted = ", ".join(wanted)
         raise ValueError(f"{where}: has {given or 'nothing'}, but one must be called {wanted}")
     if there[1:]:
@@ -238,12 +238,12 @@ def read_coco(where: str, images: list[dict], notes: list[dict]) -> Iterator[Rec
     for number, note in enumerate(notes, 1):
         key = id_of(note["image_id"])
         if key not in names:
-            raise ValueError(f"{where}, annotation {number}: no image has the id {clip(key)}")
+            raise ValueError(f"{where}, annotation {number}: no image has the id {clip(key, 60)}")
         described.add(key)
         yield names[key], note["caption"], f"{where}, annotation {number}"
     for key, name in names.items():
         if key not in described:
-            about = f"image id {clip(key)} ({clip(str(name))})"
+            about = f"image id {clip(key, 24)} ({clip(str(name), 32)})"
             yield name, None, f"{where}, {about}: no annotation"
 
 
