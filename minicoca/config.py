@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-import math
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,10 +10,17 @@ PAD, START, END, UNKNOWN = range(4)  # the token ids that stand for no text
 BUILT_IN = ("shapes", "emoji")  # data sets; any other is a person's own
 
 
-def _option(group, default, help, choices=None, low=None, high=math.inf):
+MOST_SIDE, MOST_LAYERS, MOST_STEPS = 4097, 1001, 10**9 + 1
+MOST_LETTERS = 4096  # of a setting that is text; as long as a path may be on Linux
+
+
+def _option(group, default, help, choices=None, low=None, high=None):
     """A field, shown in its group of `train --help`. Numbers are from `low` (1 for whole ones, else
-    0) to `high`, which is left out."""
-    low = low if low is not None else 1 if type(default) is int else 0
+    0) to `high` (a million and one for whole ones, else a million), which is left out: more than
+    anyone trains, and few enough that nothing overflows."""
+    whole = type(default) is int
+    low = low if low is not None else int(whole)
+    high = high if high is not None else 10**6 + whole
     metadata = {"group": group, "help": help, "choices": choices, "low": low, "high": high}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -29,10 +36,10 @@ class Config:
     preset: str = _run("tiny", "where the settings that are not given come from")
     init: str = _run("", "a finished run whose weights, tokenizer and settings to begin with")
     # The image encoder (paper section 3.2; Table 1).
-    image_size: int = _model(32, "side of the square input image, in pixels")
-    patch_size: int = _model(8, "side of a patch, in pixels")
+    image_size: int = _model(32, "side of the square input image, in pixels", high=MOST_SIDE)
+    patch_size: int = _model(8, "side of a patch, in pixels", high=MOST_SIDE)
     image_width: int = _model(64, "width of the image encoder")
-    image_layers: int = _model(3, "layers of the image encoder")
+    image_layers: int = _model(3, "layers of the image encoder", high=MOST_LAYERS)
     image_heads: int = _model(4, "attention heads of the image encoder")
     image_hidden: int = _model(256, "hidden width of the image encoder's MLPs")
     stem: str = _model(
@@ -54,8 +61,8 @@ class Config:
     text_width: int = _model(64, "width of both halves of the text decoder")
     text_heads: int = _model(4, "attention heads of the text decoder")
     text_hidden: int = _model(256, "hidden width of the text decoder's MLPs")
-    unimodal_layers: int = _model(1, "text-only layers")
-    multimodal_layers: int = _model(1, "layers that also read the image")
+    unimodal_layers: int = _model(1, "text-only layers", high=MOST_LAYERS)
+    multimodal_layers: int = _model(1, "layers that also read the image", high=MOST_LAYERS)
     multimodal_mlps: int = _model(1, "MLPs in a multimodal layer: 1 (paper), 2 (open_clip)", (1, 2))
     legacy_cls_mask: bool = _model(False, "open_clip's shifted CLS mask, for its weights only")
     gelu: str = _model("tanh", "which GELU", ("tanh", "exact"))
@@ -94,11 +101,11 @@ class Config:
         ("auto", "float32", "bfloat16"),
     )
     compile: bool = _run(False, "compile the training step with torch.compile")
-    steps: int = _optimiser(3100, "optimiser steps")
+    steps: int = _optimiser(3100, "optimiser steps", high=MOST_STEPS)
     batch_size: int = _optimiser(64, "pairs per step")
     accumulate: int = _optimiser(1, "micro-batches per step: less memory, the same gradient")
     learning_rate: float = _optimiser(3e-3, "peak learning rate")
-    warmup: int = _optimiser(100, "steps of linear warm-up", low=0)
+    warmup: int = _optimiser(100, "steps of linear warm-up", low=0, high=MOST_STEPS)
     schedule: str = _optimiser("cosine", "how the rate falls after warm-up", ("cosine", "linear"))
     final_rate: float = _optimiser(0.02, "last learning rate, as a part of the peak")
     weight_decay: float = _optimiser(0.05, "decoupled weight decay of matrices")
@@ -111,25 +118,16 @@ class Config:
     )
     freeze_image: bool = _optimiser(False, "keep the image encoder as it is (LiT: with --init)")
     seed: int = _run(0, "seed of weights, data and order", low=0, high=2**40)
-    evaluate_every: int = _run(1000, "steps between quick looks at validation data", low=0)
-    checkpoint_every: int = _run(600, "steps between checkpoints that --resume can use")
+    evaluate_every: int = _run(
+        1000, "steps between quick looks at validation data", low=0, high=MOST_STEPS
+    )
+    checkpoint_every: int = _run(
+        600, "steps between checkpoints that --resume can use", high=MOST_STEPS
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata["choices"]
-            kinds = (int, float) if type(field.default) is float else (type(field.default),)
-            if type(value) not in kinds:
-                raise ValueError(f"{field.name}={value!r} is not of type {kinds[-1].__name__}")
-            low, high = field.metadata["low"], field.metadata["high"]
-            if type(value) in (int, float) and not low <= value < high:
-                limit = f"at least {low}" + (f" and under {high}" if high < math.inf else "")
-                limit = "finite" if value == math.inf == high else limit
-                raise ValueError(f"{field.name}={value}; it must be {limit}")
-            if choices and value not in choices:
-                near = difflib.get_close_matches(str(value), map(str, choices), 1, 0)
-                raise ValueError(
-                    f"{field.name}={value!r} is not one of {choices}; did you mean {near[0]!r}?"
-                )
+            _check(field, getattr(self, field.name))
         _divides(self, "image_size", "patch_size")
         _divides(self, "image_width", "image_heads")
         _divides(self, "text_width", "text_heads")
@@ -150,7 +148,7 @@ class Config:
         pairs = [part.partition("=") for part in filter(None, self.emoji_source.split(","))]
         if any(not vendor or not path for vendor, _, path in pairs):
             raise ValueError(
-                f"emoji_source={self.emoji_source!r}: write vendor=PATH, joined by commas"
+                f"emoji_source={shown(self.emoji_source)}: write vendor=PATH, joined by commas"
             )
         return {vendor: path for vendor, _, path in pairs} or None
 
@@ -168,10 +166,65 @@ class Config:
         return dataclasses.asdict(self)
 
 
+def _check(field, value):
+    """Raise ValueError, naming the field, unless it may have this value."""
+    name, kind, choices = field.name, type(field.default), field.metadata["choices"]
+    if type(value) not in ((int, float) if kind is float else (kind,)):
+        raise ValueError(f"{name}={shown(value)} is not of type {kind.__name__}{_limit(field)}")
+    if kind in (int, float) and not field.metadata["low"] <= value < field.metadata["high"]:
+        raise ValueError(f"{name}={shown(value)}{_limit(field)}")
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value)[:40], map(str, choices), 1, 0)
+        raise ValueError(
+            f"{name}={shown(value)} is not one of {choices}; did you mean {near[0]!r}?"
+        )
+    if kind is str:
+        _check_text(name, value)
+    if kind is tuple:
+        _check_colours(name, value, *((1e-9, 1e3) if name == "pixel_std" else (-1e3, 1e3)))
+
+
+def _check_text(name, value):
+    if len(value) > MOST_LETTERS or "\0" in value:
+        limit = f"it must have at most {MOST_LETTERS:,} letters, and no NUL among them"
+        raise ValueError(f"{name}={shown(value)}; {limit}")
+    if name == "device" and not re.fullmatch(r"[a-z]{1,20}(:[0-9]{1,4})?", value):
+        raise ValueError(f"device={shown(value)} is no device; give auto, cpu, cuda or cuda:1")
+
+
+def _check_colours(name, value, low, high):
+    if len(value) != 3 or any(type(v) not in (int, float) for v in value):
+        raise ValueError(f"{name}={shown(value)} is not three numbers, of red, green and blue")
+    if not all(low <= v <= high for v in value):
+        raise ValueError(f"{name}={shown(value)}; each must be from {low:g} to {high:g}")
+
+
+def _limit(field):
+    """The range of a number in words; of anything else nothing."""
+    kind, low, high = type(field.default), field.metadata["low"], field.metadata["high"]
+    if kind not in (int, float) or field.metadata["choices"]:
+        return ""
+    most = f"at most {high - 1:,}" if kind is int else f"under {high:,}"
+    return f"; it must be at least {low:.0f} and {most}"
+
+
+def shown(value, most=60):
+    """A setting as a message shows it, in `most` letters or so, however long, deep or large."""
+    if isinstance(value, (tuple, list, dict)):
+        plain = len(value) < 5 and all(isinstance(v, (str, int, float)) for v in value)
+        if isinstance(value, dict) or not plain:
+            return f"({len(value):,} values)"
+        return f"({', '.join(shown(v, most // 4) for v in value)})"
+    if isinstance(value, int) and abs(value) >= 10**most:  # Python writes no number of 5,000 digits
+        return f"(a number of {value.bit_length():,} bits)"
+    text = repr(value[: most + 1] if isinstance(value, str) else value)
+    return text if len(text) <= most + 2 else f"{text[:most]}..."
+
+
 def _divides(config, whole, part):
     size, by = getattr(config, whole), getattr(config, part)
-    if by < 1 or size < 1 or size % by:
-        divisors = [d for d in range(1, max(size, 1) + 1) if size % d == 0]
+    if size % by:
+        divisors = (d for d in range(1, size + 1) if size % d == 0)
         nearest = min(divisors, key=lambda d: abs(d - by))
         raise ValueError(
             f"{whole}={size} is not a multiple of {part}={by}; nearest {part}: {nearest}"
@@ -302,8 +355,10 @@ PRESETS = {
 def preset(name, **overrides):
     """The named preset as a Config, with some fields replaced. Raises ValueError."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, 1, 0)[0]
-        raise ValueError(f"no preset {name!r}; did you mean {near!r}? (of {', '.join(PRESETS)})")
+        near = difflib.get_close_matches(str(name)[:40], PRESETS, 1, 0)[0]
+        raise ValueError(
+            f"no preset {shown(name)}; did you mean {near!r}? (of {', '.join(PRESETS)})"
+        )
     return from_dict({"preset": name, **PRESETS[name], **overrides})
 
 
@@ -318,6 +373,6 @@ def from_dict(fields):
     known = [field.name for field in dataclasses.fields(Config)]
     for name in fields:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0)[0]
-            raise ValueError(f"unknown setting {name!r}; did you mean {near!r}?")
+            near = difflib.get_close_matches(str(name)[:40], known, 1, 0)[0]
+            raise ValueError(f"unknown setting {shown(name)}; did you mean {near!r}?")
     return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
