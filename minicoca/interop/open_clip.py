@@ -108,12 +108,12 @@ _CLS, _POSITION = "text.cls_emb", "text.positional_embedding"
 
 def _shapes(config):
     """{their name: the shape it has}, for all that the config's model has there."""
-    ours, shapes = flatten(specs(config)), {}
+    ours, found = flatten(specs(config)), {}
     for name, third, our, (_, turn) in _mapping(config):
         like = turn(np.broadcast_to(np.float32(0), ours[our].shape))  # holds one number
-        shapes[name] = like.shape if third is None else (3 * len(like), *like.shape[1:])
+        found[name] = like.shape if third is None else (3 * len(like), *like.shape[1:])
     tokens, width = ours["text.position"].shape
-    return shapes | {_CLS: (width,), _POSITION: (tokens + 1, width)}
+    return found | {_CLS: (width,), _POSITION: (tokens + 1, width)}
 
 
 def _array(name, value, dtype):
@@ -128,10 +128,14 @@ def _array(name, value, dtype):
         array = np.asarray(value)
         if array.dtype.kind not in "fV":  # V: bfloat16 that another library gave NumPy
             raise TypeError(f"it holds {array.dtype}")
-        return array.astype(dtype)
+        with np.errstate(over="ignore"):  # which is not finite then
+            array = array.astype(dtype)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0][:120]
         raise ValueError(f"{name} is no array of floats ({reason})") from None
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds numbers that are not finite")
+    return array
 
 
 def _arrays(state_dict, config, dtype):
@@ -175,8 +179,7 @@ def to_open_clip(tree, config, dtype=np.float32):
     """
     mapping = _mapping(config)
     flat, parts = {n: _array(n, leaf, dtype) for n, leaf in flatten(tree).items()}, {}
-    have = {name: leaf.shape for name, leaf in flat.items()}
-    compare(have, shapes(specs(config)), "the weights")
+    compare(shapes(flat), shapes(specs(config)), "the weights")
     for name, _, ours, (_, turn) in mapping:  # thirds come in order
         parts.setdefault(name, []).append(turn(flat[ours]))
     theirs = {name: np.concatenate(p) if len(p) > 1 else p[0] for name, p in parts.items()}
