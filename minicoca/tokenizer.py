@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
 from .config import END, PAD, START, UNKNOWN
-from .files import write_atomically
+from .files import read_bytes, write_atomically
 from .words import clean
 
 MODEL_TYPES = ("word", "bpe", "unigram")
+MOST_LETTERS = 1900  # of a caption that is learned from: "unigram" takes their square where it
+# repeats itself, and no model holds a piece of over 8 kB
+MOST_BYTES = 2**27  # of a model; one of a million pieces has a fifth
 MARK = "\u2047"  # what `decode` writes for unknown
 # SentencePiece keeps these for itself (a space, an unknown, an end of text, the names of its ids):
 # inside it, code points that are no text stand for them.
@@ -37,16 +41,18 @@ class Tokenizer:
 
         Raises ValueError if it is none, or one whose special ids are not 0 to 3 as here.
         """
+        if len(model) > MOST_BYTES:
+            raise ValueError(f"{len(model):,} bytes are no tokenizer's; at most {MOST_BYTES:,} are")
+        pieces = self._pieces = sentencepiece.SentencePieceProcessor()
         try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise ValueError("this is no SentencePiece model") from error
-        pieces = self._pieces
+            pieces.LoadFromSerializedProto(model)
+        except (RuntimeError, ValueError, LookupError) as error:
+            raise ValueError("this is no SentencePiece model, or it is damaged") from error
         special = (pieces.pad_id(), pieces.bos_id(), pieces.eos_id(), pieces.unk_id())
         if special != (PAD, START, END, UNKNOWN):
             raise ValueError(f"pad, start, end and unknown are {special}, not 0, 1, 2, 3")
         # Of a run from before captions were kept as written, the mark brings spaces.
-        self._stands_in = pieces.decode([UNKNOWN]) == MARK
+        self._stands_in = _text(pieces.decode, [UNKNOWN]) == MARK
 
     @classmethod
     def train(
@@ -56,6 +62,7 @@ class Tokenizer:
         model_type: str = "word",
         fold: bool = False,
         coverage: float = 1.0,
+        say: Callable[[str], None] | None = None,
     ) -> Tokenizer:
         """Learn a vocabulary of at most `vocab_size` pieces, fewer if the text has no more to give.
 
@@ -63,12 +70,17 @@ class Tokenizer:
         Text is taken as `clean` leaves it, here and in `encode` alike; `fold` brings it to lower
         case and Unicode form NFKC too (SentencePiece's nfkc_cf), which `decode` cannot undo.
         `coverage` is the share of all characters that must have a piece; below 1 the rarest become
-        unknown. The same captions give the same vocabulary.
+        unknown. The same captions give the same vocabulary. It is learned from the first
+        MOST_LETTERS letters of a caption; `say` hears how many have more.
         Raises ValueError for an unknown type, no text, or too few pieces for the characters.
         """
         if model_type not in MODEL_TYPES:
             raise ValueError(f"no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}")
         model, captions = io.BytesIO(), [clean(text).translate(STAND_INS) for text in captions]
+        if say and (long := sum(len(text) > MOST_LETTERS for text in captions)):
+            limit = f"{long:,} captions have over {MOST_LETTERS:,} letters"
+            say(f"{limit}: the tokenizer learns from their beginnings")
+        captions = [_beginning(text) for text in captions]
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(captions),
@@ -77,7 +89,7 @@ class Tokenizer:
                 hard_vocab_limit=False,
                 model_type=model_type,
                 character_coverage=coverage,
-                max_sentence_length=2**20,  # bytes; a longer one would be left out unsaid
+                max_sentence_length=4 * MOST_LETTERS,  # bytes; longer ones would be left out
                 normalization_rule_name="nfkc_cf" if fold else "identity",
                 pad_id=PAD,
                 bos_id=START,
@@ -92,14 +104,19 @@ class Tokenizer:
             if coverage == 1 and captions and letters > vocab_size - 4:
                 reason = f"{letters} different characters do not fit in --vocabulary {vocab_size}"
             raise ValueError(f"cannot train a {model_type} tokenizer: {reason}") from error
-        return cls(model.getvalue())
+        try:
+            return cls(model.getvalue())
+        except ValueError as error:  # of "word", whose words are what stands between spaces
+            what = f"cannot train a {model_type} tokenizer: a word is too long"
+            raise ValueError(f"{what}; take --tokenizer unigram") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
         """Read what `save` wrote. Raises ValueError, naming the file, if it is no such thing."""
+        model = read_bytes(Path(path))
         try:
-            return cls(Path(path).read_bytes())
-        except (OSError, ValueError) as error:
+            return cls(model)
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def save(self, path: str | os.PathLike) -> None:
@@ -136,15 +153,16 @@ class Tokenizer:
     @property
     def folds(self) -> bool:
         """Whether case and compatibility letters are folded away before the text is split."""
-        return self._pieces.normalize("A").endswith("a")
+        return _text(self._pieces.normalize, "A").endswith("a")
 
     def normalise(self, text: str) -> str:
         """The text as the model sees it: as written, in single spaces, or folded if it folds."""
-        return self._plain(self._pieces.normalize(self._prepared(text)).replace("\u2581", " "))
+        read = _text(self._pieces.normalize, self._prepared(text))
+        return self._plain(read.replace("\u2581", " "))
 
     def unseen(self, text: str) -> list[str]:
         """What in a text has no piece, each once: words, or letters for "bpe" and "unigram"."""
-        pieces = self._pieces.encode_as_pieces(self._prepared(text))
+        pieces = _text(self._pieces.encode_as_pieces, self._prepared(text))
         ids = self._split([text])[0]
         unknown = (piece for piece, id in zip(pieces, ids, strict=True) if id == UNKNOWN)
         parts = " ".join(unknown).replace("\u2581", " ")
@@ -172,7 +190,7 @@ class Tokenizer:
                 raise ValueError(f"id {token} is outside the vocabulary of {self.vocab_size}")
             if token not in (PAD, START):
                 kept.append(token)
-        return self._plain(self._pieces.decode(kept))
+        return self._plain(_text(self._pieces.decode, kept))
 
     def _prepared(self, text: str) -> str:
         return clean(text).translate(STAND_INS if self._stands_in else {})
@@ -184,3 +202,20 @@ class Tokenizer:
         if isinstance(captions, str):
             raise TypeError("captions is a sequence of strings, not a string")
         return self._pieces.encode(list(map(self._prepared, captions)))
+
+
+def _text(function: Callable, argument: object) -> Any:
+    """What SentencePiece gives for an argument, where it is text."""
+    try:
+        return function(argument)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            "the tokenizer's file is damaged: it makes bytes that are no text"
+        ) from error
+
+
+def _beginning(text: str) -> str:
+    """The first words of a text, those of MOST_LETTERS letters at most."""
+    if len(text) <= MOST_LETTERS:
+        return text
+    return text[: MOST_LETTERS + 1].rpartition(" ")[0] or text[:MOST_LETTERS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from functools import lru_cache
@@ -15,6 +16,7 @@ SYMBOLS = frozenset("#%&*@/\\§¶†‡‰‱＃％＆＊＠／＼")  # punctuat
 JOINED_MARKS = frozenset("ำຳ")  # vowels that Unicode counts as letters, never without one
 INSIDE = "'-\u2010\u2011·׳״"  # of a word, between two letters
 
+MOST_MARKS = 256
 NO_TEXT = re.compile("[\ud800-\udfff\ufdd0-\ufdef]")
 
 # A word in the kinds of its characters: _kind says what a letter of these stands for.
@@ -41,9 +43,26 @@ def clean(text: str) -> str:
     pairs and the 32 code points that Unicode keeps for programs' own use are no text, and dropped.
     """
     text = NO_TEXT.sub("", text)
-    text = unicodedata.normalize("NFC", text)
+    text = composed(text)
     text = " ".join(text.split())
     return text if any(map(_is_seen, text)) else ""
+
+
+def composed(text: str) -> str:
+    """Unicode NFC. Runs of MOST_MARKS combining marks or more, which no script has, are left as
+    they are: the time to sort one is the square of its length."""
+    if text.isascii() or len(text) < MOST_MARKS:
+        return unicodedata.normalize("NFC", text)
+    ends = [end for run in _marks().finditer(text) for end in run.span()]
+    parts = [text[i:j] for i, j in itertools.pairwise([0, *ends, len(text)])]
+    parts[::2] = [unicodedata.normalize("NFC", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+@lru_cache(maxsize=1)
+def _marks() -> re.Pattern:
+    marks = filter(unicodedata.combining, map(chr, range(0x300, 0x1F000)))
+    return re.compile(f"[{''.join(marks)}]{{{MOST_MARKS},}}")
 
 
 def words_of(text: str) -> list[str]:
@@ -56,7 +75,7 @@ def words_of(text: str) -> list[str]:
     Of English this is what sacrebleu's 13a tokens are in lower case without the punctuation; the
     tokens of COCO's evaluation are the same but for "dog 's" and "is n't", its two words.
     """
-    text = unicodedata.normalize("NFC", text).lower().translate({0x2019: "'", 0xFF07: "'"})
+    text = composed(text).lower().translate({0x2019: "'", 0xFF07: "'"})
     kinds = "".join(map(_kind, text))
     return [text[found.start() : found.end()] for found in WORD.finditer(kinds)]
 
