@@ -6,34 +6,62 @@ import sys
 import threading
 from contextlib import contextmanager
 
-from .commands import COMMANDS, build_parser
-from .commands.flags import Usage
-from .commands.results import flush
-from .training.loop import Stopped
+INTERRUPTED = "minicoca: interrupted"
 
 
 def main(argv=None):
     """Run a command; returns the exit code: 0, 1 for a failure, 2 for a wrong command line."""
-    arguments = build_parser().parse_args(argv)
+    try:
+        with ctrl_c_ends():
+            from . import commands  # NumPy and torch with them: most of a second
+        return _run(commands, argv)
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 1
+
+
+def _run(commands, argv):
+    from .commands.flags import Usage, said
+    from .commands.results import flush
+    from .training.loop import Stopped
+
+    arguments = commands.build_parser().parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # a file's name may be no text at all
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with kill_interrupts():
-            COMMANDS[arguments.command].run(arguments)
+            commands.COMMANDS[arguments.command].run(arguments)
             flush()
     except BrokenPipeError:  # whoever read our output has seen enough
-        return 1
-    except KeyboardInterrupt:
-        print("minicoca: interrupted", file=sys.stderr)
         return 1
     except (ValueError, Stopped, OSError, ImportError, RuntimeError, MemoryError) as error:
         if os.environ.get("MINICOCA_TRACEBACK"):
             raise
-        print(f"minicoca: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(f"minicoca: {said(error)}", file=sys.stderr)
         return 2 if isinstance(error, Usage) else 1
     finally:
-        drop_output()
+        drop_output(flush)
     return 0
+
+
+@contextmanager
+def ctrl_c_ends():
+    """Ctrl-C ends the process at once while there is nothing yet to lose: an exception out of the
+    middle of an import becomes whatever the library makes of it."""
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def end(number, frame):
+        os.write(2, f"{INTERRUPTED}\n".encode())
+        os._exit(1)
+
+    if ours:
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
@@ -53,7 +81,7 @@ def kill_interrupts():
             signal.signal(kind, signal.SIG_DFL)
 
 
-def drop_output():
+def drop_output(flush):
     """What could not be written to standard output is not to be tried again as Python ends."""
     try:
         flush()

@@ -7,6 +7,7 @@ from .flags import Usage
 from .results import check_output
 
 HELP = "time a training step, or the kernels"
+MOST = 10**6
 OPS = ("attention", "attention_pool", "info_nce", "caption_loss")
 
 
@@ -29,8 +30,9 @@ def run(arguments):
     from .. import bench
 
     for flag in ("repeats", "batch_size"):
-        if getattr(arguments, flag) < 1:
-            raise Usage(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}: at least 1")
+        if not 1 <= getattr(arguments, flag) <= MOST:
+            limit = f"at least 1 and at most {MOST:,}"
+            raise Usage(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}: {limit}")
     if arguments.json:
         check_output("--json", arguments.json)
     if arguments.what == "kernels":

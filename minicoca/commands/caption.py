@@ -1,12 +1,12 @@
 """`minicoca caption`: a caption for each image."""
 
-from .flags import Usage
+from .flags import Usage, check_text
 from .model import add_flags as add_model_flags
 from .model import add_images, images_of, open_model
 from .results import Results
 
 HELP = "write a caption for each image"
-MOST_BEAMS = 64
+MOST_BEAMS, MOST_TOP_K, MOST_SEED = 64, 10**6, 2**64 - 1
 
 
 def add_flags(parser):
@@ -25,6 +25,7 @@ def run(arguments):
     from ..tasks.files import decoded
 
     how = decoding(arguments)
+    check_text("--prompt", arguments.prompt)
     paths = images_of(arguments.images)
     model, tokenizer = open_model(arguments)
     width = max(len(str(path)) for path in paths)
@@ -57,6 +58,7 @@ def decoding(arguments):
     how = {"top_k": a.top_k or 0, "top_p": 1.0 if a.top_p is None else a.top_p, "seed": a.seed or 0}
     if not 0 < how["top_p"] <= 1:
         raise Usage(f"--top-p {a.top_p} is not over 0 and at most 1")
-    if how["top_k"] < 0 or how["seed"] < 0:
-        raise Usage("--top-k and --seed cannot be negative")
+    for name, most in (("top_k", MOST_TOP_K), ("seed", MOST_SEED)):
+        if not 0 <= how[name] <= most:
+            raise Usage(f"--{name.replace('_', '-')} {how[name]} is not from 0 to {most:,}")
     return how | {"temperature": a.temperature}

@@ -3,7 +3,8 @@
 import io
 from pathlib import Path
 
-from .flags import Usage
+from ..files import read_bytes
+from .flags import Usage, check_text
 from .model import add_flags as add_model_flags
 from .model import add_images, images_of, open_model, tell_unread
 from .results import Results
@@ -27,6 +28,8 @@ def run(arguments):
     from ..tasks.zero_shot import check_labels, fill_templates, probabilities, scorer
 
     labels = arguments.labels or read_labels(arguments.labels_file)
+    check_text("--labels", *labels)
+    check_text("--template", *(arguments.template or ()))
     try:
         prompts = fill_templates(labels, arguments.template or ["{}"])
     except ValueError as error:
@@ -72,13 +75,15 @@ def how_sure(row):
 
 
 def read_labels(path):
-    """The lines of a file. Raises ValueError, naming it, where it cannot be read as text."""
+    """The lines of a file. Raises ValueError, naming it, where it cannot be read: Usage where what
+    it holds is no text."""
     from ..images import open_file, read
 
     with open_file(path) as file:
         content = read(file, path)
     try:
-        lines = io.StringIO(content.decode("utf-8-sig"), newline=None).read().split("\n")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it") from error
+        raise Usage(f"{path} is not UTF-8 (byte {error.start}); convert it") from error
+    lines = io.StringIO(text, newline=None).read().split("\n")
     return lines[:-1] if len(lines) > 1 and not lines[-1] else lines

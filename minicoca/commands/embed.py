@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import write_output
-from .flags import Usage
+from .flags import Usage, check_text
 from .model import add_flags as add_model_flags
 from .model import images_of, open_model, tell_unread
 from .results import Results, check_output
@@ -33,6 +33,8 @@ def run(arguments):
     if arguments.out.suffix != ".npz":
         raise Usage(f"--out {arguments.out}: the name must end in .npz")
     check_output("--out", arguments.out)
+    if arguments.text:
+        check_text("a sentence", *arguments.inputs)
     inputs = arguments.inputs if arguments.text else images_of(arguments.inputs)
     model, tokenizer = open_model(arguments)
     with Results(arguments, len(inputs), line) as results:

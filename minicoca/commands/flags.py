@@ -3,13 +3,42 @@
 import argparse
 import dataclasses
 import difflib
+import re
 import sys
 
 from .. import config
 
+MOST, MOST_LINES = 290, 40  # letters of a line of a message, and lines
+HALF = re.compile("[\ud800-\udfff]")
+
 
 class Usage(ValueError):
     """A wrong command line, though every flag in it exists."""
+
+
+def check_text(what, *texts):
+    """Raise Usage for bytes that are no UTF-8: Python keeps them as halves of surrogate pairs,
+    which the name of a file may hold and a text may not."""
+    for text in texts:
+        if found := HALF.search(text):
+            near = text[max(0, found.start() - 20) : found.start() + 20]
+            raise Usage(f"{what} is not UTF-8 (letter {found.start() + 1} of {near!r}); convert it")
+
+
+def clipped(message):
+    """A message of at most MOST letters a line; of a longer one the beginning, and the end, where
+    the advice stands."""
+    half, lines = MOST // 2 - 10, str(message).split("\n")
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"... and {len(lines) - MOST_LINES} lines more"]
+    return "\n".join(x if len(x) <= MOST else f"{x[:half]} ... {x[-half:]}" for x in lines)
+
+
+def said(error):
+    """What to say of an exception; never nothing."""
+    if isinstance(error, MemoryError):
+        return clipped(f"there is not enough memory ({str(error) or 'none is left'})")
+    return clipped(str(error).strip() or f"it failed, without saying why ({type(error).__name__})")
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,9 +48,9 @@ class Parser(argparse.ArgumentParser):
         words = message.partition("unrecognized arguments: ")[2].split()
         wrong = next((word for word in words if word.startswith("--")), None)
         if wrong:
-            near = difflib.get_close_matches(wrong.split("=")[0], self.known_flags(), 1, 0.5)
+            near = difflib.get_close_matches(wrong.split("=")[0][:40], self.known_flags(), 1, 0.5)
             message += f"; did you mean {near[0]}?" if near else ""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {clipped(message)} (see {self.prog} --help)\n")
 
     def parse_args(self, argv=None):
         self.argv = sys.argv[1:] if argv is None else argv

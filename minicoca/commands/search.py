@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .flags import Usage
+from .flags import Usage, check_text
 from .model import add_flags as add_model_flags
 from .model import images_of, open_model, tell_unread
 from .results import Results, check_picture, save_picture
@@ -61,14 +61,17 @@ def by_image(arguments):
 
     named = Path(arguments.query).suffix.lower() in IMAGE_SUFFIXES
     if arguments.text:
-        return False
-    try:
-        there = stat.S_ISREG(status(arguments.query).st_mode)
-        why = f"{arguments.query}: no file, but a folder, pipe or device"
-    except ImageError as error:
-        there, why = False, error
-    if not there and (arguments.image or named):
-        raise Usage(f"{why}; a sentence needs --text")
+        there = False
+    else:
+        try:
+            there = stat.S_ISREG(status(arguments.query).st_mode)
+            why = f"{arguments.query}: no file, but a folder, pipe or device"
+        except ImageError as error:
+            there, why = False, error
+        if not there and (arguments.image or named):
+            raise Usage(f"{why}; a sentence needs --text")
+    if not there:
+        check_text("the query", arguments.query)
     return there
 
 
