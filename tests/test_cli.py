@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from minicoca import __main__ as cli
+from minicoca.commands import build_parser
 from minicoca.commands.flags import from_flags
 from minicoca.data import shapes
 from minicoca.tasks import captioning, files
@@ -342,7 +343,7 @@ def test_own_data_has_settings_of_its_own_unless_a_preset_is_named():
     from minicoca import config
 
     def settings(*flags):
-        return from_flags(cli.build_parser().parse_args(["train", *flags]))
+        return from_flags(build_parser().parse_args(["train", *flags]))
 
     own = settings("--data", "x.csv")
     assert (own.tokenizer, own.vocabulary, own.text_length) == ("unigram", 8000, 64)

@@ -18,7 +18,7 @@ from PIL import Image
 from runs import untrained
 
 from minicoca import __main__ as cli
-from minicoca.commands import results
+from minicoca.commands import build_parser, results
 from minicoca.tasks import files
 
 COUNT, BATCH = 7, 2
@@ -333,5 +333,5 @@ def test_the_newest_of_several_runs_is_taken(order):
             os.utime(folder / "model.safetensors", (1e9 - age, 1e9 - age))
         (Path("several/runs/d")).mkdir(exist_ok=True)  # not finished
         patch.chdir("several")
-        arguments = cli.build_parser().parse_args(["caption", "x.png"])
+        arguments = build_parser().parse_args(["caption", "x.png"])
         assert model.open_model(arguments) == "abc"[order.index(0)]

@@ -15,6 +15,7 @@ from runs import few_shapes, load, short, silent, stop_after, untrained  # noqa:
 
 from minicoca import __main__ as cli
 from minicoca import params
+from minicoca.commands import build_parser
 from minicoca.commands import train as train_command
 from minicoca.config import preset
 from minicoca.data import shapes
@@ -32,7 +33,7 @@ ODD = 'it\'s a "run" $HOME'
 def advised(message):
     """The flags of the command that ends a message, as a shell would hand them over."""
     command = message[message.index("minicoca train ") :]
-    return cli.build_parser().parse_args(shlex.split(command)[1:])
+    return build_parser().parse_args(shlex.split(command)[1:])
 
 
 @given(NAMES)
@@ -50,7 +51,7 @@ def test_advice_can_be_copied_whatever_a_folder_is_called(tmp_path, name):
                 load_model(folder)
             begin = ["train"] + ([f"--run={folder}"])
             with pytest.raises(ValueError) as taken:
-                train_command.run(cli.build_parser().parse_args(begin))
+                train_command.run(build_parser().parse_args(begin))
             for message in (*messages, str(unfinished.value), str(taken.value)):
                 assert advised(message).resume.samefile(folder), message
 
@@ -94,7 +95,7 @@ def test_pixels_stay_what_the_weights_know(tmp_path, monkeypatch):
     params.save(tmp_path / "first" / "model.safetensors", params.initialise(first), first)
     monkeypatch.setattr(training_run, "finish", lambda *given: {})
     flags = ["train", "--init", str(tmp_path / "first"), "--steps", "1", "--run", "x"]
-    from_flags = train_command._settings(cli.build_parser().parse_args(flags))
+    from_flags = train_command._settings(build_parser().parse_args(flags))
     from_python = short(steps=1, init=str(tmp_path / "first"), vocabulary=first.vocabulary)
     for name, config in (("flags", from_flags), ("python", from_python)):
         silent(config, tmp_path / name)
@@ -196,14 +197,14 @@ def test_every_path_of_a_run_is_whole(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / cwd)
         untrained(Path("first"))
         flags = ["train", "--data", "emoji", "--emoji-source", "noto=x,twemoji=/y"]
-        emoji = train_command._settings(cli.build_parser().parse_args(flags))
+        emoji = train_command._settings(build_parser().parse_args(flags))
         x = f"{tmp_path / cwd}/x" if whole else "x"
         assert emoji.emoji_sources == {"noto": x, "twemoji": "/y"} and emoji.data == "emoji"
         flags = ["train", "--data", "l.csv", "--image-root", "p", "--init", "first"]
-        own = train_command._settings(cli.build_parser().parse_args(flags))
+        own = train_command._settings(build_parser().parse_args(flags))
         for name, path in (("data", "l.csv"), ("image_root", "p"), ("init", "first")):
             assert getattr(own, name) == str(tmp_path / cwd / path)
-    assert train_command._settings(cli.build_parser().parse_args(["train"])) == preset("tiny")
+    assert train_command._settings(build_parser().parse_args(["train"])) == preset("tiny")
 
 
 def test_a_log_grows_by_whole_lines(tmp_path):

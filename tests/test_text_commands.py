@@ -133,7 +133,7 @@ def test_labels_of_a_file(here, run, capsys):
     for content, code, message in (
         (b"Hund\n\nKatze", 2, "label 2, '', is empty"),
         (b"", 2, "label 1, '', is empty"),
-        ("Café".encode("latin-1"), 1, "l.txt is not UTF-8 (byte 3)"),
+        ("Café".encode("latin-1"), 2, "l.txt is not UTF-8 (byte 3)"),
     ):
         (run / "l.txt").write_bytes(content)
         got, _, err = call(capsys, "classify", "0.png", "--run", "run", "--labels-file", "l.txt")
