@@ -28,7 +28,8 @@ def check_text(what, *texts):
 def clipped(message):
     """A message of at most MOST letters a line; of a longer one the beginning, and the end, where
     the advice stands."""
-    half, lines = MOST // 2 - 10, str(message).split("\n")
+    text = str(message).encode(errors="backslashreplace").decode()  # names that are no text
+    half, lines = MOST // 2 - 10, text.split("\n")
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"... and {len(lines) - MOST_LINES} lines more"]
     return "\n".join(x if len(x) <= MOST else f"{x[:half]} ... {x[-half:]}" for x in lines)

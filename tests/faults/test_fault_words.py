@@ -1,0 +1,154 @@
+"""Hostile settings, tokenizers, texts and command lines: a right result, or one line in words."""
+
+import os
+import resource
+import signal
+
+import pytest
+from faulty import forked
+from hostile_words import config_bytes, model_bytes, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+
+from minicoca import __main__ as cli
+from minicoca.config import from_dict
+from minicoca.tokenizer import Tokenizer
+from minicoca.training.checkpoint import CONFIG, read_config
+from minicoca.words import clean, words_of
+
+pytestmark = pytest.mark.slow
+MANY = int(os.environ.get("MINICOCA_FUZZ", "1"))  # times as many drawn inputs: 60 for an hour
+BYTES = "a \udcff b"  # as Python holds what is no UTF-8 in a command line
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=80)
+
+
+def in_a_line(function, *names):
+    """What a function gives, or the one short line of its ValueError, which holds the names."""
+    try:
+        return function()
+    except ValueError as error:
+        text = str(error)
+        assert 5 < len(text) < 300 and "\n" not in text, text
+        assert type(error) is not UnicodeDecodeError and all(name in text for name in names), text
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_hostile_settings_are_told_so_in_a_line(part):
+    for seed in range(100 * part, 100 * part + 100):
+        in_a_line(lambda seed=seed: from_dict(settings(seed)))
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_a_hostile_config_names_its_file(part, tmp_path):
+    for seed in range(100 * part, 100 * part + 100):
+        (tmp_path / CONFIG).write_bytes(config_bytes(seed))
+        in_a_line(lambda: read_config(tmp_path), CONFIG)
+
+
+def use(path):
+    """All that is done with a tokenizer."""
+    tokenizer = in_a_line(lambda: Tokenizer.load(path), path.name)
+    if tokenizer:
+        for text in ("a red circle", "Ａ ﬁ é 语", "", "\ud800"):
+            for ask in (tokenizer.unseen, tokenizer.normalise, tokenizer.count):
+                in_a_line(lambda ask=ask, text=text: ask(text))
+            ids = in_a_line(lambda text=text: tokenizer.encode([text], 9))
+            in_a_line(lambda ids=ids: tokenizer.decode(ids[0]))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_hostile_tokenizer_ends_in_words_and_never_the_process(part, tmp_path):
+    path = tmp_path / "tokenizer.model"
+
+    def trials():
+        signal.alarm(120)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for seed in range(100 * part, 100 * part + 100):
+            path.write_bytes(model_bytes(seed))
+            use(path)
+
+    assert forked(trials) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["caption", "x.png", "--prompt", BYTES],
+        ["classify", "x.png", "--labels", "a", BYTES],
+        ["classify", "x.png", "--labels", "a", "--template", BYTES + "{}"],
+        ["classify", "x.png", "--labels-file", "labels"],
+        ["search", ".", BYTES],
+        ["search", ".", BYTES, "--text"],
+        ["embed", BYTES, "--text", "--out", "v.npz"],
+    ],
+)
+def test_bytes_that_are_no_text_are_refused_in_words(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels").write_bytes(b"a\n\xff\n")
+    assert cli.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert "is not UTF-8" in err and len(err) < 300 and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("long", ["x" * 10**5, "\udcff" * 5000, "9" * 5000])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["LONG"], ["train", "--LONG"], ["train", "--steps", "LONG"], ["train", "--data", "LONG"],
+        ["train", "--device", "LONG"], ["caption", "LONG"], ["caption", ".", "--run", "LONG"],
+        ["info", "--run", "LONG"], ["bench", "step", "--repeats", "LONG"], ["data", "LONG"],
+        ["classify", ".", "--labels", "a", "--template", "LONG"], ["search", "LONG", "a"],
+    ],
+)  # fmt: skip
+def test_no_message_is_longer_than_some_letters(arguments, long, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main([word.replace("LONG", long) for word in arguments])
+    except SystemExit as end:
+        code = end.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code in (1, 2) and all(5 < len(line) < 400 for line in lines) and len(lines) < 4
+
+
+@hypothesis(max_examples=3000 * MANY, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(from_dict({}).to_dict())) | TEXTS, JSON, max_size=3))
+def test_drawn_settings(fields):
+    made = in_a_line(lambda: from_dict(fields))
+    assert made is None or from_dict(made.to_dict()) == made
+
+
+@hypothesis(max_examples=3000 * MANY, deadline=None)
+@given(TEXTS)
+def test_drawn_texts(text):
+    cleaned = clean(text)
+    assert (
+        clean(cleaned) == cleaned
+        and cleaned.encode()
+        and isinstance(words_of(text), list)
+        or (not cleaned)
+    )
+
+
+@hypothesis(max_examples=3000 * MANY, deadline=None)
+@given(st.binary(max_size=200))
+def test_drawn_tokenizers(data):
+    in_a_line(lambda: Tokenizer(data))
+
+
+def test_endless_captions_cost_only_themselves():
+    """A million words in "unigram", whose time was the square of a caption that repeats itself."""
+    heard = []
+    words = " ".join(f"w{i % 500}" for i in range(500_000))
+    made = Tokenizer.train(["a red circle", words], 100, "unigram", say=heard.append)
+    assert heard == [
+        "1 captions have over 1,900 letters: the tokenizer learns from their beginnings"
+    ]
+    assert made.encode([words], 12).shape == (1, 12)
+    marks = "a" + "\u0301\u0316" * 10**6
+    assert clean(f"e\u0301 {marks}").startswith("\u00e9 a")
