@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import params
+from .. import memory, params
 from ..config import from_dict
 from ..files import MARK, Damaged, digest, make_folder, read_bytes, read_json, write_json
 from ..tokenizer import Tokenizer
@@ -94,8 +94,8 @@ def read_own(folder):
 
 def _identity(found, path):
     known = {field.name for field in fields(Identity)}
-    given = {name: value for name, value in found.items() if name in known} if found else {}
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in given.values()):
+    given = {n: found[n] for n in known & found.keys()} if isinstance(found, dict) else None
+    if given is None or not all(isinstance(value, str) for value in given.values()):
         raise ValueError(f"{path} does not say which run it is of")
     return Identity(**given)
 
@@ -268,6 +268,7 @@ def load_model(folder, backend="auto", device="auto", say=None):
     config = replace(read_config(folder), backend=backend, device=device)
     if backend == "numpy" and device not in ("auto", "cpu"):
         raise ValueError(f"device needs --backend torch; here it is cpu, not {device}")
+    memory.check(config)
     weights, tokenizer = read_weights(folder, config, say)
     if backend == "numpy":
         from ..reference.generate import CoCa

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import data, params
+from .. import data, memory, params
 from ..evaluate import evaluate, nearest_truth, written
 from ..files import make_folder, unfinished, write_atomically, write_json
 from ..report import make_picture, table
@@ -173,13 +173,14 @@ def make_trainer(tree, config):
 def start(config, folder, say, tokenizer=None):
     """Make the tokenizer, unless there is one, and the first weights: (trainer, tokenizer, dataset,
     config)."""
+    memory.check(config, training=True, known=False)
     weights = None
     if config.init:
         weights, tokenizer = read_weights(config.init, config, say)
     dataset = data.load(config)
     texts = all_captions(dataset)
     tokenizer = tokenizer or Tokenizer.train(
-        texts, config.vocabulary, config.tokenizer, config.fold
+        texts, config.vocabulary, config.tokenizer, config.fold, say=say
     )
     if config.fold and not tokenizer.folds:
         raise ValueError("--fold: the run that --init names keeps captions as written")
@@ -203,6 +204,7 @@ def start(config, folder, say, tokenizer=None):
         earlier = read_config(config.init)
         mean, std = earlier.pixel_mean, earlier.pixel_std
     config = replace(config, pixel_mean=mean, pixel_std=std)
+    memory.check(config, training=True)
     weights = weights or params.initialise(config, config.seed)
     trainer = make_trainer(weights, config)
     tokenizer.save(folder / TOKENIZER)
@@ -213,6 +215,7 @@ def resume(folder, say, **changes):
     """Take a run up where its last checkpoint left it: as `start`, and its Identity and what the
     checkpoint says of itself."""
     before, of = read_own(folder)
+    memory.check(before, training=True)
     tree, done = read_checkpoint(folder, before)
     belongs(done, of, folder / CHECKPOINT, folder)
     config = replace(before, **changes)
