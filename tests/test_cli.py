@@ -113,7 +113,8 @@ def test_words_that_the_model_never_saw_are_named(run, capsys, monkeypatch):
     assert "'zebras'" in call(capsys, "search", "pictures", "zebras")[2]
     assert "'zebras'" in call(capsys, "caption", "pictures", "--prompt", "zebras")[2]
     assert "'zebras'" in call(capsys, "embed", "--text", "zebras", "--out", "z.npz")[2]
-    assert call(capsys, "search", "pictures", "a star")[2] == ""
+    newest = "minicoca: the newest run, runs/shapes (--run names another)\n"
+    assert call(capsys, "search", "pictures", "a star")[2] == newest
 
 
 def test_a_file_whose_name_is_no_text(run, tmp_path, capsys, monkeypatch):
@@ -206,7 +207,7 @@ load = shapes.load
         (["train", "--image-heads", "5"], 2, "nearest image_heads: 4"),
         (["train", "--backend", "numpy", "--ema", "0.9"], 1, "ema needs --backend torch"),
         (["train", "--data", "nothing.csv"], 1, "nothing.csv"),
-        (["train", "--resume", "nothing"], 1, "not a run folder"),
+        (["train", "--resume", "nothing"], 1, "nothing: there is no such folder"),
         (["caption", "nothing.png"], 1, "nothing.png: no such file"),
         (["caption", "pictures", "--run", "nothing"], 1, "not a run folder"),
         (["caption", "pictures", "--beams", "2", "--temperature", "1"], 2, "exclude each other"),
@@ -353,7 +354,7 @@ def test_own_data_has_settings_of_its_own_unless_a_preset_is_named():
 
 
 def test_every_flag_of_every_command_says_what_it_is():
-    parser = cli.build_parser()
+    parser = build_parser()
     (inside,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     for name, command in inside.choices.items():
         silent = [a.dest for a in command._actions if not a.help]

@@ -22,7 +22,7 @@ from minicoca.config import DATA_FIELDS
 from minicoca.engine import generate as engine_generate
 from minicoca.engine import ops
 from minicoca.reference import generate as reference_generate
-from minicoca.training.checkpoint import read_config
+from minicoca.training.checkpoint import read_own
 
 MODEL = [
     ("--run", ["--run", "HERE/first"], ["--run", "HERE/second"], "model"),
@@ -276,7 +276,8 @@ def test_classify_divides_by_the_temperature_that_was_learned(sigma, here, tmp_p
     run = shutil.copytree(here / "first", tmp_path / "run")
     tree, _ = params.load(run / "model.safetensors")
     tree["log_temperature"] = np.log(np.float32(sigma))
-    params.save(run / "model.safetensors", tree, read_config(run))
+    config, of = read_own(run)
+    params.save(run / "model.safetensors", tree, config, **of.as_dict())
     labels = ["a", "the"]
     printed = call(here, "classify", "HERE/red", "--labels", *labels, "--run", str(run), "--json")
     for row in json.loads(printed)["results"]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minicoca import images
+from minicoca import bounds, images
 from minicoca.images import ImageError, decode, load_image, to_bytes
 
 
@@ -220,7 +220,7 @@ def test_large_jpeg_is_decoded_small_and_looks_the_same(random):
 
 
 def test_a_picture_of_the_most_pixels_is_read_and_one_more_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 6)
+    monkeypatch.setattr(bounds, "MAX_PIXELS", 6)
     for width, height, good in ((2, 3, True), (6, 1, True), (7, 1, False)):
         path = tmp_path / f"{width}x{height}.png"
         Image.new("RGB", (width, height)).save(path)

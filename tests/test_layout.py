@@ -22,9 +22,11 @@ OURS = {
         "minicoca.images", "minicoca.metrics", "minicoca.words",
     },
     "config.py": set(),
-    "params.py": {"numpy", "safetensors"},
+    "files.py": set(),
+    "params.py": {"numpy", "safetensors", "minicoca.files"},
+    "memory.py": {"torch", "minicoca.config", "minicoca.params"},
     "tokenizer.py": {
-        "numpy", "sentencepiece", "minicoca.config", "minicoca.params", "minicoca.words",
+        "numpy", "sentencepiece", "minicoca.config", "minicoca.files", "minicoca.words",
     },
     "bounds.py": {"PIL"},
     "images.py": {"numpy", "PIL", "minicoca.bounds", "minicoca.words"},
@@ -37,7 +39,8 @@ OURS = {
     "training": {
         "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data", "minicoca.images",
         "minicoca.tokenizer", "minicoca.words", "minicoca.evaluate", "minicoca.report",
-        "minicoca.engine", "minicoca.reference", "minicoca.training",
+        "minicoca.engine", "minicoca.files", "minicoca.memory", "minicoca.reference",
+        "minicoca.training",
     },
 }  # fmt: skip
 

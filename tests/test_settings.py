@@ -11,7 +11,7 @@ import pytest
 from runs import TRAINERS
 from settings_trace import STAGES, TINY, places, same, small_data, trace
 
-from minicoca import data
+from minicoca import data, params
 from minicoca.config import DATA_FIELDS, PRESETS, Config, from_dict, preset
 from minicoca.engine import ops
 from minicoca.engine import train as engine_train
@@ -130,7 +130,10 @@ def config_of(here, backend, name, value, others):
     given = {**TINY, **others, name: value, "backend": backend}
     if name in DATA_FIELDS:  # they come with the weights of another run, or from the data
         begun = shutil.copytree(here / "first", here / f"{name}{value}", dirs_exist_ok=True)
-        save_config(dataclasses.replace(read_config(begun), **{name: value}), begun)
+        changed = dataclasses.replace(read_config(begun), **{name: value})
+        save_config(changed, begun)
+        weights = begun / "model.safetensors"
+        params.save(weights, params.load(weights)[0], changed)
         given |= {"init": str(begun), "vocabulary": 30}
     return preset("tiny", **{k: placed(v, here) for k, v in given.items()})
 

@@ -3,7 +3,6 @@
 import io
 from pathlib import Path
 
-from ..files import read_bytes
 from .flags import Usage, check_text
 from .model import add_flags as add_model_flags
 from .model import add_images, images_of, open_model, tell_unread
