@@ -24,6 +24,7 @@ CHECKPOINT, WEIGHTS, RESULTS = "resume.safetensors", "model.safetensors", "resul
 LEFT_OUT = "left_out.txt"
 FILES = (CONFIG, TOKENIZER, LOG, CHECKPOINT, WEIGHTS, RESULTS, LEFT_OUT)
 MOST_SECONDS = 1e10
+UNREACHED = {"pooler.contrast.attention.key.bias"}  # one query: its softmax cancels it
 # What may change when a run is taken up; all else is what its weights are.
 CHANGEABLE = ("learning_rate", "clip_norm", "device", "precision", "compile", "steps", "data")
 FREE = (*CHANGEABLE, "image_root", "warmup", "backend", "evaluate_every", "checkpoint_every")
@@ -240,9 +241,9 @@ def _number(metadata, name, kind, most, path):
 def _idle(shapes, whole, step, config):
     """The moments that an earlier version left out while they were nothing: those of a run that had
     not begun, and of what its losses do not reach."""
-    if step and config.contrastive_weight and config.caption_weight:
-        return []
     names = {name.partition(".")[2] for name in whole if name.startswith("step.")}
+    if step and config.contrastive_weight and config.caption_weight:
+        names &= UNREACHED
     own = ([f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq", "step")] for name in names)
     return [key for keys in own if not any(key in shapes for key in keys) for key in keys]
 
