@@ -306,6 +306,14 @@ def _read_all(path):
     return flat
 
 
+def demand_finite(finite, what):
+    """Raise ValueError unless what a model gives is finite: NaN must not pass for an answer."""
+    if not finite:
+        raise ValueError(
+            f"the model's {what} are not finite numbers: its weights are too large, or damaged"
+        )
+
+
 def shapes(tree):
     """{name: shape} of a tree of arrays or Specs."""
     return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}

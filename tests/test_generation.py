@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import configs, model_and_batch, seeds, small_config
 
-from minicoca.config import END, PAD, START, UNKNOWN
+from minicoca.config import END, PAD, START, UNKNOWN, preset
+from minicoca.engine import generate as engine
 from minicoca.params import flatten, initialise, tree_map, unflatten
+from minicoca.reference import generate as reference
 
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 IMAGE = np.zeros((1, 6, 6, 3))
@@ -378,3 +380,21 @@ def check_cached(config, seed):
 def test_cached_generation_equals_uncached(config, seed):
     """The engine caches, the reference does not; greedy, sampled and beam agree token for token."""
     check_cached(config, seed)
+
+
+@pytest.mark.parametrize("kind", [engine.CoCa, reference.CoCa], ids=["engine", "reference"])
+@pytest.mark.parametrize("what", ["images", "texts", "captions", "beams"])
+def test_what_is_not_finite_is_no_answer(kind, what):
+    """Finite weights that are far too large: NaN is an error in words, never a caption."""
+    config = preset("tiny", image_size=16, image_layers=1)
+    tree = tree_map(lambda p: np.full_like(p, 3e38), initialise(config))
+    model = kind(tree, config)
+    images = np.full((2, 16, 16, 3), 9, np.uint8)
+    ask = {
+        "images": lambda: model.embed_images(images),
+        "texts": lambda: model.embed_texts(np.array([[1, 5, 2]])),
+        "captions": lambda: model.generate(images),
+        "beams": lambda: model.generate(images, beams=2),
+    }[what]
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="are not finite numbers"):
+        ask()

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from ..config import END, PAD, START, UNKNOWN
-from ..params import stream, tree_map
+from ..params import demand_finite, stream, tree_map
 from .attention import mlp_layer
 from .model import encode_image, encode_text
 from .ops import attention, embedding, layer_norm, linear, pick_device, use
@@ -70,7 +70,9 @@ class Cache:
         logits_BV = linear(n_BD, params["decoder"]["head"])
         logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
         logits_BV[:, [PAD, START, UNKNOWN]] = -torch.inf
-        return torch.log_softmax(logits_BV, -1)
+        log_p_BV = torch.log_softmax(logits_BV, -1)
+        demand_finite(log_p_BV[:, END].isfinite().all(), "probabilities")
+        return log_p_BV
 
 
 def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
@@ -195,13 +197,17 @@ class CoCa:
     @torch.inference_mode()
     def embed_images(self, images):
         """uint8 [B, I, I, 3] -> unit vectors [B, E]."""
-        return encode_image(self.params, self.config, self._normalised(images))[0].cpu().numpy()
+        vectors_BE = encode_image(self.params, self.config, self._normalised(images))[0]
+        demand_finite(vectors_BE.isfinite().all(), "image vectors")
+        return vectors_BE.cpu().numpy()
 
     @torch.inference_mode()
     def embed_texts(self, tokens):
         """Ids [B, T] -> unit vectors [B, E]."""
         tokens = torch.as_tensor(tokens, device=self.device)
-        return encode_text(self.params, self.config, tokens)[0].cpu().numpy()
+        vectors_BE = encode_text(self.params, self.config, tokens)[0]
+        demand_finite(vectors_BE.isfinite().all(), "text vectors")
+        return vectors_BE.cpu().numpy()
 
     def generate(self, images, prompt=(START,), beams=0, **sampling):
         """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""

@@ -8,7 +8,7 @@ caption does not depend on the other images of its batch.
 import numpy as np
 
 from ..config import END, PAD, START, UNKNOWN
-from ..params import stream
+from ..params import demand_finite, stream
 from .model import encode_image, encode_text
 from .ops import linear, log_softmax
 from .text import multimodal_decoder
@@ -23,7 +23,9 @@ def next_log_probabilities(params, config, memory_BSM, tokens_BT):
     n_BTD, _ = multimodal_decoder(x_BTD, memory_BSM, params["decoder"], config)
     logits_BV, _ = linear(n_BTD[:, -1], params["decoder"]["head"])
     logits_BV[:, [PAD, START, UNKNOWN]] = -np.inf
-    return log_softmax(logits_BV)[0]
+    log_p_BV, _ = log_softmax(logits_BV)
+    demand_finite(np.isfinite(log_p_BV[:, END]).all(), "probabilities")
+    return log_p_BV
 
 
 def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
@@ -120,11 +122,15 @@ class CoCa:
 
     def embed_images(self, images):
         """uint8 [B, I, I, 3] -> unit vectors [B, E]."""
-        return encode_image(self.params, self.config, normalise(images, self.config))[0]
+        vectors_BE = encode_image(self.params, self.config, normalise(images, self.config))[0]
+        demand_finite(np.isfinite(vectors_BE).all(), "image vectors")
+        return vectors_BE
 
     def embed_texts(self, tokens):
         """Ids [B, T] -> unit vectors [B, E]."""
-        return encode_text(self.params, self.config, tokens)[0]
+        vectors_BE = encode_text(self.params, self.config, tokens)[0]
+        demand_finite(np.isfinite(vectors_BE).all(), "text vectors")
+        return vectors_BE
 
     def generate(self, images, prompt=(START,), beams=0, **sampling):
         """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""
