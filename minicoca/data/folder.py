@@ -324,5 +324,11 @@ def place_of(name: str, seed: int) -> float:
 def pixel_statistics(split: FolderPairs) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std per channel of pixels in 0..1, over up to SAMPLE images spread evenly."""
     rows = np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(np.int64))
-    pixels = split.batch(rows).reshape(-1, 3) / 255
-    return tuple(pixels.mean(0).tolist()), tuple(np.maximum(pixels.std(0), 1 / 255).tolist())
+    counts = np.zeros((3, 256), np.int64)  # of each value of each channel
+    for some in np.split(rows, range(16, len(rows), 16)):  # all, as floats, can be gigabytes
+        pixels = split.batch(some).reshape(-1, 3)
+        counts += [np.bincount(channel, minlength=256) for channel in pixels.T]
+    share, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = share @ values
+    std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
+    return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
