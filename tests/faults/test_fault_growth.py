@@ -86,10 +86,8 @@ def train(place, times):
 
 def log(place, times):
     path = place / f"{times}.jsonl"
-    path.unlink(missing_ok=True)
-    written = Log(path, 0)
-    for step in range(LINES * times):
-        written.write({"step": step, "loss": 0.5})
+    lines = (json.dumps({"step": step, "loss": 0.5}) + "\n" for step in range(LINES * times))
+    path.write_text("".join(lines))
     assert len(Log.read(path)) == LINES * times
 
 
@@ -185,4 +183,4 @@ def test_four_times_as_much_takes_no_more_for_each(name, place, most_open, monke
     assert opened[4] <= opened[1] + 2, opened
     assert memory[4] <= memory[1] * 1.1 + 3 * items * kept, memory
     assert made[4] <= made[1] * 1.1, made
-    assert took[4] <= took[1] * 2 + 0.001, took
+    assert took[4] <= took[1] * 1.8 + 0.001, took
