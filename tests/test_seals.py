@@ -1,0 +1,76 @@
+"""Nothing that a file of a run says can be changed without its seal, and rights are kept."""
+
+import os
+import stat
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from minicoca import files, params
+from minicoca.config import preset
+from minicoca.files import Damaged, write_atomically
+
+CONFIG = preset("tiny")
+CHANGES = {
+    "a step": lambda flat, said: said.update(step="2"),
+    "a config": lambda flat, said: said.update(config=said["config"].replace("tiny", "base")),
+    "more": lambda flat, said: said.update(more="1"),
+    "less": lambda flat, said: said.pop("step"),
+    "names": lambda flat, said: flat.update(a=flat["b"], b=flat["a"]),
+    "a shape": lambda flat, said: flat.update(a=flat["a"].reshape(3, 2)),
+    "a type": lambda flat, said: flat.update({"c.step": flat["c.step"].view(np.float64)}),
+    "the last number": lambda flat, said: flat["c.step"].__iadd__(1),
+    "a tensor more": lambda flat, said: flat.update(d=np.zeros(0, np.float32)),
+    "the form": lambda flat, said: said.update(minicoca="1"),
+    "no seal": lambda flat, said: said.pop("sha256"),
+    "no form": lambda flat, said: said.pop("minicoca"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_no_part_of_a_sealed_file_can_be_another(tmp_path, what):
+    flat = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.ones((2, 3), np.float32),
+        "c.step": np.array(3),
+    }
+    params.save(tmp_path / "w", params.unflatten(flat), CONFIG, step=3)
+    tree, said = params.load(tmp_path / "w")
+    assert all(np.array_equal(x, flat[name]) for name, x in params.flatten(tree).items())
+    CHANGES[what](flat, said)
+    save_file(flat, tmp_path / "w", metadata=said)
+    with pytest.raises(Damaged, match=f"{tmp_path}/w"):
+        params.load(tmp_path / "w")
+
+
+def test_what_a_newer_version_wrote_is_not_called_damaged(tmp_path):
+    path, form = tmp_path / "a.json", files.FORM
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "FORM", form + 1)
+        files.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match=f"a.json was written by a newer .* form {form}") as told:
+        files.read_json(path)
+    assert not isinstance(told.value, Damaged)
+
+
+def rights(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask, new", [(0o077, 0o600), (0o002, 0o664), (0o022, 0o644)])
+def test_the_umask_is_heard_and_rights_outlast_it(tmp_path, umask, new):
+    path, before = tmp_path / "a", os.umask(umask)
+    try:
+        write_atomically(path, b"1")
+        assert rights(path) == new
+        path.chmod(0o640)
+        if os.getuid() == 0:
+            os.chown(path, -1, 12)
+        write_atomically(path, b"2")
+        files.append(tmp_path / "log", b"3")
+    finally:
+        os.umask(before)
+    assert rights(path) == 0o640 and path.read_bytes() == b"2"
+    assert os.getuid() or path.stat().st_gid == 12
+    assert rights(tmp_path / "log") == new
