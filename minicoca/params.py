@@ -247,6 +247,8 @@ def load(path, check=None):
         for name, (_, kind) in forms.items():
             if kind not in TYPES:
                 raise ValueError(f"{path}: {name} is of type {kind}, not of {', '.join(TYPES)}")
+            if kind == "I64" and name.split(".")[-1] != "step":
+                raise ValueError(f"{path}: {name} holds whole numbers, of type {kind}")
         wide = "BF16" in {kind for _, kind in forms.values()}
         flat = _read_all(path) if wide else {name: file.get_tensor(name) for name in names}
     check_seal(metadata, lambda: _seal(flat, metadata), path)

@@ -5,11 +5,13 @@ import stat
 
 import numpy as np
 import pytest
+from runs import untrained
 from safetensors.numpy import save_file
 
 from minicoca import files, params
 from minicoca.config import preset
 from minicoca.files import Damaged, write_atomically
+from minicoca.training.checkpoint import WEIGHTS, read_config, read_weights
 
 CONFIG = preset("tiny")
 CHANGES = {
@@ -52,6 +54,15 @@ def test_what_a_newer_version_wrote_is_not_called_damaged(tmp_path):
     with pytest.raises(ValueError, match=f"a.json was written by a newer .* form {form}") as told:
         files.read_json(path)
     assert not isinstance(told.value, Damaged)
+
+
+def test_weights_that_are_whole_numbers_are_refused(tmp_path):
+    config = untrained(tmp_path)
+    flat = params.flatten(params.initialise(config))
+    flat["text.cls"] = np.ones(config.text_width, np.int64)
+    save_file(flat, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=f"{WEIGHTS}: text.cls holds whole numbers"):
+        read_weights(tmp_path, read_config(tmp_path))
 
 
 def rights(path):
