@@ -11,7 +11,9 @@ from safetensors.numpy import save_file
 from minicoca import files, params
 from minicoca.config import preset
 from minicoca.files import Damaged, write_atomically
+from minicoca.training import owner
 from minicoca.training.checkpoint import WEIGHTS, read_config, read_weights
+from minicoca.training.owner import LostError, owned
 
 CONFIG = preset("tiny")
 CHANGES = {
@@ -63,6 +65,21 @@ def test_weights_that_are_whole_numbers_are_refused(tmp_path):
     save_file(flat, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=f"{WEIGHTS}: text.cls holds whole numbers"):
         read_weights(tmp_path, read_config(tmp_path))
+
+
+@pytest.mark.parametrize("another", [True, False])
+def test_a_lock_that_was_removed_is_noticed(tmp_path, another):
+    """Also where another process has locked the folder since."""
+    with owned(tmp_path) as still_ours:
+        still_ours()
+        (tmp_path / owner.LOCK).unlink()
+        if another:
+            with owned(tmp_path) as theirs, pytest.raises(LostError, match="the lock in it"):
+                theirs()
+                still_ours()
+        else:
+            with pytest.raises(LostError, match="the lock in it"):
+                still_ours()
 
 
 def rights(path):

@@ -37,11 +37,12 @@ def owned(folder):
 
         def check():
             with suppress(OSError):
-                if os.path.samestat(os.stat(folder), first) and os.path.exists(path):
+                ours = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+                if ours and os.path.samestat(os.stat(folder), first):
                     return
             raise LostError(
-                f"{folder} was removed or replaced while its run was being trained; what it had "
-                "learned since then is lost"
+                f"{folder}, or the {LOCK} in it, was removed or replaced while its run was being "
+                "trained; what it had learned since then is lost"
             )
 
         yield check
