@@ -14,6 +14,7 @@ from minicoca.files import Damaged, write_atomically
 from minicoca.training import owner
 from minicoca.training.checkpoint import WEIGHTS, read_config, read_weights
 from minicoca.training.owner import LostError, owned
+from minicoca.training.run import train
 
 CONFIG = preset("tiny")
 CHANGES = {
@@ -65,6 +66,14 @@ def test_weights_that_are_whole_numbers_are_refused(tmp_path):
     save_file(flat, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=f"{WEIGHTS}: text.cls holds whole numbers"):
         read_weights(tmp_path, read_config(tmp_path))
+
+
+def test_a_finished_run_is_not_trained_anew_for_want_of_a_checkpoint(tmp_path):
+    untrained(tmp_path)
+    before = (tmp_path / WEIGHTS).read_bytes()
+    with pytest.raises(ValueError, match=f"{tmp_path} has no resume.safetensors to go on from"):
+        train(None, tmp_path, taking_up=True, say=print)
+    assert (tmp_path / WEIGHTS).read_bytes() == before
 
 
 @pytest.mark.parametrize("another", [True, False])

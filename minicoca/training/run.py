@@ -83,6 +83,11 @@ def _train(config, folder, taking_up, changes, command, say, still_ours):
     else:
         tokenizer = None
         if taking_up:
+            if (folder / WEIGHTS).exists():  # of a run that came to its end
+                raise ValueError(
+                    f"{folder} has no {CHECKPOINT} to go on from; it holds what it learned, "
+                    f"{WEIGHTS}: begin another run with: {to_run('train', '--init', folder)}"
+                )
             say(f"{folder} came to no checkpoint; its training begins anew")
             config, of = read_own(folder)
             config, tokenizer = replace(config, **changes), read_tokenizer(folder, config, of)
