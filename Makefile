@@ -6,7 +6,7 @@ INSTALLED = $(VENV)/installed
 EMOJI_INSTALLED = $(VENV)/installed-emoji
 SLOW = $(VENV)-slow
 
-.PHONY: train test test-slow mutants lint train-emoji kernel-report clean
+.PHONY: train test test-slow faults mutants lint train-emoji kernel-report clean
 
 train: $(INSTALLED)  ## train on drawn shapes: two minutes on two cores
 	$(BIN)/python -m minicoca train
@@ -16,6 +16,9 @@ test: $(INSTALLED)  ## on all cores; the tests take one thread each
 
 test-slow: $(SLOW)/installed data/emoji/fetched  ## full size, real drawings, open_clip beside us
 	$(SLOW)/bin/python -m pytest -n auto --dist worksteal -m "slow or extras" --no-skips
+
+faults: $(INSTALLED)  ## kills, full disks, lost power, damaged and hostile files: what was tried
+	$(BIN)/python -m pytest tests/faults -m slow -n auto --dist worksteal
 
 mutants: $(INSTALLED)  ## 200 random slips against the tests that run them: hours, resumable
 	$(BIN)/python tests/mutants.py

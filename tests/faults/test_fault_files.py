@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import few_shapes, short, silent  # noqa: F401
 from safetensors.numpy import load_file, save_file
+from trials import trial
 
 from minicoca import params
 from minicoca.params import flatten
@@ -89,6 +90,7 @@ def test_one_flipped_bit_is_never_another_result(runs, tmp_path, backend, name):
     good, content = everything(folder), (folder / name).read_bytes()
     ends = [*range(8), *range(len(content) - 8, len(content))]
     for place in [*ends, *(draw.randrange(len(content)) for _ in range(FLIPS))]:
+        trial("flipped bits in a run's files")
         damaged = bytearray(content)
         damaged[place] ^= 1 << draw.randrange(8)
         (folder / name).write_bytes(damaged)
@@ -107,6 +109,7 @@ def test_cut_empty_doubled_and_lost_files_are_told(runs, tmp_path, name):
     good, content = everything(folder), (folder / name).read_bytes()
     lines = len(content.splitlines()) if name == "metrics.jsonl" else 0
     for damaged in (b"", content[:-1], content[: len(content) // 2], content * 2, None, b"\0" * 99):
+        trial("files cut, empty, doubled, lost, of another run or made up")
         (folder / name).unlink(missing_ok=True)
         if damaged is not None:
             (folder / name).write_bytes(damaged)
@@ -122,6 +125,7 @@ def test_files_of_another_run_are_refused(runs, tmp_path, name):
     folder = tmp_path / "run"
     shutil.copytree(runs / "torch 0", folder)
     shutil.copy(runs / "torch 1" / name, folder / name)
+    trial("files cut, empty, doubled, lost, of another run or made up")
     with pytest.raises(ValueError, match=f"{folder}.*(is of another|two runs|not the tokenizer)"):
         everything(folder)
 
@@ -191,6 +195,7 @@ def test_nothing_in_a_checkpoint_is_used_unchecked(runs, tmp_path, what):
     folder = tmp_path / "run"
     shutil.copytree(runs / "torch 0", folder)
     unsealed(folder / CHECKPOINT, HOSTILE[what])
+    trial("files cut, empty, doubled, lost, of another run or made up")
     with pytest.raises(ValueError, match=f"{folder}/{CHECKPOINT}") as caught:
         resume(folder, print)
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
@@ -232,6 +237,7 @@ def test_weights_of_other_tools_and_types_are_taken_with_a_word(runs, tmp_path, 
 @given(data=st.data())
 def test_any_bytes_in_any_file_end_in_a_line(runs, tmp_path_factory, data):
     """Parts of a file put together anew, and bytes of any kind among them."""
+    trial("fuzzed inputs")
     folder = tmp_path_factory.mktemp("any") / "run"
     shutil.copytree(runs / "torch 0", folder)
     good = everything(folder)

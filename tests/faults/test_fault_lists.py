@@ -7,6 +7,7 @@ import pytest
 from hostile_use import one_line, used
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trials import trial
 
 from minicoca.data.files import Report
 from minicoca.data.layouts import read_captions
@@ -30,6 +31,7 @@ def test_each_is_right_or_named(tmp_path):
         (tmp_path / name).write_bytes(content)
         cases.append((tmp_path / name, right))
     assert len(cases) >= 200
+    trial("hostile lists", len(cases))
     found = used(look, cases)
     assert len(found) == len(cases), f"died of {cases[len(found)][0]}"
     wrong = []
@@ -77,6 +79,7 @@ def place(tmp_path_factory):
 
 
 def is_read_or_named(path):
+    trial("fuzzed inputs")
     try:
         found = read_captions(path, Report())
     except ValueError as error:

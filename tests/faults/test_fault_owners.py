@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from faulty import STEPS, forked, go_on, quick, same, whole_run
 from runs import few_shapes, metrics, short, silent, stop_after  # noqa: F401
+from trials import trial
 
 from minicoca import __main__ as cli
 from minicoca.engine import train as engine_train
@@ -47,8 +48,8 @@ def test_two_runs_into_one_folder_are_one_run(tmp_path, monkeypatch):
     """Begun at once, one is refused in words, and the other is whole."""
     quick(monkeypatch)
     whole_run(tmp_path / "whole")
-    for trial in range(4):
-        folder, children = tmp_path / str(trial), []
+    for place in range(4):
+        folder, children = tmp_path / str(place), []
         for _ in range(3):
             child = os.fork()
             if not child:
@@ -63,6 +64,7 @@ def test_two_runs_into_one_folder_are_one_run(tmp_path, monkeypatch):
             children.append(child)
         codes = sorted(os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children)
         assert codes == [0, 2, 2]
+        trial("processes at once in one folder", 3)
         assert same(tmp_path / "whole", folder)
 
 
@@ -116,6 +118,7 @@ def test_a_folder_that_is_gone_is_an_error(tmp_path, monkeypatch, change, place)
     with pytest.raises((LostError, OSError, Stopped, ValueError), match="run"):
         silent(short(**STEPS), folder)
     assert done
+    trial("folders removed or replaced in the middle")
 
 
 def stages(monkeypatch):
@@ -156,6 +159,7 @@ def test_a_signal_at_any_stage_is_one_line_and_nothing_is_lost(
             capfd.readouterr()
             code = forked_main(["train", *flags, "--run", str(run)])
         assert code == 1, stage
+        trial("signals at a stage of a run")
         if not (run / WEIGHTS).exists() and not (run / "resume.safetensors").exists():
             assert cli.main(["train", *flags, "--run", str(run)]) == 0, stage
         else:

@@ -10,6 +10,7 @@ import pytest
 from hostile_use import one_line, used
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trials import trial
 
 from minicoca import bounds, images
 from minicoca.images import ImageError, check, load_image
@@ -39,6 +40,7 @@ def look(case):
 
 def test_each_is_right_or_named_within_bounds(corpus):
     assert len(corpus) >= 300
+    trial("hostile pictures", len(corpus))
     found = used(look, corpus)
     assert len(found) == len(corpus), f"died of {corpus[len(found)][0]}"
     wrong = []
@@ -81,6 +83,7 @@ WHOLE = list(hostile.samples().values())
     st.booleans(),
 )
 def test_any_bytes_are_a_picture_or_an_image_error(whole, changes, cut, end):
+    trial("fuzzed inputs")
     content = bytearray(whole[:cut] if end else whole)
     for place, other in changes:
         content[place : place + len(other)] = other
@@ -96,6 +99,7 @@ def test_any_bytes_are_a_picture_or_an_image_error(whole, changes, cut, end):
 @given(st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0\x08\0\0\0", b"\xff\xd8\xff"]),
        st.binary(max_size=300))  # fmt: skip
 def test_anything_after_a_right_beginning(beginning, rest):
+    trial("fuzzed inputs")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ImageError):

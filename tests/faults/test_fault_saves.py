@@ -17,6 +17,7 @@ from faulty import (
     whole_run,
 )
 from runs import few_shapes, short, silent  # noqa: F401
+from trials import trial
 
 from minicoca.training.loop import Stopped
 
@@ -41,6 +42,7 @@ def test_a_kill_at_any_call_loses_nothing(whole, tmp_path):
                 silent(short(**STEPS), folder)
 
         assert forked(die) == -9, number
+        trial("kills at a system call of a save")
         go_on(folder, short(**STEPS))
         assert same(done, folder) and names(folder) == names(done), number
 
@@ -52,6 +54,7 @@ def test_a_call_that_is_refused_loses_nothing(whole, tmp_path, kind, once):
     between = 1 if kind == "full" and once else 4 if kind == "full" else 9
     for number in range(1, calls + 1, between):
         folder = tmp_path / f"{kind} {number}"
+        trial("system calls of a save refused: no space, I/O error, read-only")
         try:
             with watched(folder, fails_from(number, ERRORS[kind], once)):
                 silent(short(**STEPS), folder)
@@ -70,6 +73,7 @@ def test_a_loss_of_power_at_any_call_loses_nothing(whole, tmp_path):
     assert len(disk.states) > 20
     for number, state in enumerate(disk.states):
         folder = tmp_path / f"power {number}"
+        trial("losses of power in a save")
         lay_out(state, folder)
         go_on(folder, short(**STEPS))
         assert same(done, folder), (number, sorted(state))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from trials import trial
 
 from minicoca import memory
 from minicoca.config import preset
@@ -33,6 +34,7 @@ def test_ctrl_c_at_any_moment_of_the_start_is_one_line(seed):
     assert process.stdout.read(4) == b"here"
     time.sleep(random.Random(seed).uniform(0.02, 0.6))
     process.send_signal(signal.SIGINT)
+    trial("signals at a stage of a run")
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) in ((1, b"minicoca: interrupted\n"), (0, b"")), err
 

@@ -12,6 +12,7 @@ from hostile_words import VALUES, config_bytes, model_bytes, settings
 from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
+from trials import trial
 
 from minicoca import __main__ as cli
 from minicoca.config import Config, from_dict
@@ -53,12 +54,14 @@ def in_a_line(function, *names):
 
 @pytest.mark.parametrize("part", range(5))
 def test_hostile_settings_are_told_so_in_a_line(part):
+    trial("hostile settings, configs and tokenizers", 100)
     for seed in range(100 * part, 100 * part + 100):
         in_a_line(lambda seed=seed: from_dict(settings(seed)))
 
 
 @pytest.mark.parametrize("part", range(5))
 def test_a_hostile_config_names_its_file(part, tmp_path):
+    trial("hostile settings, configs and tokenizers", 100)
     for seed in range(100 * part, 100 * part + 100):
         (tmp_path / CONFIG).write_bytes(config_bytes(seed))
         in_a_line(lambda: read_config(tmp_path), CONFIG)
@@ -87,6 +90,7 @@ def test_a_hostile_tokenizer_ends_in_words_and_never_the_process(part, tmp_path)
             use(path)
 
     assert forked(trials) == 0
+    trial("hostile settings, configs and tokenizers", 100)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +140,7 @@ def test_drawn_settings():
     @hypothesis(max_examples=3000 * MANY, deadline=None)
     @given(FIELDS | OTHERS)
     def each(field):
+        trial("fuzzed inputs")
         if made := in_a_line(lambda: from_dict(dict([field]))):
             taken.append(made)
             assert from_dict(json.loads(json.dumps(made.to_dict()))) == made
@@ -147,6 +152,7 @@ def test_drawn_settings():
 @hypothesis(max_examples=3000 * MANY, deadline=None)
 @given(TEXTS)
 def test_drawn_texts(text):
+    trial("fuzzed inputs")
     cleaned = clean(text)
     assert (
         clean(cleaned) == cleaned
@@ -159,6 +165,7 @@ def test_drawn_texts(text):
 @hypothesis(max_examples=3000 * MANY, deadline=None)
 @given(st.binary(max_size=200))
 def test_drawn_tokenizers(data):
+    trial("fuzzed inputs")
     in_a_line(lambda: Tokenizer(data))
 
 
