@@ -1,27 +1,47 @@
 """Nothing that a file of a run says can be changed without its seal, and rights are kept."""
 
 import os
+import signal
 import stat
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import untrained
+from runs import few_shapes, short, untrained  # noqa: F401
 from safetensors.numpy import save_file
 
-from minicoca import files, params
+from minicoca import files, memory, params
 from minicoca.config import preset
 from minicoca.files import Damaged, write_atomically
 from minicoca.training import owner
-from minicoca.training.checkpoint import WEIGHTS, read_config, read_weights
+from minicoca.training import run as training_run
+from minicoca.training.checkpoint import (
+    CHECKPOINT,
+    CONFIG,
+    LOG,
+    RESULTS,
+    TOKENIZER,
+    WEIGHTS,
+    Identity,
+    load_model,
+    read_checkpoint,
+    read_config,
+    read_results,
+    read_weights,
+    save_config,
+)
+from minicoca.training.log import Log
 from minicoca.training.owner import LostError, owned
-from minicoca.training.run import train
+from minicoca.training.run import make_trainer, train
 
-CONFIG = preset("tiny")
+TINY = preset("tiny")
 CHANGES = {
     "a step": lambda flat, said: said.update(step="2"),
     "a config": lambda flat, said: said.update(config=said["config"].replace("tiny", "base")),
     "more": lambda flat, said: said.update(more="1"),
     "less": lambda flat, said: said.pop("step"),
+    "a name": lambda flat, said: flat.update(bb=flat.pop("b")),
     "names": lambda flat, said: flat.update(a=flat["b"], b=flat["a"]),
     "a shape": lambda flat, said: flat.update(a=flat["a"].reshape(3, 2)),
     "a type": lambda flat, said: flat.update({"c.step": flat["c.step"].view(np.float64)}),
@@ -40,7 +60,7 @@ def test_no_part_of_a_sealed_file_can_be_another(tmp_path, what):
         "b": np.ones((2, 3), np.float32),
         "c.step": np.array(3),
     }
-    params.save(tmp_path / "w", params.unflatten(flat), CONFIG, step=3)
+    params.save(tmp_path / "w", params.unflatten(flat), TINY, step=3)
     tree, said = params.load(tmp_path / "w")
     assert all(np.array_equal(x, flat[name]) for name, x in params.flatten(tree).items())
     CHANGES[what](flat, said)
@@ -91,6 +111,35 @@ def test_a_lock_that_was_removed_is_noticed(tmp_path, another):
                 still_ours()
 
 
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    """As its owner removes it between our opening and our locking it."""
+    real, done = owner._lock, []
+
+    def late(file):
+        if not done:
+            done.append((tmp_path / owner.LOCK).unlink())
+        return real(file)
+
+    monkeypatch.setattr(owner, "_lock", late)
+    with owned(tmp_path) as still_ours:
+        still_ours()
+
+
+def test_a_lock_is_removed_while_it_is_held(tmp_path, monkeypatch):
+    """Else it would be another process's, who has locked it meanwhile."""
+    real, free = Path.unlink, []
+
+    def unlink(path, *given):
+        with open(path, "a+") as file:
+            free.append(owner._lock(file))
+        real(path, *given)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with owned(tmp_path):
+        pass
+    assert free == [False]
+
+
 def rights(path):
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -111,3 +160,86 @@ def test_the_umask_is_heard_and_rights_outlast_it(tmp_path, umask, new):
     assert rights(path) == 0o640 and path.read_bytes() == b"2"
     assert os.getuid() or path.stat().st_gid == 12
     assert rights(tmp_path / "log") == new
+
+
+def read_everything(folder):
+    config = read_config(folder)
+    read_weights(folder, config)
+    read_checkpoint(folder, config)
+    read_results(folder)
+    Log.read(folder / LOG)
+
+
+@pytest.mark.parametrize("name", [CONFIG, TOKENIZER, CHECKPOINT, RESULTS, LOG])
+def test_a_pipe_among_the_files_of_a_run_is_never_waited_for(tmp_path, name):
+    config = untrained(tmp_path)
+    tree = make_trainer(params.initialise(config), config).state()
+    params.save(tmp_path / CHECKPOINT, tree, config, step=1, seconds=1.0)
+    files.write_json(tmp_path / RESULTS, {"images": 1})
+    (tmp_path / LOG).write_bytes(b"")
+    read_everything(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+
+    def late(*given):
+        raise AssertionError("waited for a pipe")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    try:
+        with pytest.raises(ValueError, match=f"{tmp_path}.*{name}"):
+            read_everything(tmp_path)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_weights_of_ours_say_of_which_run_they_are(tmp_path, sealed):
+    """Those that others made need not."""
+    config = untrained(tmp_path)
+    save_config(config, tmp_path, Identity("1" * 32))
+    if sealed:
+        with pytest.raises(ValueError, match=f"{WEIGHTS} does not say which run it is of"):
+            read_weights(tmp_path, config)
+    else:
+        save_file(params.flatten(params.initialise(config)), tmp_path / WEIGHTS)
+        read_weights(tmp_path, config)
+
+
+@pytest.mark.parametrize("kept", [(CONFIG,), (TOKENIZER, LOG), (LOG,), (CONFIG, TOKENIZER, LOG)])
+def test_what_a_person_keeps_in_a_folder_is_never_cleared(tmp_path, kept):
+    """A config without its run's mark, as `info` is asked for; words and a log, to look at."""
+    untrained(tmp_path)
+    (tmp_path / LOG).write_bytes(b"{}")
+    for name in {path.name for path in tmp_path.iterdir()} - {*kept}:
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path} is not empty"):
+        train(short(), tmp_path, say=print)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept}
+
+
+def test_memory_is_asked_for_wherever_a_model_is_made(tmp_path, monkeypatch):
+    """Before anything that takes much of it is begun."""
+
+    def made(*given):
+        raise AssertionError("made before the memory for it was counted")
+
+    config = replace(untrained(tmp_path / "run"), backend="numpy")
+    (tmp_path / "run" / CHECKPOINT).write_bytes(b"not read")
+    monkeypatch.setattr(training_run.params, "initialise", made)
+    least = memory.needed(config, training=True, known=False)
+    assert least < memory.needed(config, training=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "available", lambda: least)
+        with pytest.raises(ValueError, match="GB of memory"):
+            train(config, tmp_path / "new", say=print)
+    monkeypatch.setattr(memory, "available", lambda: 1)
+    monkeypatch.setattr(training_run.data, "load", made)
+    for ask in (
+        lambda: train(config, tmp_path / "new", say=print),
+        lambda: train(None, tmp_path / "run", taking_up=True, say=print),
+        lambda: load_model(tmp_path / "run", "numpy"),
+    ):
+        with pytest.raises(ValueError, match="GB of memory"):
+            ask()
