@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -153,6 +154,31 @@ def test_a_second_ctrl_c_ends_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         assert asked == [signal.SIGINT]
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_as_soon_as_it_is_listened_for_is_heard(monkeypatch):
+    real = signal.signal
+
+    def struck(number, handler):
+        before = real(number, handler)
+        if getattr(handler, "__name__", "") == "ask":
+            handler(number, None)
+        return before
+
+    monkeypatch.setattr(loop.signal, "signal", struck)
+    handlers = [signal.getsignal(number) for number in loop.POLITE]
+    with loop.asked_to_stop(answer=b"") as asked:
+        assert asked == loop.POLITE
+    assert [signal.getsignal(number) for number in loop.POLITE] == handlers
+
+
+def test_who_may_not_listen_for_signals_goes_on_without():
+    def elsewhere():
+        with loop.asked_to_stop() as asked:
+            return asked
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(elsewhere).result() == []
 
 
 def test_data_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):

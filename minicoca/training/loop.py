@@ -127,10 +127,11 @@ def asked_to_stop(answer=b"\nstopping after this step; once more to stop at once
 
     try:
         for number in POLITE:
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
-                before[number] = signal.signal(number, ask)
+            if (handler := signal.getsignal(number)) != signal.SIG_IGN:  # as nohup wants it
+                before[number] = handler  # first: it may be asked at once
+                signal.signal(number, ask)
     except ValueError:  # not the main thread: whoever runs us handles signals
-        pass
+        before.clear()
     try:
         yield asked
     finally:
