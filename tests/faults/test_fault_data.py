@@ -234,6 +234,29 @@ def test_another_picture_in_its_place_stops_the_run(things, read_before):
     assert not split.report()
 
 
+def test_another_end_of_a_picture_is_noticed(things):
+    """Of one whose beginning is longer than what is looked at as data are opened."""
+    path = picture(things / "0.bmp", 0, (80, 80))
+    split = FolderPairs([path], [("a",)], 8, cache_bytes=0)
+    split.batch([0])
+    content = bytearray(path.read_bytes())
+    assert len(content) > 2 * files.BEGINNING
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ReadError, match="0.bmp is another picture"):
+        split.batch([0])
+
+
+def test_a_file_larger_than_the_limit_is_not_read(things, monkeypatch):
+    path, size = things / "0.bmp", (things / "0.bmp").stat().st_size
+    monkeypatch.setattr(images.bounds, "MAX_MEMORY", size - 1)
+    with open(path, "rb") as file, pytest.raises(ImageError, match="0.bmp: 0 MB, over the limit"):
+        images.read(file, path)
+    monkeypatch.setattr(images.bounds, "MAX_MEMORY", size)
+    with open(path, "rb") as file:
+        assert images.read(file, path) == path.read_bytes()
+
+
 def test_a_sheet_holds_thumbnails(things, tmp_path):
     """Not the pictures as they are."""
     from minicoca.tasks import retrieval

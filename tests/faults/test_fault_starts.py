@@ -51,9 +51,9 @@ def machine(tmp_path, monkeypatch):
 
     own = memory.available
 
-    def make(free, limit="max"):
+    def make(free, limit="max", swap=0):
         files = {
-            "proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {free} kB\nSwapFree: 0 kB\n",
+            "proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {free} kB\nSwapFree: {swap} kB\n",
             "proc/self/cgroup": "0::/outer/inner\n",
             "sys/fs/cgroup/outer/inner/memory.max": "max\n",
             "sys/fs/cgroup/outer/memory.max": f"{limit}\n",
@@ -69,6 +69,8 @@ def machine(tmp_path, monkeypatch):
 def test_what_is_there_is_the_least_that_anything_allows(machine):
     machine(1000)
     assert memory.available() == 1000 * 1024
+    machine(1000, swap=7)
+    assert memory.available() == 1007 * 1024
     machine(1000, 5000)
     assert memory.available() == 5000
 

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import time
 
 import pytest
 from faulty import forked
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from trials import trial
 
 from minicoca import __main__ as cli
+from minicoca.commands.flags import clipped
 from minicoca.config import Config, from_dict
 from minicoca.tokenizer import Tokenizer
 from minicoca.training.checkpoint import CONFIG, read_config
@@ -56,7 +58,28 @@ def in_a_line(function, *names):
 def test_hostile_settings_are_told_so_in_a_line(part):
     trial("hostile settings, configs and tokenizers", 100)
     for seed in range(100 * part, 100 * part + 100):
-        in_a_line(lambda seed=seed: from_dict(settings(seed)))
+        if made := in_a_line(lambda seed=seed: from_dict(settings(seed))):
+            json.dumps(made.to_dict(), allow_nan=False)
+
+
+BEYOND = [
+    {"image_layers": 1001}, {"image_layers": 10**6}, {"unimodal_layers": 1001},
+    {"multimodal_layers": 1001}, {"steps": 10**9 + 1}, {"image_size": 4097, "patch_size": 1},
+    {"image_size": 10**6 + 3}, {"image_width": 10**6 + 1}, {"vocabulary": 10**6 + 1},
+    {"batch_size": 10**400},
+    {"learning_rate": float("nan")}, {"ema": 1}, {"ema": float("inf")}, {"seed": -1},
+    {"data": "x" * 4097}, {"init": "a\0"}, {"device": "cuda:99999"}, {"device": "two words"},
+    {"pixel_mean": [1e9, 0, 0]}, {"pixel_std": [0, 1, 1]}, {"pixel_std": [float("nan"), 1, 1]},
+    {"pixel_mean": [0, 0]}, {"fold": 1}, {"steps": 3.0}, {"steps": True}, {"data": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", BEYOND, ids=lambda wrong: ",".join(wrong))
+def test_what_is_beyond_all_use_is_refused_by_name_at_once(wrong):
+    begun = time.process_time()
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}=") as told:
+        from_dict(wrong)
+    assert len(str(told.value)) < 300 and time.process_time() - begun < 0.5
 
 
 @pytest.mark.parametrize("part", range(5))
@@ -133,6 +156,12 @@ def test_no_message_is_longer_than_some_letters(arguments, long, tmp_path, capsy
     assert code in (1, 2) and all(5 < len(line) < 400 for line in lines) and len(lines) < 4
 
 
+def test_a_message_of_many_lines_is_cut_and_says_so():
+    said = clipped("\n".join(map(str, range(99))))
+    assert said.split("\n") == [*map(str, range(40)), "... and 59 lines more"]
+    assert clipped("a\nb") == "a\nb"
+
+
 def test_drawn_settings():
     """One at a time: most of many together are refused for the first of them."""
     taken = []
@@ -143,7 +172,7 @@ def test_drawn_settings():
         trial("fuzzed inputs")
         if made := in_a_line(lambda: from_dict(dict([field]))):
             taken.append(made)
-            assert from_dict(json.loads(json.dumps(made.to_dict()))) == made
+            assert from_dict(json.loads(json.dumps(made.to_dict(), allow_nan=False))) == made
 
     each()
     assert len(taken) > 500
