@@ -50,6 +50,8 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """
     path = Path(path)
     with saving(path):
+        if path.is_symlink():  # it stays one, to what is new
+            path = Path(os.path.realpath(path))
         before = path.stat() if path.exists() else None
         if before and not stat.S_ISREG(before.st_mode):
             raise OSError("it is no ordinary file")

@@ -42,6 +42,18 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, bac
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
 
 
+def test_a_signal_in_the_last_step_ends_the_run_before_it_is_measured(tmp_path, monkeypatch):
+    silent(short(steps=4), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, "torch", 3)
+        with pytest.raises(Stopped, match="after step 4 of 4.*--resume"):
+            silent(short(steps=4), tmp_path / "parts")
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    silent(None, tmp_path / "parts", taking_up=True)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert (tmp_path / "parts" / "results.json").is_file()
+
+
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     """What was logged after the checkpoint is dropped, and logged again."""
     config = short(steps=25)

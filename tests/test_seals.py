@@ -243,3 +243,14 @@ def test_memory_is_asked_for_wherever_a_model_is_made(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match="GB of memory"):
             ask()
+
+
+def test_a_link_stays_a_link(tmp_path):
+    """What it names is written, where it stands."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "file")
+    for content in (b"one", b"two"):
+        write_atomically(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "there" / "file").read_bytes() == content
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["file"]

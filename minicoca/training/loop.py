@@ -51,7 +51,7 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
                 _look(trainer, tokenizer, dataset, step + 1, log, bar)
             if asked or last or (step + 1) % config.checkpoint_every == 0:
                 checkpoint(step + 1)
-            if asked and not last:
+            if asked:
                 bar.close()
                 raise Stopped(
                     f"stopped after step {step + 1} of {config.steps}; go on with: "

@@ -71,7 +71,7 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
         said = f"{str(error) or 'interrupted'}; go on from the last checkpoint with: "
         raise Stopped(said + to_run("train", "--resume", folder)) from error
     finally:
-        if folder.is_dir() and not any(folder.iterdir()):
+        if not taking_up and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()  # it failed before there was anything to keep
 
 

@@ -112,7 +112,7 @@ def test_ctrl_c_begins_nothing_more():
         begun.append(number)
         if number == 3:
             asked.wait(30)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as a terminal
             interrupted.wait(30)
         elif number > 3:
             interrupted.wait(30)
