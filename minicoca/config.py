@@ -73,6 +73,10 @@ class Config:
     # Data.
     data: str = _data("shapes", "shapes, emoji, or a file or folder of images and captions")
     image_root: str = _data("", "own data: where a list's image paths begin; else beside the list")
+    image_column: str = _data("", "own data: the column or field of image paths; else by its name")
+    caption_column: str = _data("", "own data: the column or field of captions; else by its name")
+    split_column: str = _data("", "own data: the column or field of splits; else one called split")
+    class_template: str = _data("a photo of a {}", "class folders: the caption; {} is the class")
     validation_part: float = _data(0.05, "own data: part that is looked at in training", high=1)
     held_out_part: float = _data(0.05, "own data: part that is tested on at the end", high=1)
     keep_copies: bool = _data(False, "own data: byte-equal copies are split by their own names")
@@ -135,6 +139,10 @@ class Config:
         _ = self.emoji_sources
         if not self.data:
             raise ValueError("data is empty; give shapes, emoji, or a file or folder")
+        if "{}" not in self.class_template:
+            raise ValueError(
+                f"class_template={shown(self.class_template)} has no {{}} for the class to stand in"
+            )
         if (parts := self.validation_part + self.held_out_part) >= 1:
             raise ValueError(
                 f"validation_part and held_out_part are {parts} together; keep them under 1"

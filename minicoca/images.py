@@ -11,12 +11,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import os
 import stat
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -64,6 +68,62 @@ class NoFileError(ImageError):
 
 class ReadError(OSError):
     """A file could not be opened or read; later it may."""
+
+
+@dataclass(frozen=True)
+class Piece(os.PathLike):
+    """A file that lies within another, as an image in a shard: `size` bytes from `start` on. It
+    stands for a path wherever a file is opened here."""
+
+    within: Path
+    name: str
+    start: int
+    size: int
+
+    def __fspath__(self) -> str:
+        return f"{self.within}/{self.name}"
+
+    __str__ = __fspath__
+
+    def stat(self) -> SimpleNamespace:
+        """As of a path: its size. Raises OSError where the other file is not there."""
+        return SimpleNamespace(st_size=min(self.size, os.stat(self.within).st_size))
+
+    def is_file(self) -> bool:
+        return os.path.isfile(self.within)
+
+
+class Window(io.RawIOBase):
+    """What a piece holds, as a file by itself, which ends where the piece does."""
+
+    def __init__(self, file: BinaryIO, piece: Piece) -> None:
+        self.file, self.piece, self.at, self.name = file, piece, 0, str(piece)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.piece.size}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.at = base + offset
+        return self.at
+
+    def readinto(self, buffer) -> int:
+        count = min(len(buffer), max(0, self.piece.size - self.at))
+        self.file.seek(self.piece.start + self.at)
+        content = self.file.read(count)
+        buffer[: len(content)] = content
+        self.at += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.file.close()
+        super().close()
 
 
 def patiently(read: Callable[[], Result], again=OSError) -> Result:
@@ -159,6 +219,8 @@ def open_file(source: ImageFile) -> contextlib.AbstractContextManager[BinaryIO]:
 
     Raises NoFileError where there is none, ReadError where it cannot be opened.
     """
+    if isinstance(source, Piece):
+        return io.BufferedReader(Window(open_file(source.within), source))
     if not isinstance(source, str | os.PathLike):
         return contextlib.nullcontext(source)
     if not stat.S_ISREG(status(source).st_mode):  # it would be waited for without end

@@ -18,7 +18,7 @@ OURS = {
         "minicoca.kernels",
     },
     "data": {
-        "numpy", "PIL", "tqdm", "emoji", "minicoca.config", "minicoca.params", "minicoca.data",
+        "numpy", "PIL", "tqdm", "emoji", "pyarrow", "minicoca.config", "minicoca.params", "minicoca.data",
         "minicoca.images", "minicoca.metrics", "minicoca.words",
     },
     "config.py": set(),

@@ -103,7 +103,7 @@ def test_captions_are_cleaned_and_empty_ones_reported(tmp_path):
             '{"images": [], "annotations": [{"image_id": 7, "caption": "a"}]}',
             r"annotation 1: no image has the id 7",
         ),
-        ("x.parquet", "", r"neither a folder nor"),
+        ("x.data", "", r"neither a folder nor"),
     ],
 )
 def test_mistakes_are_named(tmp_path, name, text, message):

@@ -9,7 +9,8 @@ from .results import check_picture, save_picture
 
 HELP = "look at a data set before training on it"
 SETTINGS = (
-    *("image_size", "image_root", "validation_part", "held_out_part", "keep_copies", "seed"),
+    *("image_root", "image_column", "caption_column", "split_column", "class_template"),
+    *("image_size", "validation_part", "held_out_part", "keep_copies", "seed"),
     *("held_out", "exclude", "emoji_source", "unseen_names"),
 )
 

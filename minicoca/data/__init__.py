@@ -32,4 +32,6 @@ def load(config):
         validation=config.validation_part,
         keep_copies=config.keep_copies,
         image_root=config.image_root or None,
+        columns=(config.image_column, config.caption_column, config.split_column),
+        template=config.class_template,
     )

@@ -12,24 +12,29 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
 from minicoca.data.files import BEGINNING, EXAMPLES, Report, beginning, equal_bytes, in_threads
-from minicoca.data.layouts import read_captions
+from minicoca.data.layouts import Listed, read_listed
 from minicoca.data.pairs import Dataset, ZeroShot
+from minicoca.data.records import Reading
+from minicoca.data.splits import first_in, one_file_once, split_names
+from minicoca.data.splits import part_of as part_of
+from minicoca.data.splits import place_of as place_of
 from minicoca.images import (
     WHITE,
     ImageError,
     NoFileError,
+    Piece,
     ReadError,
     check,
     load_image,
     name_of,
     patiently,
 )
-from minicoca.words import clean as clean  # what `read_captions` makes of a caption
+from minicoca.words import clean as clean  # what `read_listed` makes of a caption
 from minicoca.words import clip
 
 SAMPLE = 256  # images from which the mean and std of pixels are taken
@@ -49,7 +54,7 @@ class FolderPairs:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Path | Piece],
         captions: Sequence[tuple[str, ...]],
         side: int,
         *,
@@ -153,17 +158,23 @@ def load(
     validation: float | None = None,
     keep_copies: bool = False,
     image_root: str | os.PathLike | None = None,
+    columns: Sequence[str] = ("", "", ""),
+    template: str = "a photo of a {}",
     background: tuple[int, int, int] = WHITE,
     workers: int = 4,
 ) -> Dataset:
-    """Images of `side` x `side` pixels with their captions, from a list or a folder.
+    """Images of `side` x `side` pixels with their captions, from a list, a folder or shards.
 
     held_out, validation: the parts of the images that become the evaluation "held_out" and
-        `validation` (None: as large). An image's place below the root and `seed` alone decide where
-        it goes, so more images do not move the ones already there; where that would leave nothing
-        to train on, the image nearest to training is trained on.
+        `validation` (None: as large), where the source gives an image no split. An image's place
+        below the root and `seed` alone decide where it goes, so more images do not move the ones
+        already there; where that would leave nothing to train on, the image nearest to training is
+        trained on.
     keep_copies: byte-equal copies go where their own names send them, not all where the first goes.
-    image_root: what paths in a list are relative to; by default the list's own folder.
+    image_root: what paths in a list are relative to; by default the list's own folder, or the one
+        near it that holds the first of them.
+    columns: what the columns of images, captions and splits are called; empty where known by name.
+    template: the caption of an image whose folder is its class; {} stands for the class.
 
     Raises ValueError if the source cannot be understood (naming the line) or no usable image
     remains, OSError if it cannot be read. What is left out is counted in the data set's `notes`.
@@ -173,33 +184,36 @@ def load(
     if not (min(held_out, validation) >= 0 and held_out + validation < 1):
         raise ValueError(f"held_out={held_out} and validation={validation} leave no part of 1")
     report = Report()
-    written = read_captions(source, report)
-    root = Path(image_root) if image_root else source if source.is_dir() else source.parent
-    captions, places = one_file_once(written, root, report)
+    root = Path(image_root) if image_root else None
+    image, caption, given = columns
+    how = Reading(report, image, caption, given, template, root)
+    listed = read_listed(source, how)
+    captions, places = one_file_once(listed, report)
     with ThreadPoolExecutor(workers) as pool:
-        begins, left_out = leave_out_unusable(captions, root, pool, report, 2 * side)
+        begins, left_out = leave_out_unusable(captions, listed, pool, report, 2 * side)
         if not captions:
-            raise ValueError(nothing_left(source, root, left_out, report))
+            raise ValueError(nothing_left(source, listed.root, left_out, report))
         names = list(captions)
-        copies = {} if keep_copies else equal_bytes([root / name for name in names], pool)
+        copies = {} if keep_copies else equal_bytes([*map(listed.file, names)], pool)
     for row, first in copies.items():
         report.add(
             "byte-equal copies, in the split of the first", f"{names[row]} is {names[first]}"
         )
-    parts = split_names(names, copies, places, seed, held_out, validation, report)
+    parts = split_names(names, copies, places, listed.splits, seed, held_out, validation, report)
 
     def split(part: str) -> FolderPairs:
         rows = parts[part]
-        place = {row: number for number, row in enumerate(rows)}
-        return FolderPairs(
-            [root / names[row] for row in rows],
+        pairs = FolderPairs(
+            [listed.file(names[row]) for row in rows],
             [captions[names[row]] for row in rows],
             side,
-            copies={place[row]: place[copies[row]] for row in rows if row in copies},
-            beginnings={place[row]: begins[names[row]] for row in rows},
+            copies=first_in(rows, copies),
+            beginnings={place: begins[names[row]] for place, row in enumerate(rows)},
             background=background,
             workers=workers,
         )
+        pairs.zero_shot = classes_of(listed, pairs) if part != "train" else None
+        return pairs
 
     train = split("train")
     mean, std = pixel_statistics(train)
@@ -211,51 +225,42 @@ def load(
         evaluations={"held_out": split("held_out")} if parts["held_out"] else {},
         mean=mean,
         std=std,
-        notes=f"{source}: {sizes}\n{report}".rstrip(),
+        notes=f"{source} ({listed.kind}): {sizes}\n{report}".rstrip(),
         left_out=report.whole(),
     )
 
 
-def one_file_once(
-    written: Mapping[str, tuple[str, ...]], root: Path, report: Report
-) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """(captions, places) by the first name that is written of each file, with all its captions.
-
-    A place is what decides the split: the real path below the root. What lies elsewhere is known by
-    its written name, so that a folder can be moved or linked and no image changes sides.
-    """
-    home, first = Path(os.path.realpath(root)), {}
-    captions, places = {}, {}
-    for name, texts in written.items():
-        real = real_path(root / name)
-        known = first.setdefault(real, name)
-        if known == name:
-            captions[name] = texts
-            inside = real.is_relative_to(home)
-            places[name] = (real.relative_to(home) if inside else PurePath(name)).as_posix()
-        else:
-            report.add("other names of an image, one with the first", f"{name} is {known}")
-            captions[known] = tuple(dict.fromkeys(captions[known] + texts))
-    return captions, places
-
-
-def real_path(path: Path) -> Path:
-    try:
-        return Path(os.path.realpath(path))
-    except ValueError:  # a name that no file can have
-        return path
+def classes_of(listed: Listed, pairs: FolderPairs) -> ZeroShot | None:
+    """The classes of class folders, to be told apart in a split; None where there are none, or no
+    image of the split is of one alone."""
+    labels = {caption: number for number, caption in enumerate(listed.classes)}
+    own = [labels.get(texts[0]) if len(texts) == 1 else None for texts in pairs.captions]
+    rows = np.array([row for row, label in enumerate(own) if label is not None], np.int64)
+    if not len(rows):
+        return None
+    prompts = tuple((caption,) for caption in listed.classes)
+    return ZeroShot(
+        tuple(listed.classes.values()),
+        prompts,
+        rows,
+        np.array([own[row] for row in rows], np.int64),
+    )
 
 
 def leave_out_unusable(
-    captions: dict[str, tuple[str, ...]], root: Path, pool: Executor, report: Report, at_least: int
+    captions: dict[str, tuple[str, ...]],
+    listed: Listed,
+    pool: Executor,
+    report: Report,
+    at_least: int,
 ) -> tuple[dict[str, bytes], list[ImageError]]:
     """Takes images that are missing or damaged out of `captions`, or take more than bounds.py
     allows; returns how the others begin, and what is wrong."""
 
     def look(name: str) -> bytes | ImageError:
         def begins() -> bytes:
-            check(root / name, at_least)
-            return beginning(root / name)
+            check(listed.file(name), at_least)
+            return beginning(listed.file(name))
 
         try:
             return patiently(begins)
@@ -279,46 +284,6 @@ def nothing_left(source: Path, root: Path, errors: list[ImageError], report: Rep
     return f"{clip(str(source))}: no image with a caption can be used{where}" + (
         lost and f". {lost}"
     )
-
-
-def split_names(
-    names: Sequence[str],
-    copies: Mapping[int, int],
-    places: Mapping[str, str],
-    seed: int,
-    held_out: float,
-    validation: float,
-    report: Report,
-) -> dict[str, list[int]]:
-    """Rows of `names` by the part they belong to; copies are where the first of them is."""
-    firsts = [row for row in range(len(names)) if row not in copies]
-    part = {row: part_of(places[names[row]], seed, held_out, validation) for row in firsts}
-    if "train" not in part.values():
-        nearest = max(firsts, key=lambda row: place_of(places[names[row]], seed))
-        part[nearest] = "train"
-        report.add("images trained on, since the split left none for it", names[nearest])
-    parts: dict[str, list[int]] = {"train": [], "validation": [], "held_out": []}
-    for row in range(len(names)):
-        parts[part[copies.get(row, row)]].append(row)
-    return parts
-
-
-def part_of(name: str, seed: int, held_out: float, validation: float | None = None) -> str:
-    """ "train", "validation" or "held_out", the same for this image in every list it is in."""
-    place = place_of(name, seed)
-    if place < held_out:
-        return "held_out"
-    return (
-        "validation"
-        if place < held_out + (held_out if validation is None else validation)
-        else "train"
-    )
-
-
-def place_of(name: str, seed: int) -> float:
-    """Where a name falls in 0..1; even over many names."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def pixel_statistics(split: FolderPairs) -> tuple[tuple[float, ...], tuple[float, ...]]:
