@@ -18,8 +18,8 @@ OURS = {
         "minicoca.kernels",
     },
     "data": {
-        "numpy", "PIL", "tqdm", "emoji", "pyarrow", "minicoca.config", "minicoca.params", "minicoca.data",
-        "minicoca.images", "minicoca.metrics", "minicoca.words",
+        "numpy", "PIL", "tqdm", "emoji", "pyarrow", "minicoca.config", "minicoca.params",
+        "minicoca.data", "minicoca.images", "minicoca.metrics", "minicoca.words",
     },
     "config.py": set(),
     "files.py": set(),

@@ -61,6 +61,7 @@ def read_listed(source: Path, reading: Reading) -> Listed:
         if prefix is None:  # a list by itself, whose images are looked for
             home = folder_of(captions, root, beyond=reading.root is None)
             prefix = os.path.relpath(home, root)
+            reading.kind += f", images in {prefix}" if home != root else ""
             captions = {under(prefix, name): texts for name, texts in captions.items()}
             splits = {under(prefix, name): split for name, split in splits.items()}
     except UnicodeDecodeError as error:

@@ -43,7 +43,8 @@ def records(path: Path, reading: Reading) -> Iterator[Record]:
 
 def folder_of(names: Iterable[str], home: Path, beyond: bool) -> Path:
     """The folder that the paths of a list begin in: `home`, or a folder in it that holds the first
-    of them, at most two down. beyond: or one beside `home`. Where none does, `home`."""
+    of them, at most two down. beyond: or one beside `home`, if that is called as COCO's lists are;
+    others may hold other images of the same names. Where none does, `home`."""
     first = list(islice((name for name in names if name), LOOKED_FOR))
     for folder in (home, *folders_near(home, beyond)):
         if any(os.path.exists(os.path.join(folder, name)) for name in first):
@@ -55,7 +56,7 @@ def folders_near(home: Path, beyond: bool) -> Iterator[Path]:
     inner = folders_in(home)
     yield from islice(inner, MOST_FOLDERS)
     yield from islice((deep for folder in inner for deep in folders_in(folder)), MOST_FOLDERS)
-    if beyond:
+    if beyond and home.resolve().name == "annotations":
         yield from islice(folders_in(home / os.pardir), MOST_FOLDERS)
 
 

@@ -62,18 +62,32 @@ class Reading:
         """The names of the columns of images, captions and splits; the last may be empty. Raises
         ValueError where one is missing."""
         image = pick(names, IMAGE_COLUMNS, self.image, "image", where, self.report)
+        return image, *self.said_of(names, where)
+
+    def said_of(self, names: Sequence[str] | dict, where: str) -> tuple[str, str]:
+        """`columns`, but that of images."""
         caption = pick(names, CAPTION_COLUMNS, self.caption, "caption", where, self.report)
         known = [name for name in SPLIT_COLUMNS if name in names and not self.split]
         split = pick(names, (), self.split, "split", where, self.report) if self.split else ""
-        return image, caption, split or "".join(known[:1])
+        return caption, split or "".join(known[:1])
 
     def record(self, entry: object, where: str) -> Record:
         """The record of a JSON object. Raises ValueError for what is none."""
-        if not isinstance(entry, dict):
-            example = '{"image": "a.png", "caption": "a cat"}'
-            raise ValueError(f"{where}: not an object such as {example}")
-        image, caption, split = self.columns(entry, where)
-        return Record(entry[image], entry[caption], where, entry[split] if split else None)
+        fields = is_object(entry, where, '{"image": "a.png", "caption": "a cat"}')
+        image, caption, split = self.columns(fields, where)
+        return Record(fields[image], fields[caption], where, fields[split] if split else None)
+
+    def said(self, entry: object, where: str) -> tuple[object, object]:
+        """(captions, split) of a JSON object that belongs to an image. Raises ValueError."""
+        fields = is_object(entry, where, '{"caption": "a cat"}')
+        caption, split = self.said_of(fields, where)
+        return fields[caption], fields[split] if split else None
+
+
+def is_object(entry: object, where: str, example: str) -> dict:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: not an object such as {example}")
+    return entry
 
 
 def pick(

@@ -9,6 +9,7 @@ a line), or `00012.json` with a caption among its fields.
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -41,16 +42,15 @@ class Member(NamedTuple):
 def shards_named(pattern: str) -> list[Path]:
     """The files that a name with *, ?, [] or {00..99} stands for, in order. Raises ValueError
     where a range is too long."""
+    ranges = [(int(low), int(high), len(low)) for low, high in RANGE.findall(pattern)]
+    count = math.prod(max(0, high - low + 1) for low, high, _ in ranges)
+    if not 0 < count <= MOST_SHARDS:
+        raise ValueError(
+            f"{clip(pattern)} stands for {count:,} files; 1 to {MOST_SHARDS:,} can be read"
+        )
     names = [pattern]
-    while found := RANGE.search(names[0]):
-        first, last = found[1], found[2]
-        count = (int(last) - int(first) + 1) * len(names)
-        if not 0 < count <= MOST_SHARDS:
-            raise ValueError(
-                f"{clip(pattern)}: {{{first}..{last}}} stands for {count:,} files; 1 to "
-                f"{MOST_SHARDS:,} can be read"
-            )
-        numbers = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    for low, high, width in ranges:
+        numbers = [f"{number:0{width}}" for number in range(low, high + 1)]
         names = [RANGE.sub(number, name, count=1) for name in names for number in numbers]
     found = [path for name in names for path in (glob.glob(name) or [name])]
     return [Path(path) for path in sorted(set(found))]
@@ -69,7 +69,7 @@ def read_shards(shards: list[Path], folder: Path, reading: Reading) -> Iterator[
     for shard in shards:
         known = os.path.relpath(shard, folder).replace(os.sep, "/")
         samples: dict[str, dict[str, Member]] = {}
-        for member in members_of(shard, reading):
+        for member in members_of(shard, known, reading):
             folders, _, base = member.name.rpartition("/")
             key, _, ending = base.partition(".")
             sample = samples.setdefault(f"{folders}/{key}", {})
@@ -101,8 +101,8 @@ def records_of(
             captions = text_of(shard, texts[0]).split("\n")
         if fields and (not texts or reading.split):
             where = f"{known}/{fields.name}"
-            record = reading.record(parse(text_of(shard, fields), where), where)
-            captions, split = captions or record.captions, record.split or split
+            written, given = reading.said(parse(text_of(shard, fields), where), where)
+            captions, split = captions or written, given or split
     except ValueError as error:
         reason = "caption files that cannot be read left out, with their images"
         reading.report.add(reason, str(error))
@@ -129,7 +129,7 @@ def text_of(shard: Path, member: Member) -> str:
         raise ValueError(f"{name_of(piece)} is not UTF-8; save it as UTF-8") from error
 
 
-def members_of(shard: Path, reading: Reading) -> list[Member]:
+def members_of(shard: Path, known: str, reading: Reading) -> list[Member]:
     """The regular members of a shard; what else there is, and damage, goes to the report."""
 
     def all_of_them() -> tuple[list[Member], str]:
@@ -145,13 +145,13 @@ def members_of(shard: Path, reading: Reading) -> list[Member]:
     found, damage = patiently(all_of_them)
     if damage:
         reason = "shards read only as far as they are whole" if found else "shards left out"
-        reading.report.add(reason, f"{name_of(shard)}: {damage} (after {len(found):,} members)")
+        reading.report.add(reason, f"{known}: {damage} (after {len(found):,} members)")
     kept = []
     for member in found:
         hidden = member.name.rpartition("/")[2].startswith(".")
         if member.kind or hidden:
             what = member.kind or "hidden"
-            reading.report.add("members left alone", f"{name_of(shard)}/{member.name} ({what})")
+            reading.report.add("members left alone", f"{known}/{member.name} ({what})")
         else:
             kept.append(member)
     return kept

@@ -1,7 +1,8 @@
 """Lists of captions as tables: CSV, TSV, open_clip's, Flickr8k's and Flickr30k's.
 
 The first line names the columns and shows what parts them (a comma, tab, semicolon or "|"),
-whatever the file is called. Flickr's `.token` files have no such line: `a.jpg#0`, a tab, the caption.
+whatever the file is called. Flickr's `.token` files have no such line, but `a.jpg#0`, a tab and the
+caption.
 """
 
 from __future__ import annotations
@@ -42,16 +43,18 @@ def names_in(line: str, separator: str) -> list[str]:
     return [name.strip().strip('"').strip().lower() for name in line.split(separator)]
 
 
-def separator_of(path: Path, reading: Reading) -> str:
-    """What parts the columns that the first line names; "" where it names none of ours."""
+def separator_of(path: Path, reading: Reading, least: int = 2) -> str:
+    """What parts the columns that the first line names; "" where of images and captions it names
+    fewer than `least`."""
     line = first_line(path)
     images = {reading.image.lower()} if reading.image else set(IMAGE_COLUMNS)
     captions = {reading.caption.lower()} if reading.caption else set(CAPTION_COLUMNS)
+    found = {}
     for separator in SEPARATORS:
         names = set(names_in(line, separator))
-        if names & images and names & captions:
-            return separator
-    return ""
+        found[separator] = bool(names & images) + bool(names & captions)
+    best = max(SEPARATORS, key=found.get)
+    return best if found[best] >= least else ""
 
 
 def is_table(path: Path, reading: Reading) -> bool:
@@ -78,7 +81,7 @@ def read_token_list(path: Path, reading: Reading) -> Iterator[Record]:
 
 def read_table(path: Path, reading: Reading) -> Iterator[Record]:
     """Records of a table. Raises ValueError, naming the line, where it breaks its own rules."""
-    separator = separator_of(path, reading) or TABLES.get(path.suffix.lower(), ",")
+    separator = separator_of(path, reading, 1) or TABLES.get(path.suffix.lower(), ",")
     bars = separator == "|"  # Flickr30k's, whose captions hold quotes that close nothing
     reading.kind = "Flickr30k's results" if bars else f"a table parted by {separator!r}"
     how = {"quoting": csv.QUOTE_NONE} if bars else {"strict": True}
