@@ -26,6 +26,8 @@ TINY = dict(
     evaluate_every=0, checkpoint_every=90, learning_rate=0.02, epsilon=1e-3, clip_norm=0.0,
 )  # fmt: skip
 
+NO_TEXTS = shutil.ignore_patterns("*.txt")
+
 # What a run does, in the order of causes: a setting must change nothing before its own stage.
 STAGES = (
     "data", "tokenizer", "weights", "batches", "compiled", "passes", "loss", "norm", "rates",
@@ -49,6 +51,15 @@ def places(folder):
             shutil.copy(folder / "red" / f"{i % 6}.{suffix}", folder / "copies" / f"{i}.{suffix}")
     lines = [f"{i}.png,thing {i // 2}\n" for i in range(12)]
     (folder / "list.csv").write_text("image,caption\n" + "".join(lines))
+    columns = ["image,one,two,caption,said,told,split,left,right"]
+    for i in range(12):
+        images = ",".join(f"{(k * i + k) % 12}.png" for k in (1, 5, 7))
+        splits = ",".join(("train", "test", "val")[i * k % 3] for k in (1, 2, 4))
+        columns.append(f"{images},thing {i},a thing {i},the thing {i},{splits}")
+    columns = "\n".join(columns).replace("val\n", "train\n")
+    (folder / "columns.csv").write_text(columns)
+    for tint in ("red", "blue"):
+        shutil.copytree(folder / tint, folder / "classes" / tint, ignore=NO_TEXTS)
     for count, vendor in enumerate(("one", "two", "three"), 1):
         (folder / vendor).mkdir()
         for i, key in enumerate(emoji_keys()):

@@ -331,12 +331,14 @@ def test_what_flags_say_of_data_reaches_it(monkeypatch):
         )
     )
     parts = dict(held_out_part=0.2, validation_part=0.1, keep_copies=True)
+    parts |= dict(image_column="picture", split_column="part", class_template="a {}")
     data.load(config.preset("tiny", data="x.csv", image_root="pictures", seed=4, **parts))
     emojis = dict(sources={"a": "x", "b": "y"}, exclude=("noto", "google"), unseen_names=True)
     assert asked[0] == ((3, 32, "twemoji"), emojis)
     assert asked[1] == (
         ("x.csv", 32),
-        dict(seed=4, held_out=0.2, validation=0.1, keep_copies=True, image_root="pictures"),
+        dict(seed=4, held_out=0.2, validation=0.1, keep_copies=True, image_root="pictures")
+        | dict(columns=("picture", "", "part"), template="a {}"),
     )
 
 

@@ -252,7 +252,7 @@ def as_flags(values):
             yield f"--{flag}" if value else f"--no-{flag}"
         else:
             yield f"--{flag}"
-            yield str(value).replace("{}", "HERE")
+            yield str(value).replace("{}/", "HERE/")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -263,7 +263,7 @@ def test_a_flag_of_data_is_the_setting_of_its_name(name, seen, here, monkeypatch
     for _, *values in rows:
         for value in values[:2]:
             others = dict(values[3]) if len(values) == 4 else {}
-            source = others.pop("data", "HERE/red").replace("{}", "HERE")
+            source = others.pop("data", "HERE/red").replace("{}/", "HERE/")
             kept = {k: v for k, v in {**others, name: value}.items() if k in SETTINGS}
             call(here, "data", source, *as_flags(kept))
             assert getattr(asked[-1], name) == placed(value, here)

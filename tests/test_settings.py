@@ -21,6 +21,7 @@ from minicoca.training.checkpoint import load_model, read_config, save_config
 from minicoca.training.run import make_trainer
 
 EMOJI = dict(data="emoji", held_out="one", emoji_source="one={}/one,two={}/two,three={}/three")
+COLUMNS = dict(data="{}/columns.csv", image_root="{}/red")
 
 # A line a setting: its name, two values (neither a default that a lost setting falls back to), the
 # stages that must differ (none before the first of them may), and what else is set. {}: the places.
@@ -54,6 +55,10 @@ ROWS = [
     ("data", "{}/red", "{}/blue", "data"),
     ("data", "shapes", "emoji", "data", EMOJI),
     ("image_root", "{}/red", "{}/blue", "data", dict(data="{}/list.csv")),
+    ("image_column", "one", "two", "data", COLUMNS),
+    ("caption_column", "said", "told", "data", COLUMNS),
+    ("split_column", "left", "right", "data", COLUMNS),
+    ("class_template", "a {} thing", "one {}", "data", dict(data="{}/classes")),
     ("validation_part", 0.2, 0.5, "data", dict(data="{}/red", held_out_part=0.1)),
     ("held_out_part", 0.2, 0.5, "data", dict(data="{}/red", validation_part=0.1)),
     ("keep_copies", False, True, "data", dict(data="{}/copies", validation_part=0.5)),
@@ -123,7 +128,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def placed(value, here):
-    return value.replace("{}", str(here)) if isinstance(value, str) else value
+    return value.replace("{}/", f"{here}/") if isinstance(value, str) else value
 
 
 def config_of(here, backend, name, value, others):

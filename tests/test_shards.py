@@ -194,6 +194,7 @@ def test_another_picture_under_a_name_is_noticed_as_it_is_read(tmp_path):
         train.batch([5])
 
 
+@pytest.mark.slow
 def test_training_goes_on_to_the_last_bit(tmp_path, monkeypatch):
     config = short(
         data=str(shards(tmp_path / "s", 40)), steps=4, batch_size=8, checkpoint_every=2,

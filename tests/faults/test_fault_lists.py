@@ -2,6 +2,7 @@
 
 import os
 
+import hostile_layouts
 import hostile_lists as hostile
 import pytest
 from hostile_use import one_line, used
@@ -27,10 +28,11 @@ def look(case):
 
 def test_each_is_right_or_named(tmp_path):
     cases = []
-    for name, content, right in hostile.all_of_them():
+    corpus = [*hostile.all_of_them(), *hostile_layouts.all_of_them()]
+    for name, content, right in corpus:
         (tmp_path / name).write_bytes(content)
         cases.append((tmp_path / name, right))
-    assert len(cases) >= 200
+    assert len(cases) >= 400
     trial("hostile lists", len(cases))
     found = used(look, cases)
     assert len(found) == len(cases), f"died of {cases[len(found)][0]}"
@@ -60,6 +62,10 @@ WORDS = [
     "images",
     "annotations",
     "id",
+    "filename",
+    "sentences",
+    "raw",
+    "split",
     "image_id",
     "file_name",
     "a.png",
@@ -89,7 +95,7 @@ def is_read_or_named(path):
 
 
 @settings(max_examples=int(2500 * TIMES))
-@given(st.sampled_from(["csv", "tsv", "json", "jsonl", "txt"]), st.binary(max_size=200))
+@given(st.sampled_from(["csv", "json", "jsonl", "txt", "token", "tar"]), st.binary(max_size=200))
 def test_any_bytes(place, kind, content):
     (place / f"x.{kind}").write_bytes(content)
     is_read_or_named(place / f"x.{kind}")
