@@ -192,7 +192,7 @@ def test_info_and_data(run, capsys, monkeypatch):
     assert code == 0 and "85,998,336" in out
     monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
     code, out, _ = call(capsys, "data", "shapes", "--sheet", "s.png")
-    assert code == 0 and "60 images" in out
+    assert code == 0 and "60 images" in out and "near-equal" in out
 
 
 load = shapes.load

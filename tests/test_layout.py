@@ -30,6 +30,9 @@ OURS = {
     },
     "bounds.py": {"PIL"},
     "images.py": {"numpy", "PIL", "minicoca.bounds", "minicoca.words"},
+    "survey.py": {
+        "numpy", "minicoca.data", "minicoca.images", "minicoca.tokenizer", "minicoca.words",
+    },
     "metrics.py": {"numpy", "minicoca.words"},
     "words.py": set(),
     "tasks": {
