@@ -102,6 +102,7 @@ FLAGS = {
         [
             ("data", ["HERE/red"], ["HERE/blue"], "out"),
             ("--sheet", ["HERE/red"], ["HERE/red", "--sheet", "sheet.png"], "files"),
+            ("--json", ["HERE/red"], ["HERE/red", "--json"], "out"),
         ],
     ),
     "train": (

@@ -15,6 +15,7 @@ from minicoca import data
 from minicoca.config import preset
 from minicoca.data import alike
 from minicoca.data.alike import bits_of, cells_of, near_equal
+from minicoca.images import load_image
 from minicoca.reference.losses import contrastive_loss
 from minicoca.survey import floor_of_repeats, in_words, lowest, survey
 from minicoca.tokenizer import Tokenizer
@@ -88,15 +89,15 @@ def photo(seed, side=90) -> Image.Image:
     return Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
 
 
-@given(st.integers(0, 2**20), st.integers(40, 200), st.sampled_from([40, 75, 95]))
+@given(st.integers(0, 2**20), st.integers(60, 200), st.sampled_from([75, 95]))
 @settings(max_examples=30)
 def test_the_same_photo_scaled_and_saved_again_is_near_equal(tmp_path_factory, seed, side, quality):
     path = tmp_path_factory.mktemp("photos") / "a.jpg"
     photo(seed).resize((side, side), Image.Resampling.LANCZOS).save(path, quality=quality)
-    cells = [
-        cells_of(np.asarray(image.convert("RGB").resize((36, 36), Image.Resampling.BICUBIC))[None])
-        for image in (photo(seed), Image.open(path), photo(seed + 1))
-    ]
+    for number, image in enumerate((photo(seed), photo(seed + 1))):
+        image.save(path.with_name(f"{number}.png"))
+    paths = [path.with_name("0.png"), path, path.with_name("1.png")]
+    cells = [cells_of(load_image(path, 36, crop="squash")[None]) for path in paths]
     assert near_equal(cells[0], cells[1]) == [(0, 0)] == near_equal(cells[1], cells[0])
     assert near_equal(cells[0], cells[2]) == []
 
@@ -117,7 +118,7 @@ def test_near_equal_pairs_are_those_of_the_definition(seed, chunk):
                 for x in range(8):
                     steps = [c[y, x + 1].mean() > c[y, x].mean() + 2 for c in (one[i], other[j])]
                     bits += steps[0] != steps[1]
-            if bits <= 4 and differ.mean() <= 3 and differ.max() <= 16:
+            if bits <= 6 and differ.mean() <= 4 and differ.max() <= 24:
                 expected.append((i, j))
                 break
     with pytest.MonkeyPatch.context() as patch:
@@ -190,7 +191,8 @@ def test_the_command_says_it_as_json_and_keeps_pictures(place, capsys, monkeypat
     found = json.loads(capsys.readouterr().out)
     assert found["repeats"]["batch_size"] == 9 and found["sheet"] == "sheet.png"
     before = (place / "sheet.png").read_bytes()
-    assert Image.open("sheet.png").size[0] == 6 * 128
+    with Image.open("sheet.png") as sheet:
+        assert sheet.size[0] == 6 * 128
     assert cli.main(["data", "list.csv", "--sheet", "sheet.png"]) == 2
     assert "sheet.png" in capsys.readouterr().err and (place / "sheet.png").read_bytes() == before
     assert cli.main(["data", "list.csv"]) == 0
@@ -198,7 +200,7 @@ def test_the_command_says_it_as_json_and_keeps_pictures(place, capsys, monkeypat
 
 
 def test_a_tokenizer_that_cannot_be_trained_is_said(place):
-    config = preset("tiny", data=str(place / "list.csv"), vocabulary=5)
+    config = preset("tiny", data=str(place / "list.csv"), vocabulary=5, tokenizer="bpe")
     found = survey(data.load(config), config)
     assert "do not fit" in found["tokens"]["error"] and found["tokens"]["error"] in "\n".join(
         in_words(found)

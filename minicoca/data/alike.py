@@ -19,7 +19,7 @@ from minicoca.data.files import in_threads
 from minicoca.images import ImageError, load_image
 
 SIDE, CELLS, STEP = 36, 9, 2  # pixels, cells a side, levels
-MOST_BITS, MOST_MEAN, MOST_CELL = 4, 3, 16
+MOST_BITS, MOST_MEAN, MOST_CELL = 6, 4, 24
 MOST_LOOKED = 20_000  # pictures of a split
 CHUNK = 2**22  # pairs that are compared at once
 
