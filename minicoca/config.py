@@ -71,7 +71,7 @@ class Config:
     contrastive_weight: float = _loss(1.0, "weight of the contrastive loss; 0 leaves it out")
     caption_weight: float = _loss(2.0, "weight of the captioning loss; 0 leaves it out")
     # Data.
-    data: str = _data("shapes", "shapes, emoji, or a file or folder of images and captions")
+    data: str = _data("shapes", "shapes, emoji, or a file, folder or .tar shards of your own")
     image_root: str = _data("", "own data: where a list's image paths begin; else beside the list")
     image_column: str = _data("", "own data: the column or field of image paths; else by its name")
     caption_column: str = _data("", "own data: the column or field of captions; else by its name")

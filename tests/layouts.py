@@ -182,6 +182,7 @@ def img2dataset(folder, captions, splits):
             members.append((f"{stem}.json", json.dumps(fields).encode()))
         tar(folder / f"0000{number}.tar", members)
         (folder / f"0000{number}_stats.json").write_text("{}")
+        (folder / f"0000{number}.parquet").write_bytes(b"PAR1")
     return folder / "{00000..00001}.tar"
 
 

@@ -82,6 +82,20 @@ def test_class_folders_have_captions_and_zero_shot_classes(tmp_path):
         assert held.captions[row] == task.prompts[label]
 
 
+def test_shards_are_read_with_what_img2dataset_writes_beside_them(tmp_path):
+    captions = {"a.png": ["x"], "b.png": ["y"]}
+    pattern = layouts.img2dataset(tmp_path, captions, dict.fromkeys(captions, "train"))
+    assert read(tmp_path)[0].captions == read(pattern)[0].captions
+    assert len(read(pattern)[0].captions) == 2
+
+
+def test_a_table_of_other_things_does_not_hide_classes(tmp_path):
+    classes(tmp_path)
+    (tmp_path / "labels.csv").write_text("number,name\n1,red\n")
+    listed, report = read(tmp_path)
+    assert len(listed.captions) == 12 and "labels.csv" in str(report)
+
+
 def test_class_folders_below_splits(tmp_path):
     found = data.load(preset("tiny", data=str(classes(tmp_path, ("train", "val", "test")))))
     sizes = len(found.train), len(found.validation), len(found.evaluations["held_out"])

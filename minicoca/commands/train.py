@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -59,7 +60,8 @@ def _resume(arguments, say):
 def _begin(arguments, say):
     settings, folder = _settings(arguments), arguments.run
     if folder is None:
-        folder = new_folder(RUNS, Path(settings.data).resolve().stem or "run")
+        name = Path(settings.data).resolve().stem  # of shards, a pattern
+        folder = new_folder(RUNS, re.sub(r"[*?{}[\]]+", "", name).strip(".") or "run")
     return train(settings, folder, say=say)
 
 

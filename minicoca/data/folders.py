@@ -12,7 +12,7 @@ from minicoca.data.files import TEXT_SUFFIX, files_below, is_image
 from minicoca.data.lists import LISTS, folder_of, records, under
 from minicoca.data.records import SPLITS, Reading, Record, not_utf8, split_in
 from minicoca.data.shards import TAR, read_shards
-from minicoca.data.tables import is_table, is_token_list
+from minicoca.data.tables import TABLES, is_table, is_token_list
 from minicoca.images import open_file, patiently, read
 from minicoca.words import clean, clip
 
@@ -26,8 +26,8 @@ def read_folder(folder: Path, reading: Reading) -> Iterator[Record]:
     - Hugging Face's imagefolder: `metadata.jsonl` or `metadata.csv`, here or in folders below, each
       of the images beside it. A folder called train, validation or test is that split.
     - Texts: an image with a text file of the same name beside it, one caption a line.
-    - A list of any kind in the folder, or several that are called after splits.
     - Shards: `.tar` files, and no images beside them.
+    - A list of any kind in the folder, or several that are called after splits.
     - Classes: every image in a folder that is called after what it shows.
     """
     files = files_below(folder, reading.report)
@@ -39,23 +39,29 @@ def read_folder(folder: Path, reading: Reading) -> Iterator[Record]:
         return read_lists(folder, tables, images, reading, beside=True)
     if any(path.with_suffix("") in texts for path in images):
         return read_texts(folder, files, images, texts, reading)
-    if lists := lists_among(files, reading):
-        return read_lists(folder, chosen(folder, lists), images, reading)
     if (shards := [path for path in files if path.suffix.lower() == TAR]) and not images:
         return read_shards(shards, folder, reading)
-    if len(classes_of(folder, images)) > 1:
+    classes = classes_of(folder, images)
+    if lists := lists_among(files, reading, bool(classes)):
+        return read_lists(folder, chosen(folder, lists), images, reading)
+    if classes:
         return read_classes(folder, images, reading)
     return read_texts(folder, files, images, texts, reading)
 
 
-def lists_among(files: list[Path], reading: Reading) -> list[Path]:
-    """The files that are lists by their name, or by how a text begins."""
+def lists_among(files: list[Path], reading: Reading, classes: bool) -> list[Path]:
+    """The files that are lists by their name, or by how a text begins. Where there are class folders
+    too, a table that names no columns of ours is none, which is said."""
     found = [path for path in files if path.suffix.lower() in LISTS]
     for path in files:
         if path.suffix.lower() == TEXT_SUFFIX and (is_token_list(path) or is_table(path, reading)):
             found.append(path)
+    for path in list(found) if classes else ():
+        if path.suffix.lower() in TABLES and not is_table(path, reading):
+            reading.report.add("tables without images and captions left alone", str(path))
+            found.remove(path)
     known = [path for path in found if path.name.lower().startswith(CAPTIONS)]
-    return known or [path for path in found if not path.name.lower().endswith("_stats.json")]
+    return known or found
 
 
 def chosen(folder: Path, lists: list[Path]) -> list[Path]:
