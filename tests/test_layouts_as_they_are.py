@@ -185,6 +185,16 @@ def test_flickr30k_has_quotes_that_close_nothing_and_a_row_without_its_bar(tmp_p
     assert "results.csv, line 3" in str(report)
 
 
+def test_images_are_never_taken_from_a_neighbour(tmp_path):
+    """Which may hold other images of the same names; only COCO's annotations are beside theirs."""
+    layouts.put(tmp_path / "other", ["a.png"])
+    for name, found in (("lists", "a.png"), ("annotations", "../other/a.png")):
+        table = layouts.table(tmp_path / name / "x.csv", [("image", "caption"), ("a.png", "x")])
+        assert list(read_captions(table, Report())) == [found]
+        listed, _ = read(table, root=tmp_path / "lists")
+        assert list(listed.captions) == ["a.png"] and listed.root == tmp_path / "lists"
+
+
 def test_which_of_several_lists_has_to_be_said(tmp_path):
     layouts.put(tmp_path, ["a.png"])
     for name in ("one.csv", "two.csv"):

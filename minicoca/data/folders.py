@@ -50,8 +50,8 @@ def read_folder(folder: Path, reading: Reading) -> Iterator[Record]:
 
 
 def lists_among(files: list[Path], reading: Reading, classes: bool) -> list[Path]:
-    """The files that are lists by their name, or by how a text begins. Where there are class folders
-    too, a table that names no columns of ours is none, which is said."""
+    """The files that are lists by their name, or by how a text begins. Where there are class
+    folders too, a table that names no columns of ours is none, which is said."""
     found = [path for path in files if path.suffix.lower() in LISTS]
     for path in files:
         if path.suffix.lower() == TEXT_SUFFIX and (is_token_list(path) or is_table(path, reading)):
