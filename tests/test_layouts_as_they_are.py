@@ -119,13 +119,13 @@ def test_splits_of_the_data_are_kept_and_the_rest_is_divided(tmp_path):
 
 
 def test_copies_in_two_given_splits_stay_there_and_are_named(tmp_path):
-    for number in range(4):
-        Image.new("RGB", (9, 9), (number // 2, 0, 0)).save(tmp_path / f"{number}.png")
-    rows = [(f"{n}.png", f"c{n}", split) for n, split in enumerate(("train", "test") * 2)]
+    for number, colour in enumerate((0, 1, 1, 2, 1, 3)):
+        Image.new("RGB", (9, 9), (colour, 0, 0)).save(tmp_path / f"{number}.png")
+    rows = [(f"{n}.png", f"c{n}", split) for n, split in enumerate(("train", "test") * 3)]
     listed = layouts.table(tmp_path / "list.csv", [("image", "caption", "split"), *rows])
     found = own.load(listed, 8)
-    assert [path.name for path in found.train.paths] == ["0.png", "2.png"]
-    assert found.train.same.tolist() == [0, 1]
+    assert [path.name for path in found.train.paths] == ["0.png", "2.png", "4.png"]
+    assert found.train.same.tolist() == [0, 1, 1]  # 1.png, the first of them, is in the test
     assert "2 byte-equal copies in another split than the first" in found.notes
 
 
