@@ -178,10 +178,14 @@ def test_separators_are_seen_whatever_the_file_is_called(tmp_path, mark, name):
 
 def test_flickr30k_has_quotes_that_close_nothing_and_a_row_without_its_bar(tmp_path):
     text = 'image_name| comment_number| comment\na.jpg| 0| say " hi | there\nb.jpg| 4   A dog .\n'
+    text += 'c.jpg|1|"ah\nc.jpg|2|oh\n'
     path = tmp_path / "results.csv"
     path.write_text(text)
     report = Report()
-    assert read_captions(path, report) == {"a.jpg": ('say " hi | there',)}
+    assert read_captions(path, report) == {
+        "a.jpg": ('say " hi | there',),
+        "c.jpg": ('"ah', "oh"),
+    }
     assert "results.csv, line 3" in str(report)
 
 
