@@ -250,6 +250,17 @@ def test_what_is_no_image_or_caption_is_counted(tmp_path):
     }
 
 
+def test_sparse_members_are_left_alone(tmp_path):
+    """Their bytes are not as they stand."""
+    with tarfile.open(tmp_path / "a.tar", "w") as made:
+        for name, content in sample(1):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(content), {"GNU.sparse.major": "1"}
+            made.addfile(info, io.BytesIO(content))
+    listed, report = read(tmp_path / "a.tar")
+    assert not listed.captions and len(report.named["members left alone"]) == 2
+
+
 def test_names_are_only_names(tmp_path):
     """Nothing is written, wherever a member's name points; and it is read by its place."""
     names = ["../../up.png", "/etc/over.png", "a/../b.png", "b.png", "nul\u0001.png"]

@@ -124,7 +124,7 @@ def of_shards():
             )
     yield "many.tar", shard([(f"{n}.png", b"") for n in range(20_000)], tarfile.USTAR_FORMAT), {}
     yield "zeros.tar", bytes(2**20), None
-    yield "sparse.tar", shard(**{"GNU.sparse.major": "1"}), None
+    yield "sparse.tar", shard(**{"GNU.sparse.major": "1"}), {}
     yield "gzip.tar", b"\x1f\x8b\x08" + whole, None
     yield "parquet.parquet", b"PAR1" + whole, None
 
