@@ -61,12 +61,12 @@ class Ours:
 
     def gradients(self, images_BII3, tokens_BT):
         """Forward and backward: (contrastive, caption) loss as weighed; gradients in place."""
-        use(self.backend)
         params = self.params
         if self.dtype != torch.float32:
             params = tree_map(lambda p: p.to(self.dtype), params)
             params["log_temperature"] = self.params["log_temperature"]
-        outputs = coca(params, self.config, images_BII3.to(self.dtype), tokens_BT)
+        with use(self.backend):
+            outputs = coca(params, self.config, images_BII3.to(self.dtype), tokens_BT)
         outputs["loss"].backward()
         weights = {"contrastive": self.config.contrastive_weight}
         weights["caption"] = self.config.caption_weight
@@ -229,10 +229,8 @@ def model_flops(config, batch):
     side, T = config.image_size, config.text_length
     images_BII3 = torch.empty(batch, side, side, 3, device="meta")
     tokens_BT = torch.ones(batch, T, dtype=torch.int64, device="meta")
-    use("torch")
-    with FlopCounterMode(display=False) as counter:
+    with use("torch"), FlopCounterMode(display=False) as counter:
         coca(tree_map(leaf, specs(config)), config, images_BII3, tokens_BT)["loss"].backward()
-    use("auto")
     head = 6 * batch * (T - 1) * config.text_width * config.vocabulary
     return counter.get_total_flops() + head
 
@@ -303,7 +301,6 @@ def step(
     if "full" in cases:  # no padding: the model's own arithmetic is what must be done
         spent = report["full"]["ours_ms"] / 1e3
         report["full"]["ours_flop_utilisation"] = round(report["tflop"] / spent / rate, 3)
-    use("auto")
     _print_table(report, cases)
     if json_path:
         write_output(json_path, (json.dumps(report, indent=2) + "\n").encode())

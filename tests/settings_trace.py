@@ -13,7 +13,6 @@ from runs import TRAINERS
 from minicoca import params
 from minicoca.config import preset
 from minicoca.data import emoji, emoji_drawings, shapes
-from minicoca.engine import ops
 from minicoca.params import flatten
 from minicoca.reference import train as reference_train
 from minicoca.training import loop, run
@@ -179,10 +178,7 @@ def trace(config, folder, **how):
     """{stage: what happened there} of a run in an empty folder (or taken up), and its trainer."""
     with small_data(), ExitStack() as stack:
         recorder = Recorder(stack)
-        try:
-            results = run.train(config, folder, say=lambda text: None, command="", **how)
-        finally:
-            ops.use("auto")
+        results = run.train(config, folder, say=lambda text: None, command="", **how)
     seen, trainer = recorder.seen, recorder.trainer
     seen["tokenizer"] = (folder / "tokenizer.model").read_bytes()
     seen["last"].append(raw(trainer))

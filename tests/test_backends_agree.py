@@ -19,17 +19,11 @@ KERNELS = {
 
 
 def test_heads_that_no_kernel_serves_are_left_to_torch():
-    ops.use("triton")
     q, k = torch.randn(2, 3, 1, 144), torch.randn(2, 4, 1, 144)
     want = torch.softmax(torch.einsum("bthk,bshk->bhts", q, k) / 12, -1) @ k.transpose(1, 2)
-    torch.testing.assert_close(ops.attention(q, k, k), want.transpose(1, 2))
-    assert "torch for heads over 128" in ops.implementations()["attention"]
-
-
-@pytest.fixture(autouse=True)
-def back_to_auto():
-    yield
-    ops.use("auto")
+    with ops.use("triton"):
+        torch.testing.assert_close(ops.attention(q, k, k), want.transpose(1, 2))
+        assert "torch for heads over 128" in ops.implementations()["attention"]
 
 
 @pytest.mark.parametrize("pooler", ["cascade", pytest.param("none", marks=pytest.mark.slow)])
@@ -63,4 +57,6 @@ def test_three_steps_with_either_backend(pooler, monkeypatch):
 def test_an_unknown_backend_is_named():
     with pytest.raises(ValueError, match="'cuda' is not one of"):
         ops.use("cuda")
-    assert "Triton" in (ops.use("triton"), ops.implementations())[1]["attention"]
+    with ops.use("triton"):
+        assert "Triton" in ops.implementations()["attention"]
+    assert ops.implementations()["attention"].startswith("torch") or torch.cuda.is_available()

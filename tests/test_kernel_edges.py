@@ -153,12 +153,12 @@ def test_unit_vectors_are_float32_at_least(dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_the_temperature_is_float32_at_least(monkeypatch, way, dtype):
     """exp(-log_temperature) in 16 bits would be up to 0.4 % off, and so would every logit."""
-    monkeypatch.setattr(seam, "_chosen", "triton" if way == "triton" else "torch")
     monkeypatch.setattr(seam, "PAIRS_IN_CHUNKS", 2 if way == "chunks" else 2048)
     x, y = (torch.nn.functional.normalize(randn(40, 24, seed=i)).to(dtype) for i in range(2))
     log_temperature = torch.tensor(-2.61, device=DEVICE).to(dtype).requires_grad_()
     exact = log_temperature.detach().double().requires_grad_()
-    loss = seam.contrastive_loss(x, y, log_temperature)
+    with seam.use("triton" if way == "triton" else "torch"):
+        loss = seam.contrastive_loss(x, y, log_temperature)
     want = _pairs_in_float64(x, y, exact)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), want, rtol=2e-6, atol=0)

@@ -8,10 +8,13 @@ from ..config import END, PAD, START, UNKNOWN
 from ..params import demand_finite, stream, tree_map
 from .attention import mlp_layer
 from .model import encode_image, encode_text
-from .ops import attention, embedding, layer_norm, linear, pick_device, use
+from .ops import attention, embedding, layer_norm, linear, pick_device, use, with_own_backend
+from .text import TextRows, multimodal_decoder
 from .vision import normalise
 
 ROUNDING = 1e-6  # a set that lacks no more than this has probability top_p
+PAIRS = 64  # of an image and a text, read at once
+ROWS = 256  # of logits at a time
 
 
 class Cache:
@@ -183,17 +186,43 @@ def beam_search(params, config, images_BII3, prompt_T, *, beams=4, length_penalt
     return best
 
 
+@torch.inference_mode()
+def log_likelihoods(params, config, images_BII3, tokens_RT):
+    """log P(y_t | y_<t, x), what Eq. 3 sums, of every token but the first, of each of R texts (ids,
+    padded) given each of B images: [B, R, T - 1], and 0 for padding."""
+    _, memory = encode_image(params, config, images_BII3)
+    rows, decoder = TextRows(tokens_RT, config), params["decoder"]
+    _, x_RTD = encode_text(params, config, tokens_RT, rows)
+    x_RTD = rows.decoder_packing.pad(x_RTD) if rows.decoder_packing else x_RTD
+    found, every = [], torch.arange(len(images_BII3) * len(tokens_RT), device=x_RTD.device)
+    for pairs in every.split(PAIRS):
+        image, text = pairs // len(tokens_RT), pairs % len(tokens_RT)
+        n = multimodal_decoder(x_RTD[text], memory[image], decoder, config)
+        targets = tokens_RT[text, 1:]
+        real, wide = targets != PAD, torch.promote_types(n.dtype, torch.float32)
+        log_p = torch.zeros(targets.shape, dtype=wide, device=n.device)
+        log_p[real] = torch.cat([
+            torch.log_softmax(linear(n_RD, decoder["head"]).to(wide), -1).gather(1, t_R1)[:, 0]
+            for n_RD, t_R1 in zip(n[real].split(ROWS), targets[real, None].split(ROWS), strict=True)
+        ])  # fmt: skip
+        found.append(log_p)
+    log_p_BRT = torch.cat(found).unflatten(0, (len(images_BII3), len(tokens_RT)))
+    demand_finite(log_p_BRT.isfinite().all(), "probabilities")
+    return log_p_BRT
+
+
 class CoCa:
     """A trained model to use: uint8 images and token ids in, NumPy arrays out, on any device."""
 
     def __init__(self, params, config, device=None):
         self.config, self.device = config, device or pick_device(config.device)
-        use(config.backend)
+        use(config.backend)  # raises ValueError where it cannot be
         self.params = tree_map(lambda a: torch.as_tensor(a, device=self.device), params)
 
     def _normalised(self, images):
         return normalise(torch.as_tensor(images, device=self.device).float() / 255, self.config)
 
+    @with_own_backend
     @torch.inference_mode()
     def embed_images(self, images):
         """uint8 [B, I, I, 3] -> unit vectors [B, E]."""
@@ -201,6 +230,7 @@ class CoCa:
         demand_finite(vectors_BE.isfinite().all(), "image vectors")
         return vectors_BE.cpu().numpy()
 
+    @with_own_backend
     @torch.inference_mode()
     def embed_texts(self, tokens):
         """Ids [B, T] -> unit vectors [B, E]."""
@@ -209,6 +239,13 @@ class CoCa:
         demand_finite(vectors_BE.isfinite().all(), "text vectors")
         return vectors_BE.cpu().numpy()
 
+    @with_own_backend
+    def log_likelihoods(self, images, tokens):
+        """uint8 [B, I, I, 3], ids [R, T] -> log p of every token but the first: [B, R, T - 1]."""
+        images, tokens = self._normalised(images), torch.as_tensor(tokens, device=self.device)
+        return log_likelihoods(self.params, self.config, images, tokens).cpu().numpy()
+
+    @with_own_backend
     def generate(self, images, prompt=(START,), beams=0, **sampling):
         """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""
         images = self._normalised(images)

@@ -6,6 +6,10 @@ knows what is behind them. Axis letters as in params.py; R is rows: samples and 
 
 import functools
 import os
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +24,53 @@ SHARED_MEMORY = 166_912  # bytes of a program, sm_80's limit
 PAIRS_IN_CHUNKS = 2048  # from so many on, no B x B logits on a CPU either
 
 
-_chosen = "auto"
+class _Chosen(threading.local):
+    backend = "auto"
 
 
-def use(backend):
-    """Choose what serves operations that have a kernel: `auto` is Triton on CUDA, else torch."""
-    global _chosen
+# Of each thread its own. No ContextVar: torch.compile reads one from torch 2.14 on only. The
+# backward, which may run in another thread, asks nothing: the forward's operations bring theirs.
+_chosen = _Chosen()
+
+
+def use(backend: str) -> AbstractContextManager[None]:
+    """For a `with`: what serves operations that have a kernel, in this thread, until its end.
+
+    `auto` is Triton on CUDA cards that it fits, else torch. Raises ValueError, at once, for a
+    backend that there is not, or not here.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {BACKENDS}")
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if backend == "triton" and not (torch.cuda.is_available() or interpreted):
         raise ValueError("backend triton needs a CUDA device (or TRITON_INTERPRET=1, very slow)")
-    _chosen = backend
+    return _using(backend)
+
+
+@contextmanager
+def _using(backend):
+    before, _chosen.backend = _chosen.backend, backend
+    try:
+        yield
+    finally:
+        _chosen.backend = before
+
+
+def with_own_backend(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that computes with the backend of its object's `config`, whatever others use."""
+
+    @functools.wraps(method)
+    def computed(self, *given, **how):
+        with use(self.config.backend):
+            return method(self, *given, **how)
+
+    return computed
 
 
 def has_kernels(x):
-    """Whether Triton's kernels serve this tensor."""
-    return _chosen == "triton" or (_chosen == "auto" and x.is_cuda and _fits(x.device))
+    """Whether Triton's kernels serve this tensor, by the backend in `use`."""
+    chosen = _chosen.backend
+    return chosen == "triton" or (chosen == "auto" and x.is_cuda and _fits(x.device))
 
 
 @functools.cache
@@ -50,12 +84,13 @@ def _fits(device):
 
 
 def implementations():
-    """Which operation is served by what, and why, as {operation: sentence}."""
+    """Which operation is served by what, and why: {operation: sentence}, by the backend in use."""
+    chosen = _chosen.backend
     cuda = torch.cuda.is_available()
     fits = cuda and _fits(torch.device("cuda", torch.cuda.current_device()))
-    fused = _chosen == "triton" or (_chosen == "auto" and fits)
+    fused = chosen == "triton" or (chosen == "auto" and fits)
     found = "found" if fits else "too little shared memory" if cuda else "not found"
-    why = f"backend {_chosen}, CUDA {found}"
+    why = f"backend {chosen}, CUDA {found}"
     kernel = "Triton" if fused else "torch"
     return {
         "attention": f"{kernel} ({why})"

@@ -11,7 +11,7 @@ from .augment import augment
 from .generate import CoCa
 from .losses import contrastive_loss
 from .model import coca, encode_image, encode_text, total_loss
-from .ops import complaint, pick_device, pick_dtype, use
+from .ops import complaint, pick_device, pick_dtype, use, with_own_backend
 from .optim import adamw, clamp_temperature, clip_by_global_norm, learning_rate
 from .vision import normalise
 
@@ -24,8 +24,8 @@ class Trainer:
     def __init__(self, params, config):
         self.config, self.device = config, pick_device(config.device)
         self.dtype = pick_dtype(config.precision, self.device)
-        use(config.backend)
-        self.complaint = complaint() if self.device.type == "cuda" else ""
+        with use(config.backend):
+            self.complaint = complaint() if self.device.type == "cuda" else ""
         self.params = tree_map(lambda a: torch.tensor(a, device=self.device), params)
         self.leaves = flatten(self.params)
         for name, leaf in self.leaves.items():
@@ -41,6 +41,7 @@ class Trainer:
         self.ema = tree_map(lambda p: p.detach().clone(), self.params) if config.ema else None
         self.coca = torch.compile(coca) if config.compile else coca
 
+    @with_own_backend
     def step(self, step, images, tokens):
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T], both NumPy; what happened, as
         floats. If the loss or the gradient is not finite, nothing is changed."""

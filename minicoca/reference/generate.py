@@ -15,6 +15,7 @@ from .text import multimodal_decoder
 from .vision import normalise
 
 ROUNDING = 1e-6  # a set that lacks no more than this has probability top_p
+PAIRS = 16  # of an image and a text, read at once
 
 
 def next_log_probabilities(params, config, memory_BSM, tokens_BT):
@@ -114,6 +115,26 @@ def beam_search(params, config, image_II3, prompt, *, beams=4, length_penalty=1.
     return np.array(tokens), score
 
 
+def log_likelihoods(params, config, images_BII3, tokens_RT):
+    """log P(y_t | y_<t, x), what Eq. 3 sums, of every token but the first, of each of R texts (ids,
+    padded) given each of B images: [B, R, T - 1], and 0 for padding.
+
+    As in training, over the whole vocabulary: the mean of a pair's is minus its captioning loss.
+    """
+    _, memory, _ = encode_image(params, config, images_BII3)
+    _, x_RTD, _ = encode_text(params, config, tokens_RT)
+    found, pairs = [], np.indices((len(images_BII3), len(tokens_RT))).reshape(2, -1)
+    for first in range(0, pairs.shape[1], PAIRS):
+        image, text = pairs[:, first : first + PAIRS]
+        n, _ = multimodal_decoder(x_RTD[text, :-1], memory[image], params["decoder"], config)
+        log_p = log_softmax(linear(n, params["decoder"]["head"])[0])[0]
+        targets = tokens_RT[text, 1:]
+        found.append(np.take_along_axis(log_p, targets[..., None], 2)[..., 0] * (targets != PAD))
+    log_p_BRT = np.concatenate(found).reshape(len(images_BII3), len(tokens_RT), -1)
+    demand_finite(np.isfinite(log_p_BRT).all(), "probabilities")
+    return log_p_BRT
+
+
 class CoCa:
     """A trained model to use: uint8 images and token ids in, arrays out."""
 
@@ -131,6 +152,10 @@ class CoCa:
         vectors_BE = encode_text(self.params, self.config, tokens)[0]
         demand_finite(np.isfinite(vectors_BE).all(), "text vectors")
         return vectors_BE
+
+    def log_likelihoods(self, images, tokens):
+        """uint8 [B, I, I, 3], ids [R, T] -> log p of every token but the first: [B, R, T - 1]."""
+        return log_likelihoods(self.params, self.config, normalise(images, self.config), tokens)
 
     def generate(self, images, prompt=(START,), beams=0, **sampling):
         """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""
