@@ -155,7 +155,25 @@ def load_image(
     """
     if crop not in ("center", "squash"):
         raise ValueError(f"crop={crop!r} is neither 'center' nor 'squash'")
-    image = flat(source, background, 2 * side, seen)
+    return fitted(flat(source, background, 2 * side, seen), side, crop)
+
+
+def from_picture(picture: Image.Image, side: int) -> np.ndarray:
+    """A picture that is open already, as `load_image` makes a file; it stays as it is.
+
+    Raises ImageError where it cannot be decoded.
+    """
+    try:
+        picture.load()
+    except Exception as error:
+        raise failure(name_of(getattr(picture, "filename", "") or "a picture"), error) from error
+    with contextlib.suppress(Exception):  # as in `upright`
+        picture = ImageOps.exif_transpose(picture)
+    return fitted(grey_or_rgb(picture), side)
+
+
+def fitted(image: Image.Image, side: int, crop: str = "center") -> np.ndarray:
+    """ "L" or "RGB" to uint8 [side, side, 3]."""
     if crop == "squash" and image.width < side:  # else a tall one is `side` wide for a moment
         image = image.resize((image.width, side), Image.Resampling.BICUBIC)
     box = centre_box(*image.size, side) if crop == "center" else None

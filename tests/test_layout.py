@@ -35,8 +35,13 @@ OURS = {
     },
     "metrics.py": {"numpy", "minicoca.words"},
     "words.py": set(),
+    "__init__.py": {"minicoca.model"},
+    "model.py": {
+        "numpy", "PIL", "minicoca.config", "minicoca.data", "minicoca.tasks", "minicoca.tokenizer",
+        "minicoca.training", "minicoca.words",
+    },
     "tasks": {
-        "numpy", "PIL", "tqdm", "minicoca.tasks", "minicoca.data", "minicoca.images",
+        "numpy", "PIL", "tqdm", "minicoca.config", "minicoca.tasks", "minicoca.data", "minicoca.images",
         "minicoca.engine", "minicoca.words",
     },
     "training": {

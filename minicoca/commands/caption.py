@@ -6,7 +6,6 @@ from .model import add_images, images_of, open_model
 from .results import Results
 
 HELP = "write a caption for each image"
-MOST_BEAMS, MOST_TOP_K, MOST_SEED = 64, 10**6, 2**64 - 1
 
 
 def add_flags(parser):
@@ -21,10 +20,10 @@ def add_flags(parser):
 
 
 def run(arguments):
-    from ..tasks.captioning import caption
+    from ..tasks.captioning import captions
     from ..tasks.files import decoded
 
-    how = decoding(arguments)
+    how = decoding_of(arguments)
     check_text("--prompt", arguments.prompt)
     paths = images_of(arguments.images)
     model, tokenizer = open_model(arguments)
@@ -34,31 +33,19 @@ def run(arguments):
         return f"{row['file']:{width}}  {row['caption']}"
 
     with Results(arguments, len(paths), line) as results:
-        for kept, images in decoded(paths, model.config.image_size, results.skipped):
-            if "seed" in how:  # every file draws from a stream of its own, whatever batch it is in
-                how["first_stream"] = results.reached
-            texts = caption(model, tokenizer, images, arguments.prompt, **how)
+        batches = decoded(paths, model.config.image_size, results.skipped)
+        for kept, texts in captions(model, tokenizer, batches, arguments.prompt, **how):
             pairs = zip(kept, texts, strict=True)
             results.add([{"file": str(path), "caption": text} for path, text in pairs])
 
 
-def decoding(arguments):
+def decoding_of(arguments):
     """How to write captions, from the flags. Raises Usage."""
-    a = arguments
-    if not 0 <= a.beams <= MOST_BEAMS:
-        raise Usage(f"--beams {a.beams} is not from 0 to {MOST_BEAMS}")
-    if a.temperature is None:
-        if a.top_k is not None or a.top_p is not None or a.seed is not None:
-            raise Usage("--top-k, --top-p and --seed are for sampling: give --temperature too")
-        return {"beams": a.beams} if a.beams else {}
-    if a.beams:
-        raise Usage("--beams and --temperature exclude each other")
-    if not 1e-3 <= a.temperature <= 1e3:
-        raise Usage(f"--temperature {a.temperature} is not from 0.001 to 1000")
-    how = {"top_k": a.top_k or 0, "top_p": 1.0 if a.top_p is None else a.top_p, "seed": a.seed or 0}
-    if not 0 < how["top_p"] <= 1:
-        raise Usage(f"--top-p {a.top_p} is not over 0 and at most 1")
-    for name, most in (("top_k", MOST_TOP_K), ("seed", MOST_SEED)):
-        if not 0 <= how[name] <= most:
-            raise Usage(f"--{name.replace('_', '-')} {how[name]} is not from 0 to {most:,}")
-    return how | {"temperature": a.temperature}
+    from ..tasks.captioning import decoding
+
+    names = ("beams", "temperature", "top_k", "top_p", "seed")
+    given = {name: getattr(arguments, name) for name in names}
+    try:
+        return decoding(**given, spelt=lambda name: "--" + name.replace("_", "-"))
+    except ValueError as error:
+        raise Usage(error) from error

@@ -24,7 +24,7 @@ def add_flags(parser):
 
 def run(arguments):
     from ..tasks.files import embed
-    from ..tasks.zero_shot import check_labels, fill_templates, probabilities, scorer
+    from ..tasks.zero_shot import check_labels, classifier, fill_templates
 
     labels = arguments.labels or read_labels(arguments.labels_file)
     check_text("--labels", *labels)
@@ -40,7 +40,7 @@ def run(arguments):
     except ValueError as error:
         raise Usage(error) from error
     tell_unread(model, tokenizer, [text for group in prompts for text in group])
-    score = scorer(model, tokenizer, prompts)
+    classify = classifier(model, tokenizer, labels, prompts)
     width = max(len(str(path)) for path in paths)
 
     def line(row):
@@ -48,21 +48,17 @@ def run(arguments):
 
     with Results(arguments, len(paths), line) as results:
         for kept, vectors in embed(model, paths, results.skipped):
-            cosines = score(vectors)
-            chances = probabilities(cosines, float(model.params["log_temperature"]))
-            found = zip(kept, cosines, chances, strict=True)
-            results.add([row_of(labels, *image) for image in found])
+            found = zip(kept, classify(vectors), strict=True)
+            results.add([row_of(path, *classified) for path, classified in found])
 
 
-def row_of(labels, path, cosines, chances):
-    """What is said of one image, from the cosine and the probability of each label."""
-    best = int(cosines.argmax())
+def row_of(path, label, probability, cosines):
+    """What is said of one image."""
     return {
         "file": str(path),
-        "label": labels[best],
-        # Of one label alone it would be 1 whatever the image shows.
-        "probability": round(float(chances[best]), 4) if len(labels) > 1 else None,
-        "scores": dict(zip(labels, map(float, cosines.round(4)), strict=True)),
+        "label": label,
+        "probability": None if probability is None else round(probability, 4),
+        "scores": {name: round(cosine, 4) for name, cosine in cosines.items()},
     }
 
 

@@ -3,8 +3,6 @@
 import stat
 from pathlib import Path
 
-import numpy as np
-
 from .flags import Usage, check_text
 from .model import add_flags as add_model_flags
 from .model import images_of, open_model, tell_unread
@@ -27,6 +25,7 @@ def add_flags(parser):
 
 def run(arguments):
     from ..tasks.files import embed
+    from ..tasks.retrieval import best
 
     if arguments.k < 1:
         raise Usage(f"-k {arguments.k}: at least 1")
@@ -49,7 +48,8 @@ def run(arguments):
                 parts.append(part)
         finally:  # the best of what was looked at
             results.reached = sum(len(kept) for kept, _ in parts)
-            rows = best(query, parts, arguments.k)
+            found = best(query, parts, arguments.k)[0]
+            rows = [{"file": str(f.image), "cosine": round(f.cosine, 4)} for f in found]
             results.show(rows)
             if rows and arguments.sheet:
                 draw(arguments.sheet, rows)
@@ -77,28 +77,17 @@ def by_image(arguments):
 
 def query_vector(model, tokenizer, query, is_image):
     """Unit vector [1, E]. Raises ValueError for an image that cannot be read."""
-    from ..images import ImageError, load_image
+    from ..images import ImageError
     from ..tasks import embed_texts
+    from ..tasks.files import embed
 
     if not is_image:
         tell_unread(model, tokenizer, [query])
         return embed_texts(model, tokenizer, [query])
     try:
-        return model.embed_images(np.stack([load_image(query, model.config.image_size)]))
+        return next(embed(model, [query]))[1]
     except ImageError as error:
         raise ValueError(f"{error}; if it is a sentence, give --text") from error
-
-
-def best(query, parts, k):
-    """The k rows of highest cosine among (paths, vectors) of batches."""
-    from ..tasks.retrieval import nearest
-
-    if not parts:
-        return []
-    kept = [path for own, _ in parts for path in own]
-    found, cosines = nearest(query, np.concatenate([v for _, v in parts]), min(k, len(kept)))
-    pairs = zip(found[0], cosines[0], strict=True)
-    return [{"file": str(kept[i]), "cosine": round(float(c), 4)} for i, c in pairs]
 
 
 def draw(path, rows):

@@ -1,6 +1,8 @@
 """What people do with a trained CoCa. Every task takes a model (the CoCa of either backend), its
 tokenizer, and uint8 images [n, side, side, 3]."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 BATCH = 256
@@ -13,12 +15,24 @@ def batched(function, items):
     return np.concatenate(parts)
 
 
-def embed_texts(model, tokenizer, texts):
+def embed_texts(model, tokenizer, texts: Iterable[str]) -> np.ndarray:
     """Unit vectors [n, E] of captions. Raises ValueError for a model not trained to match them."""
+    demand_vectors(model)
+    texts, length = list(texts), model.config.text_length
+    if not texts:
+        return no_vectors(model)
+    return batched(lambda part: model.embed_texts(tokenizer.encode(part, length)), texts)
+
+
+def demand_vectors(model) -> None:
+    """Raises ValueError for a model not trained to match images and texts."""
     if not model.config.contrastive_weight:
         raise ValueError("this model was trained with contrastive_weight 0: it cannot compare")
-    length = model.config.text_length
-    return batched(lambda part: model.embed_texts(tokenizer.encode(part, length)), list(texts))
+
+
+def no_vectors(model) -> np.ndarray:
+    """[0, E]."""
+    return np.zeros((0, model.config.embed_width or model.config.text_width), np.float32)
 
 
 def unread(model, tokenizer, texts):

@@ -1,19 +1,26 @@
-"""Image files of the command line: find them, decode them batch by batch, skip what is broken."""
+"""Images as people have them: find files, decode all batch by batch, skip what is broken."""
 
+from __future__ import annotations
+
+import os
 import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from ..data.files import Report, images_below
-from ..images import ImageError, ReadError, load_image, patiently, status
+from ..images import ImageError, ReadError, from_picture, load_image, patiently, status
 from ..words import clip
+from . import demand_vectors
 
 BATCH = 64
+Picture = str | os.PathLike | Image.Image | np.ndarray
 
 
-def find_images(paths, report=None):
+def find_images(paths: Iterable[str | os.PathLike], report: Report | None = None) -> list[Path]:
     """Every image file among `paths`; folders are searched to the bottom, as training does.
 
     What is left alone there goes to the `report`. Raises ValueError if a path is not there or may
@@ -29,25 +36,55 @@ def find_images(paths, report=None):
     return found
 
 
-def decoded(paths, side, skipped):
-    """(paths, uint8 images [b, side, side, 3]) batch by batch, with progress where it takes long.
+def pixels(image: Picture, side: int) -> np.ndarray:
+    """uint8 [side, side, 3] of the path of a file, a PIL image, or an array: uint8 [height, width,
+    3], or [height, width] of grey. Raises ImageError, and ReadError as `load_image`."""
+    if isinstance(image, str | os.PathLike):
+        return patiently(lambda: load_image(image, side), ReadError)
+    if isinstance(image, Image.Image):
+        return from_picture(image, side)
+    if not hasattr(image, "__array__"):
+        kind = type(image).__name__
+        raise ImageError(f"an image is a path, a PIL image or an array, and not {kind}")
+    array = np.asarray(image)
+    rgb_or_grey = array.ndim == 2 or array.ndim == 3 and array.shape[2] == 3
+    if array.dtype != np.uint8 or not rgb_or_grey or not array.size:
+        what = f"{array.dtype} {list(array.shape)}"
+        advice = "; of 0 to 1, multiply by 255 and round" if array.dtype.kind == "f" else ""
+        raise ImageError(
+            f"an array is uint8 [height, width, 3] or [height, width]: not {what}{advice}"
+        )
+    return from_picture(Image.fromarray(array), side)
 
-    A file that cannot be read or decoded is left out and its error added to the list `skipped`.
+
+def decoded(
+    given: Sequence[Picture], side: int, skipped: list[str] | None = None
+) -> Iterator[tuple[list, np.ndarray]]:
+    """(what is given, uint8 images [b, side, side, 3]) batch by batch.
+
+    skipped: takes the errors of files that cannot be read or decoded, which are left out, and
+    shows progress where it takes long; without it they are raised.
     """
-    steps = range(0, len(paths), BATCH)
-    for i in tqdm(steps, unit="batch", disable=len(paths) <= 4 * BATCH, leave=False):
+    quiet = skipped is None or len(given) <= 4 * BATCH
+    for i in tqdm(range(0, len(given), BATCH), unit="batch", disable=quiet, leave=False):
         kept, images = [], []
-        for path in paths[i : i + BATCH]:
+        for one in given[i : i + BATCH]:
             try:
-                images.append(patiently(lambda path=path: load_image(path, side), ReadError))
-                kept.append(path)
+                images.append(pixels(one, side))
+                kept.append(one)
             except (ImageError, ReadError) as error:
+                if skipped is None:
+                    raise
                 skipped.append(str(error))
         if kept:
             yield kept, np.stack(images)
 
 
-def embed(model, paths, skipped):
-    """(paths that could be read, their unit vectors [b, E]) batch by batch, as `decoded`."""
-    for kept, images in decoded(paths, model.config.image_size, skipped):
+def embed(
+    model, given: Sequence[Picture], skipped: list[str] | None = None
+) -> Iterator[tuple[list, np.ndarray]]:
+    """(what could be read, its unit vectors [b, E]) batch by batch, as `decoded`. Raises ValueError
+    for a model not trained to match images and texts."""
+    demand_vectors(model)
+    for kept, images in decoded(given, model.config.image_size, skipped):
         yield kept, model.embed_images(images)

@@ -1,9 +1,47 @@
 """Classify images into classes that are only named (paper section 4.2.2)."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from ..words import clean
 from . import embed_texts, shortened
+
+
+class Classification(NamedTuple):
+    """The best label of an image, its probability among all labels (None if it is the only one: 1
+    whatever the image shows), and the cosine of each."""
+
+    label: str
+    probability: float | None
+    cosines: dict[str, float]
+
+
+def classifier(
+    model, tokenizer, labels: Sequence[str], prompts: Sequence[tuple[str, ...]]
+) -> Callable[[np.ndarray], list[Classification]]:
+    """A function of unit image vectors [n, E]: the prompts of the labels are read once.
+
+    Raises ValueError for a model that cannot compare.
+    """
+    scores = scorer(model, tokenizer, prompts)
+
+    def classify(vectors):
+        cosines = scores(vectors)
+        chances = probabilities(cosines, float(model.params["log_temperature"]))
+        return [
+            Classification(
+                labels[best := int(row.argmax())],
+                float(p[best]) if len(labels) > 1 else None,
+                dict(zip(labels, map(float, row), strict=True)),
+            )
+            for row, p in zip(cosines, chances, strict=True)
+        ]
+
+    return classify
 
 
 def class_scores(model, tokenizer, image_vectors, prompts):
@@ -22,7 +60,7 @@ def scorer(model, tokenizer, prompts):
     return lambda vectors: np.maximum.reduceat(vectors @ text_vectors.T, starts, axis=1)
 
 
-def fill_templates(labels, templates):
+def fill_templates(labels: Sequence[str], templates: Sequence[str]) -> list[tuple[str, ...]]:
     """Per label, its prompts. Raises ValueError for a template without a place for the label."""
     for template in templates:
         if "{}" not in template:

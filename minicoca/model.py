@@ -1,0 +1,235 @@
+"""The front door for Python: `load` a trained CoCa and use it, as the commands do.
+
+Wherever images are taken, each is a file's path, a PIL image, or an array: uint8 [height, width, 3]
+in RGB, or [height, width] of grey. Floats are refused, for they do not say their range. One image
+in, one result out; a list (or an array [n, height, width, 3]) in, a list out. So with texts.
+
+An image or a text that cannot be used raises ValueError, which says why; a file that cannot be read
+just now is an OSError. What a model does not read of a text (the end of one that is too long, words
+that it never saw) is told by `warnings.warn`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .config import Config
+from .data.files import Report
+from .tasks import embed_texts, no_vectors, unread
+from .tasks.captioning import captions, decoding
+from .tasks.files import Picture, decoded, embed, find_images
+from .tasks.retrieval import Found, best
+from .tasks.scoring import Scores, scores
+from .tasks.zero_shot import Classification, check_labels, classifier, fill_templates
+from .tokenizer import Tokenizer
+from .training.checkpoint import RUNS, load_model
+from .words import clip
+
+Pictures = Picture | Iterable[Picture]
+
+
+def load(folder_or_name: str | os.PathLike, device: str = "auto", backend: str = "auto") -> Model:
+    """A trained model: a run's folder, or the name of one in runs/.
+
+    backend: "auto", "torch", "triton" or "numpy"; device: a name of torch's, or "auto", a GPU where
+    there is one. Models of different backends do not disturb each other. Raises ValueError where
+    there is no such run, where its files are not what they should be, or where this machine does
+    not have the device or the backend.
+    """
+    folder = Path(folder_or_name)
+    if not folder.is_dir() and (Path(RUNS) / folder).is_dir():
+        folder = Path(RUNS) / folder
+    said: list[str] = []
+    coca, tokenizer = load_model(folder, backend, device, said.append)
+    _tell(said)
+    return Model(coca, tokenizer)
+
+
+class Model:
+    """A trained CoCa to use; `load` makes one."""
+
+    def __init__(self, coca: Any, tokenizer: Tokenizer) -> None:
+        """coca: the CoCa of either backend."""
+        self.coca, self.tokenizer = coca, tokenizer
+
+    @property
+    def config(self) -> Config:
+        """Its settings, among them image_size, text_length and backend."""
+        return self.coca.config
+
+    def __repr__(self) -> str:
+        c = self.config
+        sizes = f"images of {c.image_size} pixels, texts of {c.text_length} tokens"
+        return f"<minicoca Model: {sizes}, backend {c.backend}>"
+
+    def caption(
+        self,
+        images: Pictures,
+        prompt: str = "",
+        *,
+        beams: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str | list[str]:
+        """A caption for each image, which begins with the prompt: the likeliest token each time, or
+        found by a search with `beams`, or sampled at a `temperature`, from the `top_k` likeliest
+        tokens or from those that have `top_p` of the probability.
+
+        Samples are a function of the seed (0 if not given) and of an image's place in the list.
+        Raises ValueError for options out of range or that exclude each other, and for a prompt that
+        is too long or holds what the model never saw.
+        """
+        how = decoding(beams, temperature, top_k, top_p, seed)
+        given, one = _listed(images)
+        batches = decoded(given, self.config.image_size)
+        parts = captions(self.coca, self.tokenizer, batches, _text(prompt), **how)
+        found = [caption for _, own in parts for caption in own]
+        return found[0] if one else found
+
+    def embed_images(self, images: Pictures) -> np.ndarray:
+        """Unit vectors [images, E], or [E] of one image."""
+        given, one = _listed(images)
+        vectors = self._vectors(given)
+        return vectors[0] if one else vectors
+
+    def embed_texts(self, texts: str | Iterable[str]) -> np.ndarray:
+        """Unit vectors [texts, E], or [E] of one text."""
+        given, one = _texts(texts)
+        _tell(unread(self.coca, self.tokenizer, given))
+        vectors = embed_texts(self.coca, self.tokenizer, given)
+        return vectors[0] if one else vectors
+
+    def classify(
+        self, images: Pictures, labels: Sequence[str], *, templates: str | Sequence[str] = "{}"
+    ) -> Classification | list[Classification]:
+        """Which of the labels fits each image: its name, its probability, and all cosines.
+
+        templates: what is read for a label, which stands where {} is; of several the best counts.
+        Raises ValueError for no labels, an empty one, and two that are one to the model.
+        """
+        if isinstance(labels, str) or not len(labels):
+            raise ValueError(f"labels={labels!r}: give a list of one label or more")
+        labels, templates = _texts(labels)[0], _texts(templates)[0]
+        prompts = fill_templates(labels, templates)
+        check_labels(self.coca, self.tokenizer, labels, prompts)
+        _tell(unread(self.coca, self.tokenizer, [text for group in prompts for text in group]))
+        given, one = _listed(images)
+        found = classifier(self.coca, self.tokenizer, labels, prompts)(self._vectors(given))
+        return found[0] if one else found
+
+    def search(
+        self,
+        query: str | Picture | Sequence[str | Picture],
+        images: Pictures,
+        *,
+        k: int = 6,
+    ) -> list[Found] | list[list[Found]]:
+        """The k images that are nearest a query, best first: their places, themselves, cosines.
+
+        query: a sentence (a str always is one), or an image (a Path, a PIL image, an array); a list
+            of them gives a list of results.
+        images: where to look: images; folders of files, each searched to the bottom; or the vectors
+            that `embed_images` made of many.
+        What in a folder cannot be used is left out, and told by a warning.
+        """
+        if k < 1:
+            raise ValueError(f"k={k}: at least 1")
+        one = isinstance(query, str) or not isinstance(query, list | tuple)
+        queries = [query] if one else list(query)
+        texts = [_text(q) for q in queries if isinstance(q, str)]
+        _tell(unread(self.coca, self.tokenizer, texts))
+        vectors = [
+            embed_texts(self.coca, self.tokenizer, [q])
+            if isinstance(q, str)
+            else self._vectors([q])
+            for q in queries
+        ]
+        parts, left_out = self._gallery(images)
+        _tell(left_out)
+        found = best(np.concatenate([no_vectors(self.coca), *vectors]), parts, k)
+        return found[0] if one else found
+
+    def score(self, images: Pictures, texts: str | Iterable[str]) -> Scores:
+        """How well each text fits each image: `cosines` and `log_likelihoods`, [images, texts], and
+        the texts' `tokens`, without the axis of what was given alone.
+
+        log p(text | image) = sum over t of log P(y_t | y_<t, image), which is minus the paper's
+        Eq. 3, over the tokens y_t of the text and its end; `per_token` is that over their number.
+        What the model was not trained for is None.
+        """
+        (given, one_image), (sentences, one_text) = _listed(images), _texts(texts)
+        _tell(unread(self.coca, self.tokenizer, sentences))
+        batches = decoded(given, self.config.image_size)
+        found = scores(self.coca, self.tokenizer, batches, sentences)
+        text = 0 if one_text else slice(None)
+        cut = (0 if one_image else slice(None), text)
+        pairs = (None if x is None else x[cut] for x in found[:2])
+        return Scores(*pairs, found.tokens[text])
+
+    def _vectors(self, given):
+        parts = [vectors for _, vectors in embed(self.coca, given)]
+        return np.concatenate(parts) if parts else no_vectors(self.coca)
+
+    def _gallery(self, images):
+        """What `best` looks at, and what is to be said of what was left out."""
+        if isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind == "f":
+            want = no_vectors(self.coca).shape[1]
+            if images.shape[1] != want:
+                raise ValueError(f"vectors of width {images.shape[1]}; this model's have {want}")
+            return [(range(len(images)), images)], []
+        given = _listed(images)[0]
+        if not any(isinstance(one, str | os.PathLike) and os.path.isdir(one) for one in given):
+            return list(embed(self.coca, given)), []
+        report, skipped = Report(), []
+        parts = list(embed(self.coca, find_images(given, report), skipped))
+        for error in skipped:
+            report.add("could not be used", error)
+        return parts, [str(report)] if report.named else []
+
+
+def _listed(images):
+    """(a list of images, whether one alone was given)."""
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return [images], True
+    if hasattr(images, "__array__") and (images := np.asarray(images)).ndim != 4:
+        return [images], True
+    try:
+        return list(images), False
+    except TypeError:
+        return [images], True  # which says why it is none
+
+
+def _texts(texts):
+    """(a list of texts, whether one alone was given)."""
+    if isinstance(texts, str):
+        return [_text(texts)], True
+    try:
+        return [_text(text) for text in texts], False
+    except TypeError:
+        raise ValueError(f"a text is a str, and not {type(texts).__name__}") from None
+
+
+def _text(text):
+    if not isinstance(text, str):
+        raise ValueError(f"a text is a str, and not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = f"position {error.start}"
+        raise ValueError(f"{clip(text)!r} is no text: half a letter at {at}") from None
+    return text
+
+
+def _tell(lines):
+    """Each as a warning, at the line that called the function that calls this."""
+    for line in lines:
+        warnings.warn(line, stacklevel=3)
