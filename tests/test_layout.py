@@ -41,8 +41,8 @@ OURS = {
         "minicoca.training", "minicoca.words",
     },
     "tasks": {
-        "numpy", "PIL", "tqdm", "minicoca.config", "minicoca.tasks", "minicoca.data", "minicoca.images",
-        "minicoca.engine", "minicoca.words",
+        "numpy", "PIL", "tqdm", "minicoca.config", "minicoca.tasks", "minicoca.data",
+        "minicoca.engine", "minicoca.images", "minicoca.words",
     },
     "training": {
         "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data", "minicoca.images",
