@@ -47,7 +47,9 @@ def thumbnail(path: str | os.PathLike) -> Image.Image:
     return Image.fromarray(load_image(path, CELL - 2 * EDGE, crop="squash"))
 
 
-def contact_sheet(images, labels, columns=6):
+def contact_sheet(
+    images: Sequence[Image.Image], labels: Sequence[str], columns: int = 6
+) -> Image.Image:
     """PIL images with a label under each, in rows, as one picture."""
     rows = -(-len(images) // columns)
     width = min(columns, len(images)) * CELL

@@ -10,6 +10,8 @@ import numpy as np
 from ..words import clean
 from . import embed_texts, shortened
 
+Prompts = Sequence[tuple[str, ...]]  # of each label, all its own
+
 
 class Classification(NamedTuple):
     """The best label of an image, its probability among all labels (None if it is the only one: 1
@@ -21,7 +23,7 @@ class Classification(NamedTuple):
 
 
 def classifier(
-    model, tokenizer, labels: Sequence[str], prompts: Sequence[tuple[str, ...]]
+    model, tokenizer, labels: Sequence[str], prompts: Prompts
 ) -> Callable[[np.ndarray], list[Classification]]:
     """A function of unit image vectors [n, E]: the prompts of the labels are read once.
 
@@ -44,7 +46,7 @@ def classifier(
     return classify
 
 
-def class_scores(model, tokenizer, image_vectors, prompts):
+def class_scores(model, tokenizer, image_vectors: np.ndarray, prompts: Prompts) -> np.ndarray:
     """Cosines [n, classes] of unit image vectors [n, E]: a class scores what its best prompt does.
 
     The best, not CLIP's mean of prompts: a prompt may say more than the class (a place, a size),
@@ -53,14 +55,14 @@ def class_scores(model, tokenizer, image_vectors, prompts):
     return scorer(model, tokenizer, prompts)(image_vectors)
 
 
-def scorer(model, tokenizer, prompts):
+def scorer(model, tokenizer, prompts: Prompts) -> Callable[[np.ndarray], np.ndarray]:
     """`class_scores` as a function of the image vectors: the prompts are read once."""
     text_vectors = embed_texts(model, tokenizer, [p for group in prompts for p in group])
     starts = np.cumsum([0] + [len(group) for group in prompts[:-1]])
     return lambda vectors: np.maximum.reduceat(vectors @ text_vectors.T, starts, axis=1)
 
 
-def fill_templates(labels: Sequence[str], templates: Sequence[str]) -> list[tuple[str, ...]]:
+def fill_templates(labels: Sequence[str], templates: Sequence[str]) -> Prompts:
     """Per label, its prompts. Raises ValueError for a template without a place for the label."""
     for template in templates:
         if "{}" not in template:
@@ -68,7 +70,7 @@ def fill_templates(labels: Sequence[str], templates: Sequence[str]) -> list[tupl
     return [tuple(template.replace("{}", label) for template in templates) for label in labels]
 
 
-def check_labels(model, tokenizer, labels, prompts):
+def check_labels(model, tokenizer, labels: Sequence[str], prompts: Prompts) -> None:
     """Raises ValueError, naming them, for an empty label and for two that the model reads as one.
 
     prompts: those of each label, from `fill_templates`.
@@ -100,7 +102,7 @@ def _why_one(tokenizer, length, label, other, prompt, theirs):
     return f"{one}, which never saw {', '.join(map(repr, unseen[:4]))}"
 
 
-def probabilities(scores, log_temperature):
+def probabilities(scores: np.ndarray, log_temperature: float) -> np.ndarray:
     """Softmax over the classes at the temperature that training settled on: [n, classes]."""
     logits = scores / np.exp(log_temperature)
     e = np.exp(logits - logits.max(-1, keepdims=True))
