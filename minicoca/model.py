@@ -29,7 +29,7 @@ from .tasks.retrieval import Found, best
 from .tasks.scoring import Scores, scores
 from .tasks.zero_shot import Classification, check_labels, classifier, fill_templates
 from .tokenizer import Tokenizer
-from .training.checkpoint import RUNS, load_model
+from .training.checkpoint import CONFIG, RUNS, load_model
 from .words import clip
 
 Pictures = Picture | Iterable[Picture]
@@ -44,7 +44,7 @@ def load(folder_or_name: str | os.PathLike, device: str = "auto", backend: str =
     not have the device or the backend.
     """
     folder = Path(folder_or_name)
-    if not folder.is_dir() and (Path(RUNS) / folder).is_dir():
+    if not (folder / CONFIG).is_file() and (Path(RUNS) / folder).is_dir():
         folder = Path(RUNS) / folder
     said: list[str] = []
     coca, tokenizer = load_model(folder, backend, device, said.append)

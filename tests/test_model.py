@@ -176,6 +176,21 @@ def test_what_is_given_stays_as_it_is(here, model, tmp_path):
     assert model.embed_images(torch.from_numpy(batch[0])).shape == (model.config.text_width,)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "I;16"])
+def test_a_picture_of_any_kind_is_as_its_file(mode, here, model, tmp_path):
+    """Transparency lies on white, and 16 bits are scaled: not as PIL alone would have it."""
+    values = np.random.default_rng(2).integers(0, 256, (40, 36, 4), np.uint8)
+    picture = Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    if mode != "I;16":
+        picture = (
+            Image.fromarray(values).convert("RGBA" if mode[-1] == "A" else "RGB").convert(mode)
+        )
+    picture.save(tmp_path / "it.png")
+    assert picture.mode == mode
+    vector = model.embed_images(tmp_path / "it.png")
+    np.testing.assert_allclose(model.embed_images(picture), vector, atol=1e-6)
+
+
 def batch_of_grey(rng):
     return rng.integers(0, 256, (33, 47), np.uint8)
 
@@ -251,6 +266,7 @@ def test_classes_and_what_is_found_are_those_of_the_commands(here, model):
             classified.label, round(classified.probability, 4),
         )  # fmt: skip
         assert row["scores"] == {k: round(v, 4) for k, v in classified.cosines.items()}
+        assert classified.label == max(classified.cosines, key=classified.cosines.get)
     assert model.classify(paths(here)[0], LABELS[:1]).probability is None
     rows = printed("search", "pictures", "a red star", "-k", "3")
     for images in ("pictures", paths(here), ["pictures"], model.embed_images(paths(here))):
@@ -405,23 +421,23 @@ def agree(found, want):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """{thread: what `attention` was computed by there}; a model that stops at its first attention
-    where `kernels.stop` says so, until `kernels.go`."""
+    """{thread: what computed `attention` there}; `stops`: {thread: (an event that it sets at its
+    first attention, an event that it then waits for)}."""
     pytest.importorskip("triton")
     from minicoca.kernels import attention as kernel
 
     class Seen(dict):
-        inside, go, stop = threading.Event(), threading.Event(), None
+        stops = {}
 
         def note(self, by):
             me = threading.current_thread().name
             self.setdefault(me, set()).add(by)
-            if self.stop == me and not self.inside.is_set():
-                self.inside.set()
-                assert self.go.wait(60)
+            if me in self.stops:
+                here, other = self.stops.pop(me)
+                here.set()
+                assert other.wait(60)
 
     seen, fused, plain = Seen(), kernel.attention, ops.F.scaled_dot_product_attention
-    seen.inside.clear(), seen.go.clear()
     monkeypatch.setattr(kernel, "attention", lambda *a, **k: seen.note("triton") or fused(*a, **k))
     monkeypatch.setattr(
         ops.F, "scaled_dot_product_attention",
@@ -443,21 +459,27 @@ def test_models_in_turn_compute_with_their_own_kernels(kernels):
     assert "backend auto" in ops.implementations()["attention"]
 
 
-@pytest.mark.parametrize("slow, fast", [("triton", "torch"), ("torch", "triton")])
-def test_models_in_two_threads_compute_with_their_own_kernels(kernels, slow, fast):
-    """One is stopped in the middle of its first attention while the others answer."""
-    models = {slow: tiny(slow, 1), fast: tiny(fast, 2), "numpy": tiny("numpy", 2)}
-    found = []
-    thread = threading.Thread(target=lambda: found.append(answers(models[slow])), name="other")
-    kernels.stop = "other"
+@pytest.mark.parametrize("first, second", [("triton", "torch"), ("torch", "triton")])
+def test_models_in_two_threads_compute_with_their_own_kernels(kernels, first, second):
+    """Each begins before the other ends: the first stops in its first attention until the second
+    is in its own, which lasts until the first has answered everything."""
+    models = {first: tiny(first, 1), second: tiny(second, 2)}
+    numpy, found = tiny("numpy", 2), []
+    first_in, second_in, done = (threading.Event() for _ in range(3))
+    kernels.stops |= {"first": (first_in, second_in), "MainThread": (second_in, done)}
+
+    def answer():
+        try:
+            found.append(answers(models[first]))
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=answer, name="first")
     thread.start()
-    assert kernels.inside.wait(60)
-    try:
-        agree(answers(models[fast]), answers(models["numpy"]))
-    finally:
-        kernels.go.set()
-        thread.join()
-    assert kernels == {"other": OWN[slow], "MainThread": OWN[fast]}
+    assert first_in.wait(60)
+    agree(answers(models[second]), answers(numpy))
+    thread.join()
+    assert kernels == {"first": OWN[first], "MainThread": OWN[second]}
     agree(found[0], answers(tiny("numpy", 1)))
 
 
