@@ -306,6 +306,7 @@ WRONG = {
     "an empty label": (lambda m: m.classify(PICTURE, ["a", " "]), "label 2, ' ', is empty"),
     "equal labels": (lambda m: m.classify(PICTURE, ["a", "a"]), "'a' is given twice"),
     "a template": (lambda m: m.classify(PICTURE, LABELS, templates="of"), "'of' has no {}"),
+    "no template": (lambda m: m.classify(PICTURE, LABELS, templates=[]), "no template: give one"),
     "no k": (lambda m: m.search("a", "pictures", k=0), "k=0: at least 1"),
     "vectors": (lambda m: m.search("a", np.zeros((2, 3))), "of width 3; this model's have 64"),
     "no pictures": (lambda m: m.search("a", ["empty"]), "no images in empty"),

@@ -9,6 +9,7 @@ import pytest
 import test_coca as coca_tests
 import test_engine as engine_tests
 import test_generation as generation_tests
+import test_likelihood as likelihood_tests
 import test_reference_gradients as reference_tests
 from backends import Engine, Reference
 from oracles import planted
@@ -80,6 +81,13 @@ def optimizer():
 def cached():
     for seed in range(3):
         generation_tests.check_cached(small_config(), seed)
+
+
+def is_the_loss(ours):
+    def test_the_sum_is_minus_the_loss_times_the_tokens():
+        likelihood_tests.check_is_the_loss(ours, small_config(), 0)
+
+    return test_the_sum_is_minus_the_loss_times_the_tokens
 
 
 def promises(backend):
@@ -208,6 +216,12 @@ BUGS = [
      "cache.select(torch.tensor(parents, device=device).sort().values)", cached),
     (generate, "logits_BV[:, [PAD, START, UNKNOWN]] = -np.inf", "pass", promises(Reference)),
     (generate, "np.where(done_B, PAD, next_B)", "next_B", promises(Reference)),
+    (generate, "[..., 0] * (targets != PAD))", "[..., 0])",
+     is_the_loss(likelihood_tests.by_reference)),
+    (engine_generate, "targets = tokens_RT[text, 1:]", "targets = tokens_RT[text, :-1]",
+     is_the_loss(likelihood_tests.by_engine)),
+    (engine_generate, "multimodal_decoder(x_RTD[text], memory[image]",
+     "multimodal_decoder(x_RTD[text], memory[text]", is_the_loss(likelihood_tests.by_engine)),
     (generate, "(before_BV >= top_p - ROUNDING)", "(before_BV + p_BV >= top_p - ROUNDING)",
      filters(Reference)),
     (generate, "finished.append((total / written**length_penalty, tokens))",

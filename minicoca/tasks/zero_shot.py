@@ -63,7 +63,10 @@ def scorer(model, tokenizer, prompts: Prompts) -> Callable[[np.ndarray], np.ndar
 
 
 def fill_templates(labels: Sequence[str], templates: Sequence[str]) -> Prompts:
-    """Per label, its prompts. Raises ValueError for a template without a place for the label."""
+    """Per label, its prompts. Raises ValueError for no template, and for one without a place for
+    the label."""
+    if not templates:
+        raise ValueError("no template: give one or more, such as {}")
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"template {template!r} has no {{}} for the label to stand in")
