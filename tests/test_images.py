@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from minicoca import bounds, images
-from minicoca.images import ImageError, decode, load_image, to_bytes
+from minicoca.colours import to_bytes
+from minicoca.images import ImageError, decode, load_image
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ OURS = {
         "numpy", "sentencepiece", "minicoca.config", "minicoca.files", "minicoca.words",
     },
     "bounds.py": {"PIL"},
-    "images.py": {"numpy", "PIL", "minicoca.bounds", "minicoca.words"},
+    "colours.py": {"numpy", "PIL"},
+    "images.py": {"numpy", "PIL", "minicoca.bounds", "minicoca.colours", "minicoca.words"},
     "survey.py": {
         "numpy", "minicoca.data", "minicoca.images", "minicoca.tokenizer", "minicoca.words",
     },
