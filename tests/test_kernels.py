@@ -90,7 +90,7 @@ def attention_cases(draw_):
     )  # fmt: skip
 
 
-@settings(max_examples=4, phases=NO_SHRINKING)
+@settings(max_examples=3, phases=NO_SHRINKING)
 @given(case=attention_cases(), seed=st.integers(0, 1000), dtype=st.sampled_from(TYPES))
 def test_attention_of_any_shape(case, seed, dtype):
     check_attention(attention_module, seed, dtype=dtype, **case)
@@ -124,7 +124,7 @@ def test_attention_pool(name, dtype):
     check_pool(pool_module, 0, dtype=dtype, **POOLS[name])
 
 
-@settings(max_examples=6, phases=NO_SHRINKING)
+@settings(max_examples=4, phases=NO_SHRINKING)
 @given(
     B=st.integers(1, 3), N=st.sampled_from(EDGES), M=st.integers(3, 150), H=st.integers(1, 64),
     seed=st.integers(0, 1000), dtype=st.sampled_from(TYPES),

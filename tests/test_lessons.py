@@ -191,7 +191,10 @@ CHANGES = (  # of a right answer: what is told of them
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "old", "new", "words"), CHANGES)
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [pytest.param(*c, marks=[pytest.mark.slow] * ("compiler" in c[-1])) for c in CHANGES],
+)
 def test_what_only_the_launch_or_the_compiler_can_see_is_told(name, old, new, words, tmp_path):
     text = (pages.FOLDER / "answers" / f"{name}.py").read_text()
     assert text.count(old) == 1

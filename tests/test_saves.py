@@ -143,6 +143,7 @@ def test_a_picture_that_cannot_be_written_costs_itself(tmp_path, monkeypatch, ca
     assert {p.name for p in Path("new").iterdir()} == set(RUN_FILES)
 
 
+@pytest.mark.slow  # tests/faults refuse every call, one by one
 def test_a_full_disk_stops_a_run_that_goes_on_to_the_last_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(training_run, "finish", lambda *given: {})
     silent(short(), tmp_path / "whole")
