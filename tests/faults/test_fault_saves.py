@@ -1,5 +1,9 @@
 """Kills, refusals and losses of power at every system call of a run's saves: nothing is lost."""
 
+import random
+import signal
+import time
+
 import pytest
 from faulty import (
     ERRORS,
@@ -45,6 +49,29 @@ def test_a_kill_at_any_call_loses_nothing(whole, tmp_path):
         trial("kills at a system call of a save")
         go_on(folder, short(**STEPS))
         assert same(done, folder) and names(folder) == names(done), number
+
+
+def test_a_kill_at_any_moment_loses_nothing(whole, tmp_path):
+    """Wherever the process is: in a step, in a library, between two calls."""
+    done, _ = whole
+    begun = time.monotonic()
+    assert forked(lambda: silent(short(**STEPS), tmp_path / "timed") and 0) == 0
+    length, draw, killed = time.monotonic() - begun, random.Random(0), 0
+    for number in range(12):
+        folder = tmp_path / f"struck {number}"
+
+        def struck(folder=folder):
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, unheard
+            signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.001, length))
+            silent(short(**STEPS), folder)
+
+        killed += forked(struck) == -signal.SIGALRM
+        draw.random()  # the child drew from a copy
+        trial("kills at any moment of a run")
+        folder.mkdir(exist_ok=True)
+        go_on(folder, short(**STEPS)) if names(folder) != names(done) else None
+        assert same(done, folder) and names(folder) == names(done), number
+    assert killed
 
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "from then on"])
