@@ -35,7 +35,7 @@ NO_SHRINKING = (Phase.explicit, Phase.generate)  # an example takes a second
 EDGES = [1, 2, 15, 16, 17, 31, 33, 49, 50, 63, 64, 65, 76, 77, 127, 128, 129]
 
 
-# Without a card in the second stage alone.
+# Without a card in the second stage alone, and in one type.
 LARGE = {
     "shared queries, two a slice", "vit, 336 pixels", "vit, 518 pixels", "two groups of tiles",
 }  # fmt: skip
@@ -47,6 +47,8 @@ def in_types(cases, leave_out=lambda name, dtype: False):
     found = []
     for turn, name in enumerate(cases):
         types = [dtype for dtype in TYPES if not leave_out(name, dtype)]
+        if DEVICE != "cuda" and name in LARGE:
+            types = types[turn % len(types) :][:1]
         for dtype in types:
             now = DEVICE == "cuda" or name not in LARGE and dtype == types[turn % len(types)]
             marks = [] if now else [pytest.mark.slow]
@@ -203,6 +205,7 @@ def test_gradients_in_float64():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck, of torch 2.14
 def test_ops_are_good_citizens_of_torch():
     """Fakes, schemas and autograd agree with what the ops do; permuted inputs included."""
     q = torch.randn(2, 7, 2, 16, device=DEVICE, requires_grad=True)
