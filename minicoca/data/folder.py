@@ -18,6 +18,7 @@ import numpy as np
 
 from minicoca.data.files import BEGINNING, EXAMPLES, Report, beginning, equal_bytes, in_threads
 from minicoca.data.layouts import Listed, read_listed
+from minicoca.data.layouts import read_captions as read_captions  # here too: it once stood here
 from minicoca.data.pairs import Dataset, ZeroShot
 from minicoca.data.records import Reading
 from minicoca.data.splits import first_in, one_file_once, split_names
