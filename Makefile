@@ -8,7 +8,7 @@ SLOW = $(VENV)-slow
 
 .PHONY: train test test-slow faults mutants lint train-emoji kernel-report clean
 
-train: $(INSTALLED)  ## train on drawn shapes: two minutes on two cores
+train: $(INSTALLED)  ## train on drawn shapes: three minutes on two cores
 	$(BIN)/python -m minicoca train
 
 test: $(INSTALLED)  ## on all cores; the tests take one thread each
@@ -27,7 +27,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-train-emoji: $(EMOJI_INSTALLED) data/emoji/fetched  ## train on real drawings: 15 minutes
+train-emoji: $(EMOJI_INSTALLED) data/emoji/fetched  ## train on real drawings: 20 minutes
 	$(BIN)/python -m minicoca train --preset emoji
 
 $(INSTALLED): pyproject.toml constraints.txt

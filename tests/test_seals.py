@@ -254,3 +254,10 @@ def test_a_link_stays_a_link(tmp_path):
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "there" / "file").read_bytes() == content
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["file"]
+
+
+def test_a_resume_that_fails_removes_nothing(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="run"):
+        train(None, tmp_path / "run", taking_up=True, say=lambda text: None)
+    assert (tmp_path / "run").is_dir()

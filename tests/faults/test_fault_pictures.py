@@ -10,6 +10,7 @@ import pytest
 from hostile_use import one_line, used
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from trials import trial
 
 from minicoca import bounds, images
@@ -144,3 +145,11 @@ def test_the_memory_that_is_counted_is_what_is_used(kind, mode, options, size, t
     ((_, memory, _),) = used(lambda path: images.flat(path, images.WHITE, None).size, [path])
     assert memory < 1.25 * counted + 8_000_000, f"{memory / 1e6:.0f} of {counted / 1e6:.0f} MB"
     assert counted < 6 * memory + 8_000_000, f"{memory / 1e6:.0f} of {counted / 1e6:.0f} MB"
+
+
+@pytest.mark.parametrize(("mode", "each"), [("L", 1), ("I;16", 2), ("RGB", 3), ("CMYK", 4)])
+def test_a_strip_is_counted_with_all_its_bits(mode, each, tmp_path):
+    path, pixels = tmp_path / "one strip.tif", 300 * 200
+    Image.new(mode, (300, 200)).save(path, compression="tiff_lzw", strip_size=2**30)
+    with Image.open(path) as image:
+        assert bounds.tiles(image) == each * pixels + bounds.TILE
