@@ -261,3 +261,15 @@ def test_a_resume_that_fails_removes_nothing(tmp_path):
     with pytest.raises(ValueError, match="run"):
         train(None, tmp_path / "run", taking_up=True, say=lambda text: None)
     assert (tmp_path / "run").is_dir()
+
+
+def test_results_of_the_same_run_before_it_went_on_are_of_other_weights(tmp_path):
+    """Every other name of theirs is the same."""
+    train(short(steps=1), tmp_path / "run", say=lambda text: None)
+    before = (tmp_path / "run" / RESULTS).read_bytes()
+    more = dict(taking_up=True, changes={"steps": 2}, say=lambda text: None)
+    train(None, tmp_path / "run", **more)
+    read_results(tmp_path / "run")
+    (tmp_path / "run" / RESULTS).write_bytes(before)
+    with pytest.raises(ValueError, match=f"{RESULTS} is of other weights than .*{WEIGHTS}"):
+        read_results(tmp_path / "run")

@@ -15,6 +15,7 @@ from minicoca import params
 from minicoca.data import shapes
 from minicoca.training import run as training_run
 from minicoca.training.checkpoint import CHECKPOINT, WEIGHTS, read_json
+from minicoca.training.owner import LOCK
 
 CALLS = ("open", "write", "fsync", "replace", "ftruncate", "unlink", "close")
 STEPS = dict(steps=4, checkpoint_every=2, evaluate_every=0, batch_size=4)
@@ -171,6 +172,11 @@ class Disk:
             state = {n: self.kept.get(node, b"") for n, node in found.items()}
             if state not in self.states:
                 self.states.append(state)
+
+    def whole(self):
+        """Whether a loss of power now takes nothing."""
+        kept = {n: self.kept.get(node) for n, node in self.kept_names.items() if n != LOCK}
+        return kept == {n: self.content[node] for n, node in self.names.items() if n != LOCK}
 
 
 def lay_out(state, folder):
