@@ -1,4 +1,5 @@
-"""Captions to token ids and back, with SentencePiece as in the paper.
+"""Captions to token ids and back: what every tokenizer does, and SentencePiece as in the paper.
+(CLIP's byte pairs, which imported weights know, are in clip_tokenizer.py.)
 
 Four ids stand for no text at all, whatever a caption says: pad, start, end and unknown (the last
 is what a word or character that training did not see becomes). The text embedding's CLS is a
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,94 @@ STAND_INS = str.maketrans("\u2581\u2585\0<", "\ufdd0\ufdd1\ufdd2\ufdd3")
 STOOD_FOR = {stand_in: character for character, stand_in in STAND_INS.items()}
 
 
-class Tokenizer:
-    """A trained vocabulary. Make one with `train` or `load`."""
+class AnyTokenizer(ABC):
+    """What the rest of minicoca knows of a tokenizer; a kind of it says how text is cut."""
 
     pad, start, end, unknown = PAD, START, END, UNKNOWN
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids, the four special ones included."""
+
+    @property
+    @abstractmethod
+    def folds(self) -> bool:
+        """Whether case and compatibility letters are folded away before the text is split."""
+
+    @abstractmethod
+    def serialised(self) -> bytes:
+        """All of it, as `save` writes it and clip_tokenizer.tokenizer_of reads it."""
+
+    @abstractmethod
+    def normalise(self, text: str) -> str:
+        """The text as the model sees it."""
+
+    @abstractmethod
+    def unseen(self, text: str) -> list[str]:
+        """What in a text has no piece, each once."""
+
+    @abstractmethod
+    def _split(self, captions: Sequence[str]) -> list[list[int]]:
+        """The pieces' ids of each text, without start and end. Raises TypeError for one string."""
+
+    @abstractmethod
+    def _joined(self, ids: list[int]) -> str:
+        """The text of pieces."""
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it; a reader sees the old file or the new one, never a part of it."""
+        write_atomically(path, self.serialised())
+
+    def encode(self, captions: Sequence[str], length: int) -> np.ndarray:
+        """Ids, int64 [B, T]: start, pieces, end, then pad. T is the longest row, at most `length`.
+
+        A longer caption loses its last pieces, never its end; `too_long` counts those. Raises
+        TypeError for a lone string, and ValueError for a `length` below 2.
+        """
+        if length < 2:
+            raise ValueError(f"length {length} has no room for start and end")
+        rows = [[START, *row[: length - 2], END] for row in self._split(captions)]
+        ids = np.full((len(rows), max(map(len, rows), default=0)), PAD, np.int64)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = tokens
+        return ids
+
+    def beginning(self, text: str) -> list[int]:
+        """Start and the pieces of a text, for a model to go on from."""
+        return [START, *self._split([text])[0]]
+
+    def too_long(self, captions: Sequence[str], length: int) -> int:
+        """How many of the captions `encode` would cut."""
+        return sum(len(row) + 2 > length for row in self._split(captions))
+
+    def unknown_share(self, captions: Sequence[str]) -> float:
+        """How many of the captions' pieces the vocabulary does not have, as a part of all."""
+        pieces = [piece for row in self._split(captions) for piece in row]
+        return pieces.count(UNKNOWN) / max(1, len(pieces))
+
+    def count(self, text: str) -> int:
+        """Pieces of a text, without start and end."""
+        return len(self._split([text])[0])
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of one row [T]: up to the first end, without start and pad.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+        kept = []
+        for token in map(int, ids):
+            if token == END:
+                break
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"id {token} is outside the vocabulary of {self.vocab_size}")
+            if token not in (PAD, START):
+                kept.append(token)
+        return self._joined(kept)
+
+
+class Tokenizer(AnyTokenizer):
+    """A trained vocabulary of SentencePiece. Make one with `train` or `load`."""
 
     def __init__(self, model: bytes) -> None:
         """Wrap a serialised SentencePiece model.
@@ -119,10 +205,6 @@ class Tokenizer:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the model; a reader sees the old file or the new one, never a part of it."""
-        write_atomically(path, self.serialised())
-
     def serialised(self) -> bytes:
         """The model as `save` writes it."""
         return self._pieces.serialized_model_proto()
@@ -131,24 +213,6 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids, the four special ones included."""
         return self._pieces.vocab_size()
-
-    def encode(self, captions: Sequence[str], length: int) -> np.ndarray:
-        """Ids, int64 [B, T]: start, pieces, end, then pad. T is the longest row, at most `length`.
-
-        A longer caption loses its last pieces, never its end; `too_long` counts those. Raises
-        TypeError for a lone string, and ValueError for a `length` below 2.
-        """
-        if length < 2:
-            raise ValueError(f"length {length} has no room for start and end")
-        rows = [[START, *row[: length - 2], END] for row in self._split(captions)]
-        ids = np.full((len(rows), max(map(len, rows), default=0)), PAD, np.int64)
-        for row, tokens in zip(ids, rows, strict=True):
-            row[: len(tokens)] = tokens
-        return ids
-
-    def too_long(self, captions: Sequence[str], length: int) -> int:
-        """How many of the captions `encode` would cut."""
-        return sum(len(row) + 2 > length for row in self._split(captions))
 
     @property
     def folds(self) -> bool:
@@ -168,29 +232,8 @@ class Tokenizer:
         parts = " ".join(unknown).replace("\u2581", " ")
         return list(dict.fromkeys(self._plain(parts).split()))
 
-    def unknown_share(self, captions: Sequence[str]) -> float:
-        """How many of the captions' pieces the vocabulary does not have, as a part of all."""
-        pieces = [piece for row in self._split(captions) for piece in row]
-        return pieces.count(UNKNOWN) / max(1, len(pieces))
-
-    def count(self, text: str) -> int:
-        """Pieces of a text, without start and end."""
-        return len(self._split([text])[0])
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of one row [T]: up to the first end, without start and pad.
-
-        Raises ValueError for an id outside the vocabulary.
-        """
-        kept = []
-        for token in map(int, ids):
-            if token == END:
-                break
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"id {token} is outside the vocabulary of {self.vocab_size}")
-            if token not in (PAD, START):
-                kept.append(token)
-        return self._plain(_text(self._pieces.decode, kept))
+    def _joined(self, ids: list[int]) -> str:
+        return self._plain(_text(self._pieces.decode, ids))
 
     def _prepared(self, text: str) -> str:
         return clean(text).translate(STAND_INS if self._stands_in else {})

@@ -28,6 +28,13 @@ OURS = {
     "tokenizer.py": {
         "numpy", "sentencepiece", "minicoca.config", "minicoca.files", "minicoca.words",
     },
+    "clip_tokenizer.py": {
+        "numpy", "minicoca.config", "minicoca.files", "minicoca.tokenizer", "minicoca.words",
+    },
+    "interop": {
+        "numpy", "torch", "safetensors", "minicoca.config", "minicoca.params", "minicoca.files",
+        "minicoca.clip_tokenizer", "minicoca.interop",
+    },
     "bounds.py": {"PIL"},
     "colours.py": {"numpy", "PIL"},
     "images.py": {"numpy", "PIL", "minicoca.bounds", "minicoca.colours", "minicoca.words"},
@@ -47,8 +54,8 @@ OURS = {
     },
     "training": {
         "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data", "minicoca.images",
-        "minicoca.tokenizer", "minicoca.words", "minicoca.evaluate", "minicoca.report",
-        "minicoca.engine", "minicoca.files", "minicoca.memory", "minicoca.reference",
+        "minicoca.clip_tokenizer", "minicoca.tokenizer", "minicoca.words", "minicoca.evaluate",
+        "minicoca.report", "minicoca.engine", "minicoca.files", "minicoca.memory", "minicoca.reference",
         "minicoca.training",
     },
 }  # fmt: skip

@@ -61,12 +61,11 @@ def caption(model, tokenizer, images: np.ndarray, prompt: str = "", **how) -> li
             f"the prompt {prompt!r} holds {', '.join(map(repr, unseen[:5]))}, which this model "
             "never saw and cannot go on from; leave it out"
         )
-    length, pieces = model.config.text_length, tokenizer.count(prompt)
-    if pieces > length - 2:
-        raise ValueError(f"the prompt has {pieces} tokens; at most {length - 2} leave room")
-    ids = tokenizer.encode([prompt], length + 1)[0][:-1]  # without the end that encode puts
+    length, ids = model.config.text_length, tokenizer.beginning(prompt)
+    if len(ids) > length - 1:
+        raise ValueError(f"the prompt has {len(ids) - 1} tokens; at most {length - 2} leave room")
     known = len(tokenizer.decode(ids))
-    rows = model.generate(images, tuple(map(int, ids)), **how)
+    rows = model.generate(images, tuple(ids), **how)
     return [_joined(prompt, tokenizer.decode(row)[known:]) for row in rows]
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import memory, params
+from ..clip_tokenizer import tokenizer_of
 from ..config import from_dict
 from ..files import MARK, Damaged, digest, make_folder, read_bytes, read_json, write_json
-from ..tokenizer import Tokenizer
 
 RUNS = "runs"
 CONFIG, TOKENIZER, LOG = "config.json", "tokenizer.model", "metrics.jsonl"
@@ -166,7 +166,7 @@ def read_tokenizer(folder, config, of=Identity()):
     path = Path(folder) / TOKENIZER
     model = read_bytes(path)
     try:
-        tokenizer = Tokenizer(model)
+        tokenizer = tokenizer_of(model)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if of.tokenizer and digest(model) != of.tokenizer:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import data, memory, params
+from ..clip_tokenizer import tokenizer_of
 from ..evaluate import evaluate, nearest_truth, written
-from ..files import make_folder, unfinished, write_atomically, write_json
+from ..files import make_folder, read_bytes, unfinished, write_atomically, write_json
 from ..report import make_picture, table
 from ..tokenizer import Tokenizer
 from ..words import clean
@@ -76,6 +77,11 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
 
 
 def _train(config, folder, taking_up, changes, command, say, still_ours):
+    if taking_up and (folder / WEIGHTS).is_file() and not (folder / CHECKPOINT).is_file():
+        raise ValueError(
+            f"{folder} holds weights to use and nothing to go on from; begin a new run with them: "
+            f"{to_run('train', '--init', folder)}"
+        )
     of, first, seconds = clear(folder, taking_up), 0, 0.0
     if taking_up and (folder / CHECKPOINT).is_file():
         trainer, tokenizer, dataset, config, of, done = resume(folder, say, **changes)
@@ -153,7 +159,7 @@ def began(folder, there):
     try:
         if CONFIG in there:
             return bool(read_own(folder)[1].run)
-        Tokenizer.load(folder / TOKENIZER)
+        tokenizer_of(read_bytes(folder / TOKENIZER))
     except ValueError:
         return False
     return there == {TOKENIZER}
