@@ -55,8 +55,8 @@ OURS = {
     "training": {
         "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data", "minicoca.images",
         "minicoca.clip_tokenizer", "minicoca.tokenizer", "minicoca.words", "minicoca.evaluate",
-        "minicoca.report", "minicoca.engine", "minicoca.files", "minicoca.memory", "minicoca.reference",
-        "minicoca.training",
+        "minicoca.report", "minicoca.engine", "minicoca.files", "minicoca.memory",
+        "minicoca.reference", "minicoca.training",
     },
 }  # fmt: skip
 
