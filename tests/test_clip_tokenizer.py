@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -205,6 +206,8 @@ def test_ids_are_open_clips():
         unbroken = ftfy.TextFixerConfig(fix_encoding=False, explain=False)
         if ftfy.fix_text(text) != ftfy.fix_text(text, unbroken):
             return  # it guesses at an encoding, which we do not
+        if any(unicodedata.category(letter) == "Cn" for letter in text):
+            return  # a letter, perhaps, to a newer Unicode than this Python's
         want = wanted([text]).numpy()
         have = ours.theirs(ours.encode([text], 76))
         padded = np.pad(have, ((0, 0), (0, 76 - have.shape[1])))
