@@ -221,13 +221,3 @@ def test_progress_is_counted_in_steps(tmp_path, monkeypatch, capfd):
     silent(short(), tmp_path / "run")
     shown = capfd.readouterr().err
     assert "0/14" in shown and "14/14" in shown
-
-
-def test_weights_without_a_checkpoint_are_not_trained_over(tmp_path):
-    """They have nothing to go on from, and training anew would replace them."""
-    untrained(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match="nothing to go on from; .*train --init"):
-        silent(None, tmp_path, taking_up=True)
-    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert {name: after[name] for name in before} == before

@@ -77,11 +77,6 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
 
 
 def _train(config, folder, taking_up, changes, command, say, still_ours):
-    if taking_up and (folder / WEIGHTS).is_file() and not (folder / CHECKPOINT).is_file():
-        raise ValueError(
-            f"{folder} holds weights to use and nothing to go on from; begin a new run with them: "
-            f"{to_run('train', '--init', folder)}"
-        )
     of, first, seconds = clear(folder, taking_up), 0, 0.0
     if taking_up and (folder / CHECKPOINT).is_file():
         trainer, tokenizer, dataset, config, of, done = resume(folder, say, **changes)
