@@ -106,7 +106,7 @@ def _mapping(config):
 _CLS, _POSITION = "text.cls_emb", "text.positional_embedding"
 
 
-def _shapes(config):
+def their_shapes(config):
     """{their name: the shape it has}, for all that the config's model has there."""
     ours, found = flatten(specs(config)), {}
     for name, third, our, (_, turn) in _mapping(config):
@@ -138,38 +138,35 @@ def _array(name, value, dtype):
     return array
 
 
-def _arrays(state_dict, config, dtype):
-    """{their name: array}, or a ValueError that says what is missing, too many or otherwise."""
-    if not isinstance(state_dict, Mapping):
-        kind = type(state_dict).__name__
-        raise ValueError(f"open_clip weights: a {kind} is no state dict; give model.state_dict()")
-    want, have = _shapes(config), {str(name) for name in state_dict}
-    if want.keys() != have:
-        missing, extra = sorted(want.keys() - have), sorted(have - want.keys())
-        raise ValueError(f"open_clip weights: missing {missing[:3]}, not expected {extra[:3]}")
-    theirs = {name: _array(name, value, dtype) for name, value in state_dict.items()}
-    for name, array in theirs.items():
-        if array.shape != want[name]:
-            found = f"{name} has shape {array.shape}, expected {want[name]}"
-            raise ValueError(f"open_clip weights: {found}")
-    return theirs
-
-
 def from_open_clip(state_dict, config, dtype=np.float32):
     """Our tree of arrays from the state dict of open_clip's model, of whatever holds floats: torch
     tensors and parameters of any precision, on any device, or arrays.
 
     Raises ValueError where names or shapes are not those of `config`, or one is not of floats.
     """
-    theirs = _arrays(state_dict, config, dtype)
-    flat = {
-        "text.cls": theirs[_CLS] + theirs[_POSITION][-1],
-        "text.position": theirs[_POSITION][:-1],
-    }
+    if not isinstance(state_dict, Mapping):
+        kind = type(state_dict).__name__
+        raise ValueError(f"open_clip weights: a {kind} is no state dict; give model.state_dict()")
+    want, parts, flat = their_shapes(config), {}, {}
+    # A list says no shape; `array` finds it.
+    found = {str(n): tuple(getattr(x, "shape", want.get(n, ()))) for n, x in state_dict.items()}
+    compare(found, want, "open_clip weights")
+
+    def array(name):
+        value = _array(name, state_dict[name], dtype)
+        compare({name: value.shape}, {name: want[name]}, "open_clip weights")
+        return value
+
     for name, third, ours, (turn, _) in _mapping(config):
-        array = theirs[name]
-        flat[ours] = turn(array if third is None else np.split(array, 3)[third])
-    return unflatten({name: np.array(array, order="C") for name, array in flat.items()})
+        parts.setdefault(name, []).append((third, ours, turn))
+    for name, own in parts.items():  # one after the other: all at once take as much again
+        whole = array(name)
+        for third, ours, turn in own:
+            part = whole if third is None else np.split(whole, 3)[third]
+            flat[ours] = np.array(turn(part), order="C")
+    position = array(_POSITION)
+    flat["text.cls"], flat["text.position"] = array(_CLS) + position[-1], position[:-1].copy()
+    return unflatten(flat)
 
 
 def to_open_clip(tree, config, dtype=np.float32):
