@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from settings_trace import places, small_data
+from test_clip_tokenizer import MERGES as LEARNED
+from test_import import downloaded
 from test_settings import FIELDS, ROWS, placed
 
 from minicoca import __main__ as cli
 from minicoca import bench, data, params
 from minicoca.commands import COMMANDS, build_parser
+from minicoca.commands import imports as imports_command
 from minicoca.commands import train as train_command
 from minicoca.commands.data import SETTINGS
 from minicoca.config import DATA_FIELDS
@@ -32,6 +35,7 @@ MODEL = [
     ("--json", [], ["--json"], "out"),
 ]
 SAMPLED = ["--temperature", "1"]
+THEIRS = ["HERE/first_clip"]
 NAMED = ["HERE/red", "HERE/red/1.png"]
 
 # {command: (what is always given, lines of (flag, one way, another, what must differ))}.
@@ -89,6 +93,19 @@ FLAGS = {
             *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
         ],
     ),
+    "import": (
+        ["open_clip"],
+        [
+            ("source", [*THEIRS, "--run", "r"], ["HERE/second_clip", "--run", "r"], "trained"),
+            ("--run", [*THEIRS, "--run", "r"], [*THEIRS, "--run", "q"], "trained"),
+            (
+                "--merges",
+                [*THEIRS, "--run", "r"],
+                [*THEIRS, "--run", "r", "--merges", "HERE/merges"],
+                "trained",
+            ),
+        ],
+    ),
     "info": (
         [],
         [
@@ -139,6 +156,9 @@ def here(tmp_path_factory):
     folder = places(tmp_path_factory.mktemp("places"))
     for name, text in (("a", "a\nthe\n"), ("b", "a\nred\n")):
         (folder / name).write_text(text)
+    for seed, name in enumerate(("first_clip", "second_clip")):
+        downloaded(folder / name, seed)
+    (folder / "merges").write_text("\n".join(["a b", *LEARNED]))
     newest = folder / "runs" / "newest"
     newest.parent.mkdir()
     newest.symlink_to(folder / "first")
@@ -174,11 +194,19 @@ def seen(here, tmp_path, monkeypatch):
         monkeypatch.setattr(bench, name, put)
     train = lambda *given, say, **how: seen["trained"].append((given, how)) or {}  # noqa: E731
     monkeypatch.setattr(train_command, "train", train)
+    monkeypatch.setattr(
+        imports_command, "write", lambda *given, **kept: train(as_text(*given), say=0)
+    )
     # None: torch computes, since Triton's interpreter takes seconds.
     note = lambda x: seen["kernels"].append(ops.implementations()["attention"])  # noqa: E731
     monkeypatch.setattr(ops, "has_kernels", note)
     with small_data():
         yield seen
+
+
+def as_text(folder, weights, config, tokenizer):
+    """What a run is to hold, to be compared."""
+    return str(folder), weights["text"]["token"].tolist(), config, tokenizer.serialised()
 
 
 def call(here, *arguments):
@@ -215,7 +243,7 @@ def flags_of(command):
 @pytest.mark.parametrize("command", FLAGS)
 def test_every_flag_is_listed(command):
     listed = {flag for flag, *_ in FLAGS[command][1]}
-    assert flags_of(command) - {"--preset"} <= listed, "a flag that nobody looks at"
+    assert flags_of(command) - {"--preset", "format"} <= listed, "a flag that nobody looks at"
     assert listed <= flags_of(command)
 
 

@@ -33,7 +33,8 @@ OURS = {
     },
     "interop": {
         "numpy", "torch", "safetensors", "minicoca.config", "minicoca.params", "minicoca.files",
-        "minicoca.clip_tokenizer", "minicoca.interop",
+        "minicoca.clip_tokenizer", "minicoca.images", "minicoca.interop",
+        "minicoca.tokenizer",
     },
     "bounds.py": {"PIL"},
     "colours.py": {"numpy", "PIL"},
