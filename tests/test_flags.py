@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from downloads import LEARNED, downloaded
 from settings_trace import places, small_data
-from test_clip_tokenizer import MERGES as LEARNED
-from test_import import downloaded
 from test_settings import FIELDS, ROWS, placed
 
 from minicoca import __main__ as cli

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import config
-from ..training.checkpoint import CHANGEABLE, RUNS, new_folder, read_config
+from ..training.checkpoint import CHANGEABLE, RUNS, find_run, new_folder, read_config
 from ..training.run import train
 from .flags import Usage, add_settings, from_flags, settings_by_group
 from .results import unheard
@@ -70,6 +70,8 @@ def _settings(arguments):
     try:
         if arguments.init and arguments.preset:
             raise ValueError("--init takes the settings of its run; leave out --preset")
+        if arguments.init:
+            arguments.init = str(find_run(arguments.init))
         earlier = read_config(arguments.init) if arguments.init else None
         settings = from_flags(arguments, earlier)
     except ValueError as error:
