@@ -25,6 +25,7 @@ OURS = {
     "presets.py": set(),
     "files.py": set(),
     "params.py": {"numpy", "safetensors", "minicoca.files"},
+    "tuning.py": {"numpy", "minicoca.config", "minicoca.params"},
     "memory.py": {"torch", "minicoca.config", "minicoca.params"},
     "tokenizer.py": {
         "numpy", "sentencepiece", "minicoca.config", "minicoca.files", "minicoca.words",
@@ -58,6 +59,7 @@ OURS = {
         "minicoca.clip_tokenizer", "minicoca.tokenizer", "minicoca.words", "minicoca.evaluate",
         "minicoca.report", "minicoca.engine", "minicoca.files", "minicoca.memory",
         "minicoca.reference", "minicoca.training",
+        "minicoca.tuning",
     },
 }  # fmt: skip
 

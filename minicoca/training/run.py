@@ -20,6 +20,7 @@ from ..evaluate import evaluate, nearest_truth, written
 from ..files import make_folder, read_bytes, unfinished, write_atomically, write_json
 from ..report import make_picture, table
 from ..tokenizer import Tokenizer
+from ..tuning import move_positions
 from ..words import clean
 from .checkpoint import (
     CHECKPOINT,
@@ -182,7 +183,7 @@ def start(config, folder, say, tokenizer=None):
     memory.check(config, training=True, known=False)
     weights = None
     if config.init:
-        weights, tokenizer = read_weights(config.init, config, say)
+        weights, tokenizer = first_weights(config, say)
     dataset = data.load(config)
     texts = all_captions(dataset)
     tokenizer = tokenizer or Tokenizer.train(
@@ -215,6 +216,22 @@ def start(config, folder, say, tokenizer=None):
     trainer = make_trainer(weights, config)
     tokenizer.save(folder / TOKENIZER)
     return trainer, tokenizer, dataset, config
+
+
+def first_weights(config, say):
+    """(weights, Tokenizer) of the run that --init names, for the config's image size."""
+    earlier = read_config(config.init)
+    sides = earlier.image_size // earlier.patch_size, config.image_size // config.patch_size
+    if config.patch_size != earlier.patch_size:
+        raise ValueError(
+            f"patch_size={config.patch_size}, but {config.init} was trained with patches of "
+            f"{earlier.patch_size} pixels, and its weights fit no other; leave --patch-size out"
+        )
+    before = replace(config, image_size=earlier.image_size)
+    weights, tokenizer = read_weights(config.init, before, say)
+    if sides[0] != sides[1]:
+        say("positions of {0} x {0} patches are interpolated to {1} x {1}".format(*sides))
+    return move_positions(weights, config), tokenizer
 
 
 def resume(folder, say, **changes):
