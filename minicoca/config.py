@@ -122,7 +122,12 @@ class Config:
     ema: float = _optimiser(
         0.0, "decay of the averaged weights that are evaluated; 0: none", high=1
     )
-    freeze_image: bool = _optimiser(False, "keep the image encoder as it is (LiT: with --init)")
+    image_rate: float = _optimiser(1.0, "the image encoder's part of the rate; 0: frozen")
+    pooler_rate: float = _optimiser(1.0, "the poolers' part of the rate; 0: frozen")
+    text_rate: float = _optimiser(1.0, "the part of both halves of the text decoder; 0: frozen")
+    freeze: str = _optimiser(
+        "", "what stays as it is, by names: image (LiT, with --init), image.blocks.0-5,text.token"
+    )
     seed: int = _run(0, "seed of weights, data and order", low=0, high=2**40)
     evaluate_every: int = _run(
         1000, "steps between quick looks at validation data", low=0, high=MOST_STEPS
@@ -260,6 +265,9 @@ def from_dict(fields):
     if not isinstance(fields, dict):
         raise ValueError("the settings are not a JSON object")
     known = [field.name for field in dataclasses.fields(Config)]
+    if type(fields.get("freeze_image")) is bool:  # what `freeze` was, in earlier versions
+        fields = dict(fields)
+        fields |= {"freeze": "image"} if fields.pop("freeze_image") else {}
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(str(name)[:40], known, 1, 0)[0]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .config import Config
 from .params import count, specs
+from .tuning import learning
 
 FLOAT = 4  # bytes of a number: weights, gradients and moments are float32
 DRAWN = 63_000  # pictures that `shapes` draws and keeps
@@ -42,16 +43,20 @@ def check(config: Config, training: bool = False, known: bool = True) -> None:
 
 
 def needed(config: Config, training: bool = False, known: bool = True) -> int:
-    """The fewest bytes for a model's weights; in training also for gradients, AdamW's two moments,
-    averaged weights, what a micro-batch leaves for the backward pass on a CPU, and the pictures of
-    data that are drawn at the start. known: as in `check`."""
+    """The fewest bytes for a model's weights; in training also for averaged weights, for gradients
+    and AdamW's two moments of what learns, for what a micro-batch leaves for the backward pass on a
+    CPU, and for the pictures of data that are drawn at the start. known: as in `check`."""
     if not known:
         config = replace(config, vocabulary=5, batch_size=1)
     weights = FLOAT * count(specs(config))
     if not training:
         return weights
     pictures = 3 * DRAWN * config.image_size**2 if config.data == "shapes" else 0
-    return (4 + bool(config.ema)) * weights + pictures + (_left(config) if _on_cpu(config) else 0)
+    learns = FLOAT * learning(config)
+    if config.backend == "numpy":  # there all have them
+        learns = weights
+    kept = (1 + bool(config.ema)) * weights + 3 * learns
+    return kept + pictures + (_left(config) if _on_cpu(config) else 0)
 
 
 def _left(config: Config) -> int:

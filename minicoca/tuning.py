@@ -1,15 +1,75 @@
 """What fine-tuning asks beyond a model, shared by reference and engine: positions at another image
-size.
+size; which parameters learn, and how fast.
 
 Letters as in params.py; G is the patches of a side.
 """
 
+import difflib
 import math
+import re
+from itertools import accumulate, product
 from typing import Any
 
 import numpy as np
 
-from .config import Config
+from .config import Config, shown
+from .params import flatten, shapes, specs
+
+# The branches of the tree that --image-rate, --pooler-rate and --text-rate are for. What is in none
+# is the temperature: it has the rate itself.
+PARTS = {
+    "image": ("image",),
+    "pooler": ("pooler", "image_projection"),
+    "text": ("text", "decoder", "text_projection"),
+}
+
+
+def factors(tree: dict[str, Any], config: Config) -> dict[str, float]:
+    """{name: factor of the learning rate} of every leaf of a tree of parameters, in order of name.
+
+    0 is frozen: such a leaf has no gradient, counts in no norm, and neither moves nor decays.
+    Raises ValueError for a name in `freeze` that the tree has not, and where nothing is to learn.
+    """
+    rates = {top: getattr(config, f"{part}_rate") for part, tops in PARTS.items() for top in tops}
+    found = {name: rates.get(name.split(".")[0], 1.0) for name in flatten(tree)}
+    for pattern in filter(None, map(str.strip, config.freeze.split(","))):
+        found |= dict.fromkeys(_named(pattern, found), 0.0)
+    if not any(found.values()):
+        raise ValueError(
+            f"freeze={shown(config.freeze)} and the rates of the parts leave nothing to learn"
+        )
+    return found
+
+
+def learning(config: Config) -> int:
+    """How many numbers of a model learn. Raises ValueError as `factors`."""
+    tree = specs(config)
+    sizes = {name: math.prod(shape) for name, shape in shapes(tree).items()}
+    return sum(sizes[name] for name, factor in factors(tree, config).items() if factor)
+
+
+def _named(pattern, names):
+    """Those of the names that a pattern means: one of them, or its beginning; `0-5` in it stands
+    for six numbers."""
+    below = {}
+    for name in names:
+        for at in accumulate(name.split("."), "{}.{}".format):
+            below.setdefault(at, []).append(name)
+    for at in map(".".join, product(*map(_counted, pattern.split(".")))):
+        if at not in below:
+            near = difflib.get_close_matches(at[:80], below, 1, 0)[0]
+            what = f"there is no parameter {shown(at)}; did you mean {near!r}?"
+            raise ValueError(f"freeze={shown(pattern)}: {what}")
+        yield from below[at]
+
+
+def _counted(word):
+    """What a word of a pattern stands for."""
+    if ends := re.fullmatch("([0-9]{1,3})-([0-9]{1,3})", word):
+        first, last = map(int, ends.groups())
+        if first <= last:
+            return [str(i) for i in range(first, last + 1)]
+    return [word]
 
 
 def move_positions(tree: dict[str, Any], config: Config) -> dict[str, Any]:

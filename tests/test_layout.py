@@ -12,10 +12,12 @@ from lessons import pages
 
 ROOT = Path(__file__).parent.parent
 OURS = {
-    "reference": {"numpy", "minicoca.config", "minicoca.params", "minicoca.reference"},
+    "reference": {
+        "numpy", "minicoca.config", "minicoca.params", "minicoca.reference", "minicoca.tuning",
+    },
     "engine": {
         "numpy", "torch", "minicoca.config", "minicoca.params", "minicoca.engine",
-        "minicoca.kernels",
+        "minicoca.kernels", "minicoca.tuning",
     },
     "data": {
         "numpy", "PIL", "tqdm", "emoji", "pyarrow", "minicoca.config", "minicoca.params",
@@ -26,7 +28,7 @@ OURS = {
     "files.py": set(),
     "params.py": {"numpy", "safetensors", "minicoca.files"},
     "tuning.py": {"numpy", "minicoca.config", "minicoca.params"},
-    "memory.py": {"torch", "minicoca.config", "minicoca.params"},
+    "memory.py": {"torch", "minicoca.config", "minicoca.params", "minicoca.tuning"},
     "tokenizer.py": {
         "numpy", "sentencepiece", "minicoca.config", "minicoca.files", "minicoca.words",
     },

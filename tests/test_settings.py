@@ -88,14 +88,17 @@ ROWS = [
     ("epsilon", 1e-3, 1e-1, "step"),
     ("clip_norm", 0.01, 0.1, "step", dict(epsilon=0.1)),
     ("ema", 0.05, 0.2, "kept"),
-    ("freeze_image", False, True, "norm step"),
+    ("image_rate", 0.5, 2.0, "step last"),
+    ("pooler_rate", 0.0, 0.5, "norm step"),
+    ("text_rate", 0.5, 2.0, "step last"),
+    ("freeze", "image", "text.token,decoder.blocks.0-0", "norm step"),
     ("seed", 3, 4, "data weights batches"),
     ("evaluate_every", 1, 2, "looks"),
     ("checkpoint_every", 1, 2, "checkpoints"),
 ]
 # Looked at below: `backend` chooses between these columns, `device` is where tensors are.
 APART = {"backend", "device"}
-NUMPY_REFUSES = {"augment", "accumulate", "ema", "freeze_image", "compile", "precision", "device"}
+NUMPY_REFUSES = {"augment", "accumulate", "ema", "compile", "precision", "device"}
 
 # Each number's least value, and the first one over its range.
 LIMITS = {
@@ -109,7 +112,7 @@ LIMITS = {
     "vocabulary": (5, 10**6 + 1),
     "text_length": (3, 10**6 + 1),
     "contrastive_weight caption_weight augment learning_rate final_rate weight_decay epsilon "
-    "clip_norm": (0.0, 1e6),
+    "clip_norm image_rate pooler_rate text_rate": (0.0, 1e6),
     "beta1 beta2 ema validation_part held_out_part": (0.0, 1.0),
     "seed": (0, 2**40),
 }
@@ -201,11 +204,12 @@ def test_the_same_settings_have_the_same_effect(backend, tmp_path):
     assert all(name.endswith("key.bias") for name in still), still
 
 
+@pytest.mark.parametrize("backend", TRAINERS)
 @pytest.mark.parametrize("pooler", FIELDS["pooler"].metadata["choices"])
-def test_freezing_keeps_the_image_encoder_and_nothing_else(pooler, tmp_path):
+def test_freezing_keeps_the_image_encoder_and_nothing_else(pooler, backend, tmp_path):
     """Not its poolers, and not its projection, whose name begins alike."""
-    options = dict(freeze_image=True, embed_width=6, pooler=pooler, stem="clip", weight_decay=0.5)
-    seen, _ = trace(preset("tiny", **TINY | options, backend="torch"), folder(tmp_path, "run"))
+    options = dict(freeze="image", embed_width=6, pooler=pooler, stem="clip", weight_decay=0.5)
+    seen, _ = trace(preset("tiny", **TINY | options, backend=backend), folder(tmp_path, "run"))
     for name, value in seen["weights"].items():
         frozen = name.split(".")[0] == "image"
         if frozen or not name.endswith("key.bias"):

@@ -7,6 +7,7 @@ import torch
 from ..config import PAD
 from ..params import flatten, specs, stream, tree_map, unflatten
 from ..params import shapes as params_shapes
+from ..tuning import factors
 from .augment import augment
 from .generate import CoCa
 from .losses import contrastive_loss
@@ -28,8 +29,8 @@ class Trainer:
             self.complaint = complaint() if self.device.type == "cuda" else ""
         self.params = tree_map(lambda a: torch.tensor(a, device=self.device), params)
         self.leaves = flatten(self.params)
-        for name, leaf in self.leaves.items():
-            leaf.requires_grad_(not (config.freeze_image and name.startswith("image.")))
+        for name, factor in factors(self.params, config).items():
+            self.leaves[name].requires_grad_(factor > 0)
         self.optimizer = adamw(self.params, config)
         for leaf in self.leaves.values():  # what torch would make at the first step, so that a
             if leaf.requires_grad:  # checkpoint holds the same arrays whenever it is written
@@ -53,9 +54,10 @@ class Trainer:
         rate = learning_rate(step, self.config)
         if all(map(math.isfinite, report.values())):
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             self.optimizer.step()
-            clamp_temperature(self.params)
+            if self.leaves["log_temperature"].requires_grad:
+                clamp_temperature(self.params)
             if self.ema:  # less of an average at first, when the weights are still anything
                 decay = min(self.config.ema, (1 + step) / (10 + step))
                 new = [p.detach() for p in self.leaves.values()]
@@ -81,7 +83,7 @@ class Trainer:
     def _gradients(self, images, tokens):
         if self.config.accumulate <= 1:
             outputs = self.coca(self._compute_params(), self.config, images, tokens)
-            outputs["loss"].backward()
+            _backward(outputs["loss"])
             return {
                 k: outputs[k].detach() for k in ("loss", "contrastive", "caption") if k in outputs
             }
@@ -119,7 +121,7 @@ class Trainer:
                 caption = outputs["caption"] * ((t[:, 1:] != PAD).sum() / targets)
                 objective = objective + config.caption_weight * caption
                 losses["caption"] = losses.get("caption", 0) + caption.detach()
-            objective.backward()
+            _backward(objective)
         losses = {k: v.detach() for k, v in losses.items()}
         return {"loss": total_loss(losses, config)} | losses
 
@@ -157,10 +159,15 @@ class Trainer:
 def shapes(config):
     """{name: shape} of what `Trainer.state` gives."""
     own = params_shapes(specs(config))
-    moved = {n: s for n, s in own.items() if not (config.freeze_image and n.startswith("image."))}
+    moved = {n: own[n] for n, factor in factors(specs(config), config).items() if factor}
     parts = {"params": own, **dict.fromkeys(KEPT[:2], moved), KEPT[2]: dict.fromkeys(moved, ())}
     parts |= {"ema": own} if config.ema else {}
     return {f"{part}.{name}": shape for part, of in parts.items() for name, shape in of.items()}
+
+
+def _backward(objective):
+    if objective.requires_grad:  # else the losses reach nothing that learns
+        objective.backward()
 
 
 def _numpy(leaves):

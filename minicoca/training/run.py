@@ -20,7 +20,7 @@ from ..evaluate import evaluate, nearest_truth, written
 from ..files import make_folder, read_bytes, unfinished, write_atomically, write_json
 from ..report import make_picture, table
 from ..tokenizer import Tokenizer
-from ..tuning import move_positions
+from ..tuning import learning, move_positions
 from ..words import clean
 from .checkpoint import (
     CHECKPOINT,
@@ -110,6 +110,8 @@ def _train(config, folder, taking_up, changes, command, say, still_ours):
     if cut := tokenizer.too_long(all_captions(dataset), config.text_length):
         say(f"{cut:,} captions are cut at {config.text_length} tokens (--text-length)")
     say(f"{size:,} parameters; {config.steps:,} steps of {config.batch_size} pairs")
+    if fixed := size - learning(config):
+        say(f"{fixed:,} of them stay as they are (--freeze, or a rate of 0)")
     begun = time.perf_counter() - seconds
 
     def checkpoint(step):
