@@ -16,14 +16,15 @@ MOST_SIDE, MOST_LAYERS, MOST_STEPS = 4097, 1001, 10**9 + 1
 MOST_LETTERS = 4096  # of a setting that is text; as long as a path may be on Linux
 
 
-def _option(group, default, help, choices=None, low=None, high=None):
+def _option(group, default, help, choices=None, low=None, high=None, part=False):
     """A field, shown in its group of `train --help`. Numbers are from `low` (1 for whole ones, else
     0) to `high` (a million and one for whole ones, else a million), which is left out: more than
-    anyone trains, and few enough that nothing overflows."""
+    anyone trains, and few enough that nothing overflows. A `part` is over 0 and at most 1."""
     whole = type(default) is int
     low = low if low is not None else int(whole)
     high = high if high is not None else 10**6 + whole
     metadata = {"group": group, "help": help, "choices": choices, "low": low, "high": high}
+    metadata["part"] = part
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -92,6 +93,9 @@ class Config:
     )
     distinct: bool = _data(False, "no step holds two pairs that share a caption")
     augment: float = _data(0.0, "strength of random changes to training images; 0: none")
+    patch_keep: float = _data(
+        1.0, "part of each training image's patches that is seen, drawn anew (FLIP)", part=True
+    )
     pixel_mean: tuple = _data((0.5, 0.5, 0.5), "mean of red, green, blue; set by the data")
     pixel_std: tuple = _data((0.5, 0.5, 0.5), "their standard deviation; set by the data")
     # Optimisation.
@@ -173,6 +177,11 @@ class Config:
         return (self.image_size // self.patch_size) ** 2
 
     @property
+    def kept_patches(self):
+        """How many of them a training step reads: patch_keep of them, rounded, and at least 1."""
+        return max(1, int(self.patches * self.patch_keep + 0.5))
+
+    @property
     def memory_width(self):
         """M: width of the image tokens that the decoder's cross-attention reads."""
         return self.image_width if self.pooler == "none" else self.text_width
@@ -186,7 +195,7 @@ def _check(field, value):
     name, kind, choices = field.name, type(field.default), field.metadata["choices"]
     if type(value) not in ((int, float) if kind is float else (kind,)):
         raise ValueError(f"{name}={shown(value)} is not of type {kind.__name__}{_limit(field)}")
-    if kind in (int, float) and not field.metadata["low"] <= value < field.metadata["high"]:
+    if kind in (int, float) and not _inside(value, **field.metadata):
         raise ValueError(f"{name}={shown(value)}{_limit(field)}")
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value)[:40], map(str, choices), 1, 0)
@@ -197,6 +206,10 @@ def _check(field, value):
         _check_text(name, value)
     if kind is tuple:
         _check_colours(name, value, *((1e-9, 1e3) if name == "pixel_std" else (-1e3, 1e3)))
+
+
+def _inside(value, low, high, part, **_):
+    return 0 < value <= 1 if part else low <= value < high
 
 
 def _check_text(name, value):
@@ -219,6 +232,8 @@ def _limit(field):
     kind, low, high = type(field.default), field.metadata["low"], field.metadata["high"]
     if kind not in (int, float) or field.metadata["choices"]:
         return ""
+    if field.metadata["part"]:
+        return "; it must be over 0 and at most 1"
     most = f"at most {high - 1:,}" if kind is int else f"under {high:,}"
     return f"; it must be at least {low:.0f} and {most}"
 

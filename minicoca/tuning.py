@@ -1,7 +1,7 @@
 """What fine-tuning asks beyond a model, shared by reference and engine: positions at another image
-size; which parameters learn, and how fast.
+size; which parameters learn, and how fast; which patches a step reads.
 
-Letters as in params.py; G is the patches of a side.
+Letters as in params.py; G is the patches of a side, L the image tokens that are kept.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .config import Config, shown
-from .params import flatten, shapes, specs
+from .params import flatten, shapes, specs, stream
 
 # The branches of the tree that --image-rate, --pooler-rate and --text-rate are for. What is in none
 # is the temperature: it has the rate itself.
@@ -106,3 +106,16 @@ def _cubic(old, new):
     near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
     weight = np.where(x < 1, near, np.where(x < 2, far, 0))
     return weight / weight.sum(1, keepdims=True)
+
+
+def kept_tokens(config: Config, step: int, batch: int) -> np.ndarray | None:
+    """The image tokens that a training step reads (FLIP, Li et al. 2023): places [B, L], rising, a
+    class token's always among them; the patches are drawn for each image, by seed and step alone.
+    None where all are kept."""
+    if config.kept_patches == config.patches:
+        return None
+    drawn_BN = stream("patches", config.seed, step).random((batch, config.patches))
+    places_BL = np.sort(drawn_BN.argsort(1)[:, : config.kept_patches], 1)
+    if config.stem == "clip":
+        places_BL = np.concatenate([np.zeros((batch, 1), places_BL.dtype), places_BL + 1], 1)
+    return places_BL

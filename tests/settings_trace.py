@@ -133,9 +133,9 @@ class Recorder:
         return recorded
 
     def passing(self, coca):
-        def recorded(tree, config, images, tokens):
+        def recorded(tree, config, images, *rest):
             self.seen["passes"].append(len(images))
-            return coca(tree, config, images, tokens)
+            return coca(tree, config, images, *rest)
 
         return recorded
 

@@ -71,6 +71,7 @@ ROWS = [
     ("fold", False, True, "tokenizer batches", dict(data="{}/red")),
     ("distinct", False, True, "batches", dict(data="{}/list.csv", image_root="{}/red")),
     ("augment", 0.3, 1.0, "loss last"),
+    ("patch_keep", 0.5, 0.75, "loss last"),
     ("pixel_mean", (0.1, 0.3, 0.9), (0.9, 0.3, 0.1), "loss last"),
     ("pixel_std", (0.1, 0.3, 0.9), (0.9, 0.3, 0.1), "loss last"),
     ("precision", "float32", "bfloat16", "loss"),
@@ -116,6 +117,7 @@ LIMITS = {
     "beta1 beta2 ema validation_part held_out_part": (0.0, 1.0),
     "seed": (0, 2**40),
 }
+PARTS = ("patch_keep",)  # over 0 and at most 1: see test_kept_patches.py
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 
@@ -159,7 +161,7 @@ def test_every_setting_is_listed():
         if type(field.default) in (int, float) and not field.metadata["choices"]
     }
     listed = " ".join(LIMITS).split()
-    assert set(listed) == numbers and len(listed) == len(numbers)
+    assert {*listed, *PARTS} == numbers and len([*listed, *PARTS]) == len(numbers)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])

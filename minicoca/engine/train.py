@@ -7,7 +7,7 @@ import torch
 from ..config import PAD
 from ..params import flatten, specs, stream, tree_map, unflatten
 from ..params import shapes as params_shapes
-from ..tuning import factors
+from ..tuning import factors, kept_tokens
 from .augment import augment
 from .generate import CoCa
 from .losses import contrastive_loss
@@ -47,8 +47,11 @@ class Trainer:
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T], both NumPy; what happened, as
         floats. If the loss or the gradient is not finite, nothing is changed."""
         images, tokens = self._images(step, images), torch.from_numpy(tokens).to(self.device)
+        places = kept_tokens(self.config, step, len(images))
+        if places is not None:
+            places = torch.from_numpy(places).to(self.device)
         self.optimizer.zero_grad()
-        losses = self._gradients(images, tokens)
+        losses = self._gradients(images, tokens, places)
         norm = clip_by_global_norm(self.leaves.values(), self.config.clip_norm)
         report = {k: float(v) for k, v in losses.items()} | {"gradient_norm": float(norm)}
         rate = learning_rate(step, self.config)
@@ -80,16 +83,16 @@ class Trainer:
         cast = tree_map(lambda p: p.to(self.dtype), self.params)
         return cast | {"log_temperature": self.params["log_temperature"]}
 
-    def _gradients(self, images, tokens):
+    def _gradients(self, images, tokens, places=None):
         if self.config.accumulate <= 1:
-            outputs = self.coca(self._compute_params(), self.config, images, tokens)
+            outputs = self.coca(self._compute_params(), self.config, images, tokens, places)
             _backward(outputs["loss"])
             return {
                 k: outputs[k].detach() for k in ("loss", "contrastive", "caption") if k in outputs
             }
-        return self._accumulated(images, tokens)
+        return self._accumulated(images, tokens, places)
 
-    def _accumulated(self, images, tokens):
+    def _accumulated(self, images, tokens, places):
         """The same gradient in micro-batches (Gao et al. 2021, gradient caching).
 
         The contrastive loss compares all pairs, so all embeddings come first, without their graphs;
@@ -97,13 +100,14 @@ class Trainer:
         """
         config, parts = self.config, min(self.config.accumulate, len(tokens))
         batches = list(zip(images.chunk(parts), tokens.chunk(parts), strict=True))
+        kept = [None] * len(batches) if places is None else places.chunk(parts)
         losses, dimage, dtext = {}, None, None
         if config.contrastive_weight:
             params = self._compute_params()
             with torch.no_grad():
                 pairs = [
-                    (encode_image(params, config, x)[0], encode_text(params, config, t)[0])
-                    for x, t in batches
+                    (encode_image(params, config, x, p)[0], encode_text(params, config, t)[0])
+                    for (x, t), p in zip(batches, kept, strict=True)
                 ]
             image, text = (torch.cat(side).requires_grad_() for side in zip(*pairs, strict=True))
             losses["contrastive"] = contrastive_loss(image, text, params["log_temperature"])
@@ -111,7 +115,7 @@ class Trainer:
             dimage, dtext = image.grad.chunk(parts), text.grad.chunk(parts)
         targets = (tokens[:, 1:] != PAD).sum().clamp(min=1)
         for i, (x, t) in enumerate(batches):
-            outputs = self.coca(self._compute_params(), config, x, t)
+            outputs = self.coca(self._compute_params(), config, x, t, kept[i])
             objective = 0
             if dimage:
                 objective = (outputs["image"] * dimage[i]).sum() + (

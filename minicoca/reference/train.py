@@ -6,7 +6,7 @@ import numpy as np
 
 from ..params import flatten, specs, tree_map
 from ..params import shapes as params_shapes
-from ..tuning import factors
+from ..tuning import factors, kept_tokens
 from .generate import CoCa
 from .model import coca, coca_backward
 from .optim import adamw_init, adamw_of_parts, clamp_temperature, clip_by_global_norm, learning_rate
@@ -36,7 +36,9 @@ class Trainer:
     def step(self, step, images, tokens):
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T]; what happened, as floats.
         If the loss or the gradient is not finite, nothing is changed."""
-        outputs, cache = coca(self.params, self.config, normalise(images, self.config), tokens)
+        places = kept_tokens(self.config, step, len(images))
+        images = normalise(images, self.config)
+        outputs, cache = coca(self.params, self.config, images, tokens, places)
         gradients = flatten(coca_backward(1.0, cache)[0])
         gradients = {name: gradients[name] for name in self.learns}
         gradients, norm = clip_by_global_norm(gradients, self.config.clip_norm)
