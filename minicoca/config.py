@@ -111,6 +111,9 @@ class Config:
         ("auto", "float32", "bfloat16"),
     )
     compile: bool = _run(False, "compile the training step with torch.compile")
+    recompute: bool = _run(
+        False, "compute the image layers again in the backward pass: less memory, the same result"
+    )
     steps: int = _optimiser(3100, "optimiser steps", high=MOST_STEPS)
     batch_size: int = _optimiser(64, "pairs per step")
     accumulate: int = _optimiser(1, "micro-batches per step: less memory, the same gradient")

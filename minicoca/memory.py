@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .config import Config
 from .params import count, specs
-from .tuning import learning
+from .tuning import factors, learning
 
 FLOAT = 4  # bytes of a number: weights, gradients and moments are float32
 DRAWN = 63_000  # pictures that `shapes` draws and keeps
@@ -60,10 +60,22 @@ def needed(config: Config, training: bool = False, known: bool = True) -> int:
 
 
 def _left(config: Config) -> int:
-    """Bytes of the pixels of a micro-batch, and of every image layer's input and hidden layer."""
-    images = -(-config.batch_size // config.accumulate)
-    layer = config.patches * (config.image_width + config.image_hidden)
-    return FLOAT * images * (3 * config.image_size**2 + config.image_layers * layer)
+    """Bytes of the pixels of a micro-batch, and of the inputs and hidden layers of image layers."""
+    images, layers = -(-config.batch_size // config.accumulate), _passed(config)
+    hidden = min(layers, 1) if config.recompute else layers
+    layer = config.kept_patches * (layers * config.image_width + hidden * config.image_hidden)
+    return FLOAT * images * (3 * config.image_size**2 + layer)
+
+
+def _passed(config: Config) -> int:
+    """How many image layers the backward pass goes through: down to the first that learns."""
+    if config.backend == "numpy":
+        return config.image_layers
+    found = factors(specs(config), config)
+    learn = (name.split(".") for name, factor in found.items() if factor)
+    image = [words for words in learn if words[0] == "image"]
+    first = [int(words[2]) if words[1] == "blocks" else 0 for words in image]
+    return config.image_layers - min(first, default=config.image_layers)
 
 
 def _on_cpu(config: Config) -> bool:

@@ -71,7 +71,7 @@ ONLY_REFERENCE = {
 ONLY_ENGINE = {
     "ops.py": {"attention", "contrastive_loss", "caption_loss",
                "attention_pool", "pick_device", "pick_dtype", "use", "with_own_backend",
-               "has_kernels", "implementations", "complaint"},
+               "has_kernels", "implementations", "complaint", "recomputed"},
     "attention.py": {"Packing"},
     "text.py": {"TextRows", "text_mask"},
     "model.py": {"total_loss"},

@@ -76,6 +76,7 @@ ROWS = [
     ("pixel_std", (0.1, 0.3, 0.9), (0.9, 0.3, 0.1), "loss last"),
     ("precision", "float32", "bfloat16", "loss"),
     ("compile", False, True, "compiled"),
+    ("recompute", False, True, "recomputed"),
     ("steps", 2, 3, "batches rates"),
     ("batch_size", 5, 7, "batches"),
     ("accumulate", 2, 3, "passes"),
@@ -99,7 +100,7 @@ ROWS = [
 ]
 # Looked at below: `backend` chooses between these columns, `device` is where tensors are.
 APART = {"backend", "device"}
-NUMPY_REFUSES = {"augment", "accumulate", "ema", "compile", "precision", "device"}
+NUMPY_REFUSES = {"augment", "accumulate", "ema", "compile", "recompute", "precision", "device"}
 
 # Each number's least value, and the first one over its range.
 LIMITS = {
@@ -278,7 +279,9 @@ def test_the_backend_is_who_computes(name, module, kernels, here, monkeypatch):
             assert {said.split()[0] for said in asked} == {kernels} - {""}
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "clip_norm", "precision", "compile"])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "clip_norm", "precision", "compile", "recompute"]
+)
 def test_what_is_changed_on_resuming_has_an_effect(name, here, tmp_path):
     """The rest of the run is another, and config.json says so for the next time."""
     _, *values, stages, others = (*next(row for row in ROWS if row[0] == name), {})[:5]

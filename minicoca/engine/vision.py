@@ -3,7 +3,7 @@
 import torch
 
 from .attention import block
-from .ops import layer_norm, linear
+from .ops import layer_norm, linear, recomputed
 
 
 def normalise(images, config):
@@ -50,5 +50,6 @@ def image_encoder(images_BII3, params, config, places_BL=None):
     if places_BL is not None:
         x_BSD = keep_tokens(x_BSD, places_BL)
     for i in range(config.image_layers):
-        x_BSD = block(x_BSD, params["blocks"][str(i)], config.image_heads, config.gelu)
+        given = x_BSD, params["blocks"][str(i)], config.image_heads, config.gelu
+        x_BSD = recomputed(block, *given) if config.recompute else block(*given)
     return x_BSD

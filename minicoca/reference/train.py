@@ -17,6 +17,7 @@ PLAIN = {  # what the settings that only the engine serves may be here
     "accumulate": (1,),
     "ema": (0,),
     "compile": (False,),
+    "recompute": (False,),
     "precision": ("auto", "float32"),
     "device": ("auto", "cpu"),
 }
