@@ -127,8 +127,6 @@ def linear(x, params):
 def recomputed(function, *given):
     """function(*given), whose own tensors are not kept but computed once more in the backward pass
     (Chen et al. 2016), by the same operations: the same gradient, to the last bit on a CPU."""
-    if not torch.is_grad_enabled():
-        return function(*given)
     chosen = _chosen.backend
 
     def as_now(*given):  # the backward pass, which may run in another thread, knows no backend
