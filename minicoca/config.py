@@ -129,9 +129,9 @@ class Config:
     ema: float = _optimiser(
         0.0, "decay of the averaged weights that are evaluated; 0: none", high=1
     )
-    image_rate: float = _optimiser(1.0, "the image encoder's part of the rate; 0: frozen")
-    pooler_rate: float = _optimiser(1.0, "the poolers' part of the rate; 0: frozen")
-    text_rate: float = _optimiser(1.0, "the part of both halves of the text decoder; 0: frozen")
+    image_rate: float = _optimiser(1.0, "factor of the rate for the image encoder; 0: frozen")
+    pooler_rate: float = _optimiser(1.0, "factor of the rate for the poolers; 0: frozen")
+    text_rate: float = _optimiser(1.0, "factor of the rate for both halves of the text decoder")
     freeze: str = _optimiser(
         "", "what stays as it is, by names: image (LiT, with --init), image.blocks.0-5,text.token"
     )

@@ -72,14 +72,14 @@ def _settings(arguments):
             raise ValueError("--init takes the settings of its run; leave out --preset")
         earlier = read_config(arguments.init) if arguments.init else None
         if earlier:
-            check_size(arguments, earlier)
+            _check_size(arguments, earlier)
         settings = from_flags(arguments, earlier)
     except ValueError as error:
         raise Usage(error) from error
     return replace(settings, **_wherever(settings.to_dict()))
 
 
-def check_size(arguments, earlier):
+def _check_size(arguments, earlier):
     """Raise ValueError for an image size that the patches of an earlier run do not fill."""
     size, patch = arguments.image_size, earlier.patch_size
     if size and size % patch and arguments.patch_size in (None, patch):
