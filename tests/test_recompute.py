@@ -187,6 +187,7 @@ def test_numpy_refuses_it():
         make_trainer({}, small_config(recompute=True, backend="numpy"))
 
 
+@pytest.mark.slow
 def test_the_memory_that_is_asked_for_is_no_more_than_is_taken():
     """Of a step on a CPU, weights and all: whoever is refused could not have been served."""
     for changes in (

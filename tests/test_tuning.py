@@ -22,6 +22,7 @@ from minicoca.params import flatten, initialise, specs, tree_map
 from minicoca.reference import model as reference
 from minicoca.reference import optim as reference_optim
 from minicoca.reference.vision import normalise
+from minicoca.training import run
 from minicoca.training.checkpoint import UNREACHED, load_model, read_config
 from minicoca.training.loop import Stopped
 from minicoca.training.run import make_trainer
@@ -109,8 +110,9 @@ def test_a_moved_model_computes(backend, stem, pooler):
     assert 0 < gap < np.abs(tree["image"]["position"]).max()
 
 
-def test_a_run_begins_at_another_size(tmp_path):
+def test_a_run_begins_at_another_size(tmp_path, monkeypatch):
     """Its first weights are those of the run it names, moved; its file says its own size."""
+    monkeypatch.setattr(run, "make_picture", lambda *given: "")
     begun = short(stem="clip", steps=2)
     silent(begun, tmp_path / "first")
     config = replace(read_config(tmp_path / "first"), init=str(tmp_path / "first"), image_size=48)
