@@ -155,7 +155,7 @@ def _sincos(patches, width):
 
 
 # What is drawn beside first values, which have the seed's own stream.
-STREAMS = ("order", "captions", "augment", "sample")
+STREAMS = ("order", "captions", "augment", "sample", "patches")
 
 
 def stream(use, seed, place):

@@ -12,19 +12,23 @@ from lessons import pages
 
 ROOT = Path(__file__).parent.parent
 OURS = {
-    "reference": {"numpy", "minicoca.config", "minicoca.params", "minicoca.reference"},
+    "reference": {
+        "numpy", "minicoca.config", "minicoca.params", "minicoca.reference", "minicoca.tuning",
+    },
     "engine": {
         "numpy", "torch", "minicoca.config", "minicoca.params", "minicoca.engine",
-        "minicoca.kernels",
+        "minicoca.kernels", "minicoca.tuning",
     },
     "data": {
         "numpy", "PIL", "tqdm", "emoji", "pyarrow", "minicoca.config", "minicoca.params",
         "minicoca.data", "minicoca.images", "minicoca.metrics", "minicoca.words",
     },
-    "config.py": set(),
+    "config.py": {"minicoca.presets"},
+    "presets.py": set(),
     "files.py": set(),
     "params.py": {"numpy", "safetensors", "minicoca.files"},
-    "memory.py": {"torch", "minicoca.config", "minicoca.params"},
+    "tuning.py": {"numpy", "minicoca.config", "minicoca.params"},
+    "memory.py": {"torch", "minicoca.config", "minicoca.params", "minicoca.tuning"},
     "tokenizer.py": {
         "numpy", "sentencepiece", "minicoca.config", "minicoca.files", "minicoca.words",
     },
@@ -58,6 +62,7 @@ OURS = {
         "minicoca.clip_tokenizer", "minicoca.tokenizer", "minicoca.words", "minicoca.evaluate",
         "minicoca.report", "minicoca.engine", "minicoca.files", "minicoca.memory",
         "minicoca.reference", "minicoca.training",
+        "minicoca.tuning",
     },
 }  # fmt: skip
 
