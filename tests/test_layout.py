@@ -37,7 +37,7 @@ OURS = {
     },
     "interop": {
         "numpy", "torch", "safetensors", "minicoca.config", "minicoca.params", "minicoca.files",
-        "minicoca.clip_tokenizer", "minicoca.images", "minicoca.interop",
+        "minicoca.clip_tokenizer", "minicoca.images", "minicoca.interop", "minicoca.presets",
         "minicoca.tokenizer",
     },
     "bounds.py": {"PIL"},

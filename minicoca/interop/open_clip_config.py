@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from ..config import PRESETS, Config, from_dict
+from ..config import Config, from_dict
 from ..files import read_json
 from ..images import CLIP_MEAN, CLIP_STD
+from ..presets import PRESETS
 
 JSON = "open_clip_config.json"
 SECTIONS = ("vision_cfg", "text_cfg", "multimodal_cfg")
