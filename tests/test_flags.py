@@ -31,6 +31,7 @@ MODEL = [
     ("--device", ["--device", "cpu"], ["--device", "cpu:0"], "device"),
     ("--json", [], ["--json"], "out"),
 ]
+OVER = ["--write-txt", "--overwrite-txt"]
 SAMPLED = ["--temperature", "1"]
 NAMED = ["HERE/red", "HERE/red/1.png"]
 
@@ -40,6 +41,10 @@ FLAGS = {
         [],
         [
             ("images", ["HERE/red/0.png"], ["HERE/red/1.png"], "out"),
+            ("--out", ["HERE/red", "--out", "a"], ["HERE/red", "--out", "b"], "files"),
+            ("--write-txt", ["own"], ["own", "--write-txt"], "texts"),
+            ("--overwrite-txt", ["own", "--write-txt"], ["own", *OVER], "texts"),
+            ("--skip-done", ["own", *OVER], ["own", *OVER, "--skip-done"], "out"),
             ("--prompt", ["HERE/red"], ["HERE/red", "--prompt", "a"], "asked"),
             ("--beams", ["HERE/red", "--beams", "2"], ["HERE/red", "--beams", "3"], "asked"),
             ("--temperature", ["HERE/red", *SAMPLED], ["HERE/red", "--temperature", "2"], "asked"),
@@ -194,7 +199,13 @@ def outcome(seen, here, *arguments):
     """All that a command does: what it prints and writes, and what it asks of others."""
     for noted in seen.values():
         noted.clear()
+    shutil.rmtree("own", ignore_errors=True)
+    Path("own").mkdir()
+    for name in ("0.png", "1.png"):
+        shutil.copy(here / "red" / name, "own")
+    Path("own/1.txt").write_text("one's own")
     found = {"out": call(here, *arguments)}
+    found["texts"] = {path.name: path.read_text() for path in Path("own").glob("*.txt")}
     files = [path for path in Path().glob("*") if path.is_file()]
     found["files"] = {path.name: path.read_bytes() for path in files}
     for path in files:
