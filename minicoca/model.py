@@ -25,6 +25,7 @@ from .data.files import Report
 from .tasks import embed_texts, no_vectors, unread
 from .tasks.captioning import captions, decoding
 from .tasks.files import Picture, decoded, embed, find_images
+from .tasks.indexed import open_index, search
 from .tasks.retrieval import Found, best
 from .tasks.scoring import Scores, scores
 from .tasks.zero_shot import Classification, check_labels, classifier, fill_templates
@@ -129,9 +130,10 @@ class Model:
     def search(
         self,
         query: str | Picture | Sequence[str | Picture],
-        images: Pictures,
+        images: Pictures | None = None,
         *,
         k: int = 6,
+        index: str | os.PathLike | None = None,
     ) -> list[Found] | list[list[Found]]:
         """The k images that are nearest a query, best first: their places, themselves, cosines.
 
@@ -139,10 +141,15 @@ class Model:
             of them gives a list of results.
         images: where to look: images; folders of files, each searched to the bottom; or the vectors
             that `embed_images` made of many.
+        index: instead of images, the folder that `minicoca embed --index` made with this model.
+            Found are then rows of it and names of files, which need not be there any more.
         What in a folder cannot be used is left out, and told by a warning.
         """
         if k < 1:
             raise ValueError(f"k={k}: at least 1")
+        if (images is None) == (index is None):
+            raise ValueError("give images to search, or an index, and not both")
+        opened = None if index is None else open_index(self.coca, index)
         one = isinstance(query, str) or not isinstance(query, list | tuple)
         queries = [query] if one else list(query)
         texts = [_text(q) for q in queries if isinstance(q, str)]
@@ -153,9 +160,13 @@ class Model:
             else self._vectors([q])
             for q in queries
         ]
-        parts, left_out = self._gallery(images)
-        _tell(left_out)
-        found = best(np.concatenate([no_vectors(self.coca), *vectors]), parts, k)
+        asked = np.concatenate([no_vectors(self.coca), *vectors])
+        if opened is not None:
+            found = search(opened, asked, k)
+        else:
+            parts, left_out = self._gallery(images)
+            _tell(left_out)
+            found = best(asked, parts, k)
         return found[0] if one else found
 
     def score(self, images: Pictures, texts: str | Iterable[str]) -> Scores:

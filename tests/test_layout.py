@@ -24,6 +24,7 @@ OURS = {
     "config.py": set(),
     "files.py": set(),
     "params.py": {"numpy", "safetensors", "minicoca.files"},
+    "index.py": {"numpy", "minicoca.files"},
     "memory.py": {"torch", "minicoca.config", "minicoca.params"},
     "tokenizer.py": {
         "numpy", "sentencepiece", "minicoca.config", "minicoca.files", "minicoca.words",
@@ -50,7 +51,8 @@ OURS = {
     },
     "tasks": {
         "numpy", "PIL", "tqdm", "minicoca.config", "minicoca.tasks", "minicoca.data",
-        "minicoca.engine", "minicoca.images", "minicoca.words",
+        "minicoca.engine", "minicoca.files", "minicoca.images", "minicoca.index", "minicoca.params",
+        "minicoca.words",
     },
     "training": {
         "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data", "minicoca.images",

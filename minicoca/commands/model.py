@@ -16,6 +16,13 @@ def add_flags(parser):
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
+def add_index(parser, instead_of):
+    """An index in place of pictures, which are the first words else."""
+    parser.index_is_first = True
+    text = f"folder that embed --index made, instead of {instead_of}"
+    parser.add_argument("--index", type=Path, help=text)
+
+
 def add_images(parser):
     """Which pictures."""
     parser.add_argument("images", nargs="+", help="image files or folders of them")
@@ -25,7 +32,7 @@ def open_model(arguments):
     """(CoCa, Tokenizer) of --run, or of the newest trained run."""
     folder = arguments.run
     if folder is None:
-        folder = newest(Path(RUNS))
+        folder = arguments.run = newest(Path(RUNS))
         note(f"the newest run, {folder} (--run names another)")
     return load_model(folder, arguments.backend, arguments.device, note)
 

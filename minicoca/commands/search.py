@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .flags import Usage, check_text
 from .model import add_flags as add_model_flags
-from .model import images_of, open_model, tell_unread
+from .model import add_index, images_of, open_model, tell_unread
 from .results import Results, check_picture, save_picture
 
 HELP = "find images by a sentence, or by an image"
@@ -13,18 +13,20 @@ MOST_DRAWN = 600  # more make a picture that few programs open
 
 
 def add_flags(parser):
-    parser.add_argument("folder", help="where to look")
+    parser.add_argument("folder", help="where to look; not with --index")
     parser.add_argument("query", help="an image file, if there is one of this name; or a sentence")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--text", action="store_true", help="the query is a sentence, file or not")
     kind.add_argument("--image", action="store_true", help="the query is an image file")
     add_model_flags(parser)
+    add_index(parser, "a folder")
     parser.add_argument("-k", type=int, default=6, help="how many to show (default 6)")
     parser.add_argument("--sheet", type=Path, help="a new picture to write, of what was found")
 
 
 def run(arguments):
     from ..tasks.files import embed
+    from ..tasks.indexed import open_index, search
     from ..tasks.retrieval import best
 
     if arguments.k < 1:
@@ -34,21 +36,25 @@ def run(arguments):
             raise Usage(f"-k {arguments.k}: --sheet has room for {MOST_DRAWN}")
         check_picture("--sheet", arguments.sheet)
     is_image = by_image(arguments)
-    paths = images_of([arguments.folder])
+    paths = [] if arguments.index else images_of([arguments.folder])
     model, tokenizer = open_model(arguments)
+    index = open_index(model, arguments.index) if arguments.index else None
     query = query_vector(model, tokenizer, arguments.query, is_image)
     parts = []
 
     def line(row):
         return f"{row['cosine']:.3f}  {row['file']}"
 
-    with Results(arguments, len(paths), line) as results:
+    with Results(arguments, len(paths) if index is None else len(index), line) as results:
         try:
             for part in embed(model, paths, results.skipped):
                 parts.append(part)
         finally:  # the best of what was looked at
             results.reached = sum(len(kept) for kept, _ in parts)
-            found = best(query, parts, arguments.k)[0]
+            if index is None:
+                found = best(query, parts, arguments.k)[0]
+            else:
+                results.reached, found = len(index), search(index, query, arguments.k)[0]
             rows = [{"file": str(f.image), "cosine": round(f.cosine, 4)} for f in found]
             results.show(rows)
             if rows and arguments.sheet:
@@ -91,7 +97,20 @@ def query_vector(model, tokenizer, query, is_image):
 
 
 def draw(path, rows):
-    from ..tasks.retrieval import contact_sheet, thumbnail
+    from ..tasks.retrieval import contact_sheet
 
     labels = [f"{row['cosine']:.3f} {Path(row['file']).name}" for row in rows]
-    save_picture(path, contact_sheet([thumbnail(row["file"]) for row in rows], labels))
+    save_picture(path, contact_sheet([look(row["file"]) for row in rows], labels))
+
+
+def look(path):
+    """A thumbnail; grey where the picture of an index cannot be read any more."""
+    from PIL import Image
+
+    from ..images import ImageError, ReadError
+    from ..tasks.retrieval import thumbnail
+
+    try:
+        return thumbnail(path)
+    except (ImageError, ReadError):
+        return Image.new("RGB", (1, 1), "lightgrey")
