@@ -32,6 +32,9 @@ MODEL = [
     ("--json", [], ["--json"], "out"),
 ]
 OVER = ["--write-txt", "--overwrite-txt"]
+LABELS, FILE, TO = ["--labels", "a", "the"], ["--labels-file", "HERE/b"], ["--template"]
+NPZ = ["--out", "v.npz"]
+INDICES = [["--index", f"HERE/{tint} index"] for tint in ("red", "blue")]
 SAMPLED = ["--temperature", "1"]
 NAMED = ["HERE/red", "HERE/red/1.png"]
 
@@ -55,24 +58,26 @@ FLAGS = {
         ],
     ),
     "classify": (
-        ["HERE/blue/3.png"],
+        [],
         [
-            ("images", ["HERE/red/0.png", "--labels", "a", "the"], ["--labels", "a", "the"], "out"),
-            ("--labels", ["--labels", "a", "the"], ["--labels", "a", "red"], "out"),
-            ("--labels-file", ["--labels-file", "HERE/a"], ["--labels-file", "HERE/b"], "asked"),
-            (
-                "--template",
-                ["--labels", "a", "the", "--template", "{} red"],
-                ["--labels", "a", "the", "--template", "{} blue"],
-                "asked",
-            ),
-            *[(f, [*a, "--labels", "a"], [*b, "--labels", "a"], what) for f, a, b, what in MODEL],
+            ("images", ["HERE/red", *LABELS], ["HERE/blue", *LABELS], "out"),
+            ("--index", [*INDICES[0], *LABELS], [*INDICES[1], *LABELS], "out"),
+            *[
+                (flag, ["HERE/blue/3.png", *a], ["HERE/blue/3.png", *b], what)
+                for flag, a, b, what in [
+                    ("--labels", LABELS, ["--labels", "a", "red"], "out"),
+                    ("--labels-file", ["--labels-file", "HERE/a"], FILE, "asked"),
+                    ("--template", [*LABELS, *TO, "{} red"], [*LABELS, *TO, "{} blue"], "asked"),
+                    *[(f, [*a, *LABELS], [*b, *LABELS], what) for f, a, b, what in MODEL],
+                ]
+            ],
         ],
     ),
     "search": (
         [],
         [
             ("folder", ["HERE/red", "a"], ["HERE/blue", "a"], "out"),
+            ("--index", [*INDICES[0], "a"], [*INDICES[1], "a"], "out"),
             ("query", ["HERE/red", "a"], ["HERE/red", "the red"], "asked"),
             ("query", ["HERE/red", "HERE/red/1.png"], ["HERE/red", "HERE/red/2.png"], "out"),
             ("--text", [*NAMED, "--image"], [*NAMED, "--text"], "out"),
@@ -86,12 +91,13 @@ FLAGS = {
         ],
     ),
     "embed": (
-        ["--out", "v.npz"],
+        [],
         [
-            ("inputs", ["HERE/red"], ["HERE/blue"], "files"),
-            ("--text", ["HERE/red/0.png"], ["HERE/red/0.png", "--text"], "files"),
-            ("--out", ["HERE/red"], ["HERE/red", "--out", "w.npz"], "files"),
-            *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
+            ("inputs", ["HERE/red", *NPZ], ["HERE/blue", *NPZ], "files"),
+            ("--text", ["HERE/red/0.png", *NPZ], ["HERE/red/0.png", "--text", *NPZ], "files"),
+            ("--out", ["HERE/red", *NPZ], ["HERE/red", "--out", "w.npz"], "files"),
+            ("--index", ["own", "--index", "own/a"], ["own", "--index", "own/b"], "out"),
+            *[(f, ["HERE/red", *NPZ, *a], ["HERE/red", *NPZ, *b], what) for f, a, b, what in MODEL],
         ],
     ),
     "info": (
@@ -147,6 +153,9 @@ def here(tmp_path_factory):
     newest = folder / "runs" / "newest"
     newest.parent.mkdir()
     newest.symlink_to(folder / "first")
+    for tint in ("red", "blue"):
+        made = ["embed", f"{folder}/{tint}", "--index", f"{folder}/{tint} index"]
+        assert cli.main([*made, "--run", str(folder / "first")]) == 0
     return folder
 
 
