@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from settings_trace import places, small_data
 from test_settings import FIELDS, ROWS, placed
 
@@ -35,6 +36,10 @@ OVER = ["--write-txt", "--overwrite-txt"]
 LABELS, FILE, TO = ["--labels", "a", "the"], ["--labels-file", "HERE/b"], ["--template"]
 NPZ = ["--out", "v.npz"]
 INDICES = [["--index", f"HERE/{tint} index"] for tint in ("red", "blue")]
+FIT = [
+    ("--fit", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--fit", "pad"], "asked"),
+    ("--max-pixels", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--max-pixels", "300"], "asked"),
+]
 SAMPLED = ["--temperature", "1"]
 NAMED = ["HERE/red", "HERE/red/1.png"]
 
@@ -54,6 +59,7 @@ FLAGS = {
             ("--top-k", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-k", "3"], "asked"),
             ("--top-p", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-p", "0.5"], "asked"),
             ("--seed", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--seed", "3"], "asked"),
+            *FIT,
             *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
         ],
     ),
@@ -61,6 +67,7 @@ FLAGS = {
         [],
         [
             ("images", ["HERE/red", *LABELS], ["HERE/blue", *LABELS], "out"),
+            *[(flag, [*a, *LABELS], [*b, *LABELS], what) for flag, a, b, what in FIT],
             ("--index", [*INDICES[0], *LABELS], [*INDICES[1], *LABELS], "out"),
             *[
                 (flag, ["HERE/blue/3.png", *a], ["HERE/blue/3.png", *b], what)
@@ -77,6 +84,7 @@ FLAGS = {
         [],
         [
             ("folder", ["HERE/red", "a"], ["HERE/blue", "a"], "out"),
+            *[(f, ["HERE/red", *a], ["HERE/red", *b], what) for f, a, b, what in FIT],
             ("--index", [*INDICES[0], "a"], [*INDICES[1], "a"], "out"),
             ("query", ["HERE/red", "a"], ["HERE/red", "the red"], "asked"),
             ("query", ["HERE/red", "HERE/red/1.png"], ["HERE/red", "HERE/red/2.png"], "out"),
@@ -96,6 +104,7 @@ FLAGS = {
             ("inputs", ["HERE/red", *NPZ], ["HERE/blue", *NPZ], "files"),
             ("--text", ["HERE/red/0.png", *NPZ], ["HERE/red/0.png", "--text", *NPZ], "files"),
             ("--out", ["HERE/red", *NPZ], ["HERE/red", "--out", "w.npz"], "files"),
+            *[(flag, [*a, *NPZ], [*b, *NPZ], what) for flag, a, b, what in FIT],
             ("--index", ["own", "--index", "own/a"], ["own", "--index", "own/b"], "out"),
             *[(f, ["HERE/red", *NPZ, *a], ["HERE/red", *NPZ, *b], what) for f, a, b, what in MODEL],
         ],
@@ -153,6 +162,8 @@ def here(tmp_path_factory):
     newest = folder / "runs" / "newest"
     newest.parent.mkdir()
     newest.symlink_to(folder / "first")
+    wide = Image.linear_gradient("L").resize((40, 20))
+    Image.merge("RGB", [wide, wide.rotate(180), wide]).save(folder / "wide.jpg")
     for tint in ("red", "blue"):
         made = ["embed", f"{folder}/{tint}", "--index", f"{folder}/{tint} index"]
         assert cli.main([*made, "--run", str(folder / "first")]) == 0

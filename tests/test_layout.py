@@ -38,7 +38,10 @@ OURS = {
     },
     "bounds.py": {"PIL"},
     "colours.py": {"numpy", "PIL"},
-    "images.py": {"numpy", "PIL", "minicoca.bounds", "minicoca.colours", "minicoca.words"},
+    "squares.py": {"numpy", "PIL"},
+    "images.py": {
+        "numpy", "PIL", "minicoca.bounds", "minicoca.colours", "minicoca.squares", "minicoca.words",
+    },
     "survey.py": {
         "numpy", "minicoca.data", "minicoca.images", "minicoca.tokenizer", "minicoca.words",
     },
@@ -46,8 +49,8 @@ OURS = {
     "words.py": set(),
     "__init__.py": {"minicoca.model"},
     "model.py": {
-        "numpy", "PIL", "minicoca.config", "minicoca.data", "minicoca.tasks", "minicoca.tokenizer",
-        "minicoca.training", "minicoca.words",
+        "numpy", "PIL", "minicoca.config", "minicoca.data", "minicoca.squares", "minicoca.tasks",
+        "minicoca.tokenizer", "minicoca.training", "minicoca.words",
     },
     "tasks": {
         "numpy", "PIL", "tqdm", "minicoca.config", "minicoca.tasks", "minicoca.data",

@@ -6,8 +6,8 @@ from itertools import groupby
 from .flags import Usage, check_text
 from .kept import Kept
 from .kept import add_flags as add_kept_flags
+from .model import add_fit, add_images, fitting_of, images_of, open_model
 from .model import add_flags as add_model_flags
-from .model import add_images, images_of, open_model
 from .results import Results, tell
 
 HELP = "write a caption for each image"
@@ -17,6 +17,7 @@ def add_flags(parser):
     add_images(parser)
     add_model_flags(parser)
     add_kept_flags(parser)
+    add_fit(parser)
     parser.add_argument("--prompt", default="", help="how every caption begins")
     parser.add_argument("--beams", type=int, default=0, help="beam search with so many beams")
     parser.add_argument("--temperature", type=float, help="sample; without it the likeliest token")
@@ -29,7 +30,7 @@ def run(arguments):
     from ..tasks.captioning import captions
     from ..tasks.files import decoded
 
-    how = decoding_of(arguments)
+    how, fitting = decoding_of(arguments), fitting_of(arguments)
     check_text("--prompt", arguments.prompt)
     outputs = Kept(arguments)
     paths = outputs.left(images_of(arguments.images))
@@ -46,7 +47,7 @@ def run(arguments):
     with outputs, Results(arguments, len(paths) + len(outputs.blocked), line) as results:
         results.skipped += outputs.blocked
         for done, some in groupby(paths, outputs.before.get if "seed" in how else lambda path: 0):
-            batches = decoded(list(some), model.config.image_size, results.skipped)
+            batches = decoded(list(some), model.config.image_size, results.skipped, fitting)
             how |= {"first": done + results.reached} if "seed" in how else {}
             for kept, texts in captions(model, tokenizer, batches, arguments.prompt, **how):
                 pairs = zip(kept, texts, strict=True)

@@ -4,8 +4,16 @@ import io
 from pathlib import Path
 
 from .flags import Usage, check_text
+from .model import (
+    add_fit,
+    add_images,
+    add_index,
+    fitting_of,
+    images_of,
+    open_model,
+    tell_unread,
+)
 from .model import add_flags as add_model_flags
-from .model import add_images, add_index, images_of, open_model, tell_unread
 from .results import Results
 
 ROWS = 1024  # of an index, classified at once
@@ -16,6 +24,7 @@ def add_flags(parser):
     add_images(parser)
     add_model_flags(parser)
     add_index(parser, "images")
+    add_fit(parser)
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--labels", nargs="+", help="the classes, in words")
     labels.add_argument("--labels-file", type=Path, help="... one a line of this file")
@@ -36,11 +45,12 @@ def run(arguments):
         prompts = fill_templates(labels, arguments.template or ["{}"])
     except ValueError as error:
         raise Usage(error) from error
+    fitting = fitting_of(arguments)
     if arguments.index and arguments.images[1:]:
         raise Usage(f"--index is instead of images: leave out {arguments.images[1]}")
     paths = [] if arguments.index else images_of(arguments.images)
     model, tokenizer = open_model(arguments)
-    index = open_index(model, arguments.index) if arguments.index else None
+    index = open_index(model, arguments.index, arguments.fit) if arguments.index else None
     try:
         check_labels(model, tokenizer, labels, prompts)
     except ValueError as error:
@@ -53,7 +63,9 @@ def run(arguments):
         return f"{row['file']:{width}}  {row['label']}  ({how_sure(row)})"
 
     with Results(arguments, len(paths) if index is None else len(index), line) as results:
-        every = embed(model, paths, results.skipped) if index is None else index.batches(ROWS)
+        every = (
+            embed(model, paths, results.skipped, fitting) if index is None else index.batches(ROWS)
+        )
         for kept, vectors in every:
             found = zip(kept, classify(vectors), strict=True)
             results.add([row_of(path, *classified) for path, classified in found])

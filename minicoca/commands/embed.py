@@ -10,8 +10,8 @@ import numpy as np
 from ..files import make_folder, saving, write_output
 from ..training.owner import TakenError, owned
 from .flags import Usage, check_text
+from .model import add_fit, fitting_of, images_of, open_model, tell_unread
 from .model import add_flags as add_model_flags
-from .model import images_of, open_model, tell_unread
 from .results import Results, check_output
 
 HELP = "write unit vectors of images, or of sentences"
@@ -20,6 +20,7 @@ HELP = "write unit vectors of images, or of sentences"
 def add_flags(parser):
     parser.add_argument("inputs", nargs="+", help="image files or folders; with --text, sentences")
     add_model_flags(parser)
+    add_fit(parser)
     parser.add_argument("--text", action="store_true", help="the inputs are sentences")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
@@ -38,8 +39,9 @@ def run(arguments):
     from ..tasks import embed_texts
     from ..tasks.files import embed
 
+    fitting = fitting_of(arguments)
     if arguments.index:
-        update(arguments)
+        update(arguments, fitting)
         return
     if arguments.out.suffix != ".npz":
         raise Usage(f"--out {arguments.out}: the name must end in .npz")
@@ -53,11 +55,11 @@ def run(arguments):
             tell_unread(model, tokenizer, inputs)
             batches = [(inputs, embed_texts(model, tokenizer, inputs))]
         else:
-            batches = embed(model, inputs, results.skipped)
+            batches = embed(model, inputs, results.skipped, fitting)
         keep(arguments.out, batches, results)
 
 
-def update(arguments):
+def update(arguments, fitting):
     """An index brought up to date."""
     from ..tasks.indexed import compare, grow, grown
 
@@ -66,7 +68,7 @@ def update(arguments):
     paths = images_of(arguments.inputs)
     model, _ = open_model(arguments)
     with alone(arguments.index):
-        index = grown(model, arguments.index, None, os.path.abspath(arguments.run))
+        index = grown(model, arguments.index, arguments.fit, os.path.abspath(arguments.run))
         changes = compare(index, paths, filter(os.path.isdir, arguments.inputs))
         before = len(index)
 
@@ -85,7 +87,7 @@ def update(arguments):
         with Results(arguments, changes.same + len(changes.new), line) as results:
             results.reached, finished = changes.same, False
             try:
-                grow(model, index, changes, results.skipped, done)
+                grow(model, index, changes, results.skipped, done, fitting)
                 finished = True
             finally:
                 if finished or results.reached:

@@ -3,8 +3,12 @@
 import sys
 from pathlib import Path
 
+from ..bounds import MAX_PIXELS
+from ..squares import FITS
 from ..training.checkpoint import CHECKPOINT, RUNS, WEIGHTS, load_model, to_run
+from .flags import Usage
 
+MOST_PIXELS = 178_956_970  # of which Pillow opens no more
 MOST_NAMED = 20  # of each kind of file that is left alone
 
 
@@ -21,6 +25,24 @@ def add_index(parser, instead_of):
     parser.index_is_first = True
     text = f"folder that embed --index made, instead of {instead_of}"
     parser.add_argument("--index", type=Path, help=text)
+
+
+def add_fit(parser):
+    """How pictures become squares."""
+    text = "keep the middle of a wide picture, or all of it: beside black, or squashed"
+    parser.add_argument("--fit", choices=FITS, help=f"{text} (default crop, or the index's)")
+    text = "the most that are decoded; a JPEG of more is decoded smaller, others are refused"
+    parser.add_argument("--max-pixels", type=int, help=f"{text} (default {MAX_PIXELS:,})")
+
+
+def fitting_of(arguments):
+    """The Fitting that the flags ask for. Raises Usage."""
+    from ..tasks.files import Fitting
+
+    most = arguments.max_pixels
+    if most is not None and not 1 <= most <= MOST_PIXELS:
+        raise Usage(f"--max-pixels {most} is not from 1 to {MOST_PIXELS:,}")
+    return Fitting(arguments.fit or FITS[0], most, note)
 
 
 def add_images(parser):

@@ -4,8 +4,8 @@ import stat
 from pathlib import Path
 
 from .flags import Usage, check_text
+from .model import add_fit, add_index, fitting_of, images_of, open_model, tell_unread
 from .model import add_flags as add_model_flags
-from .model import add_index, images_of, open_model, tell_unread
 from .results import Results, check_picture, save_picture
 
 HELP = "find images by a sentence, or by an image"
@@ -20,6 +20,7 @@ def add_flags(parser):
     kind.add_argument("--image", action="store_true", help="the query is an image file")
     add_model_flags(parser)
     add_index(parser, "a folder")
+    add_fit(parser)
     parser.add_argument("-k", type=int, default=6, help="how many to show (default 6)")
     parser.add_argument("--sheet", type=Path, help="a new picture to write, of what was found")
 
@@ -35,11 +36,12 @@ def run(arguments):
         if arguments.k > MOST_DRAWN:
             raise Usage(f"-k {arguments.k}: --sheet has room for {MOST_DRAWN}")
         check_picture("--sheet", arguments.sheet)
-    is_image = by_image(arguments)
+    is_image, fitting = by_image(arguments), fitting_of(arguments)
     paths = [] if arguments.index else images_of([arguments.folder])
     model, tokenizer = open_model(arguments)
-    index = open_index(model, arguments.index) if arguments.index else None
-    query = query_vector(model, tokenizer, arguments.query, is_image)
+    index = open_index(model, arguments.index, arguments.fit) if arguments.index else None
+    fitting = fitting if index is None else fitting._replace(fit=index.fit)
+    query = query_vector(model, tokenizer, arguments.query, is_image, fitting)
     parts = []
 
     def line(row):
@@ -47,7 +49,7 @@ def run(arguments):
 
     with Results(arguments, len(paths) if index is None else len(index), line) as results:
         try:
-            for part in embed(model, paths, results.skipped):
+            for part in embed(model, paths, results.skipped, fitting):
                 parts.append(part)
         finally:  # the best of what was looked at
             results.reached = sum(len(kept) for kept, _ in parts)
@@ -81,7 +83,7 @@ def by_image(arguments):
     return there
 
 
-def query_vector(model, tokenizer, query, is_image):
+def query_vector(model, tokenizer, query, is_image, fitting):
     """Unit vector [1, E]. Raises ValueError for an image that cannot be read."""
     from ..images import ImageError
     from ..tasks import embed_texts
@@ -91,7 +93,7 @@ def query_vector(model, tokenizer, query, is_image):
         tell_unread(model, tokenizer, [query])
         return embed_texts(model, tokenizer, [query])
     try:
-        return next(embed(model, [query]))[1]
+        return next(embed(model, [query], None, fitting))[1]
     except ImageError as error:
         raise ValueError(f"{error}; if it is a sentence, give --text") from error
 

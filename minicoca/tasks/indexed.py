@@ -16,7 +16,7 @@ from ..files import digest
 from ..index import INDEX, Growing, Index
 from ..params import flatten
 from . import demand_vectors, no_vectors
-from .files import embed
+from .files import WHOLE, Fitting, embed
 from .retrieval import Found, nearest
 
 
@@ -32,11 +32,12 @@ def weights_of(model) -> str:
     return digest(json.dumps([said, list(leaves)]).encode(), *parts)
 
 
-def open_index(model, folder: str | os.PathLike) -> Index:
-    """The index in a folder. Raises ValueError where there is none, or it is of other weights."""
+def open_index(model, folder: str | os.PathLike, fit: str | None = None) -> Index:
+    """The index in a folder. Raises ValueError where there is none, or it is of other weights or of
+    another fit (None: of any)."""
     demand_vectors(model)
     index = Index(folder)
-    index.check(weights_of(model))
+    index.check(weights_of(model), fit)
     return index
 
 
@@ -110,13 +111,16 @@ def grow(
     changes: Changes,
     skipped: list[str],
     done: Callable[[int, int], None],
+    how: Fitting = WHOLE,
 ) -> None:
-    """Bring an index up to date, batch by batch: each counts once it is written. `skipped`: as in
-    `tasks.files.decoded`; `done` hears how many files each batch had, and how many of them were in
-    the index before."""
+    """Bring an index up to date, batch by batch: each counts once it is written.
+
+    skipped, how: as in `tasks.files.decoded`, but for the fit, which is the index's own.
+    done: hears how many files each batch had, and how many of them were in the index before.
+    """
     if changes.gone:
         index.drop(changes.gone)
-    for kept, vectors in embed(model, changes.new, skipped):
+    for kept, vectors in embed(model, changes.new, skipped, how._replace(fit=index.fit)):
         names = [os.path.abspath(path) for path in kept]
         stamps = [changes.stamps[name] for name in names]
         before = [changes.changed[name] for name in names if name in changes.changed]

@@ -88,7 +88,7 @@ class Best:
 
 def thumbnail(path: str | os.PathLike) -> Image.Image:
     """The whole of a file's picture as it stands on a contact sheet. Raises as `load_image`."""
-    return Image.fromarray(load_image(path, CELL - 2 * EDGE, crop="squash"))
+    return Image.fromarray(load_image(path, CELL - 2 * EDGE, fit="squash", roughly=True))
 
 
 def contact_sheet(
