@@ -284,6 +284,32 @@ def test_an_index_of_other_weights_is_refused_by_everyone(here, capsys):
         minicoca.load("two").search("a star", index="i")
 
 
+def test_an_index_remembers_its_fit(here, capsys):
+    """Later pictures, and a query that is one, are made square as the first were."""
+    wide = Image.linear_gradient("L").resize((90, 30)).convert("RGB")
+    wide.paste("red", (0, 0, 30, 30))
+    wide.save("p/wide.png")
+    update(capsys, "p", "--fit", "pad")
+    wide.rotate(180).save("p/other.png")
+    assert update(capsys, "p")[0]["added"] == 1
+    model, found = minicoca.load("one", backend="numpy"), contents(Index("i"))
+    for name in ("wide", "other"):
+        vector = model.embed_images(f"p/{name}.png", fit="pad")
+        np.testing.assert_allclose(found[os.path.abspath(f"p/{name}.png")][1], vector, atol=1e-5)
+        assert np.abs(vector - model.embed_images(f"p/{name}.png")).max() > 1e-3
+        (nearest,) = model.search(Path(f"p/{name}.png"), index="i", k=1)
+        assert nearest.image.endswith(f"{name}.png") and nearest.cosine > 1 - 1e-5
+        command = ["search", f"p/{name}.png", "--index", "i", "--run", "one", "-k", 1]
+        for fit in ([], ["--fit", "pad"]):
+            assert call(capsys, *command, *fit)[1].startswith("1.000  ")
+        code, _, err = call(capsys, *command, "--fit", "squash")
+        assert code == 1 and "i is of pictures with --fit pad, not squash" in err
+    code, err = update(capsys, "p", "--fit", "crop")
+    assert code == 1 and "with --fit pad, not crop: leave --fit out" in err
+    with pytest.raises(ValueError, match="with --fit pad, not crop"):
+        model.search("a star", index="i", fit="crop")
+
+
 def test_weights_are_one_for_both_backends(here):
     one, same, two = (load_model(*how)[0] for how in (("one", "numpy"), ("one",), ("two",)))
     assert weights_of(one) == weights_of(same) != weights_of(two)
