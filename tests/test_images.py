@@ -200,9 +200,11 @@ def test_a_long_thin_picture_is_not_scaled_whole():
 
 
 def test_pad_keeps_everything_in_black():
-    for width, height, box in ((40, 10, np.s_[6:10]), (10, 40, np.s_[:, 6:10])):
-        got = load_image(stored(Image.new("RGB", (width, height), "red")), 16, fit="pad")
-        wanted = np.zeros((16, 16, 3), np.uint8)
+    wide, tall = (40, 10), (10, 40)
+    cases = [(wide, 16, np.s_[6:10]), (tall, 16, np.s_[:, 6:10]), (wide, 15, np.s_[5:9])]
+    for size, side, box in [*cases, (tall, 15, np.s_[:, 5:9])]:
+        got = load_image(stored(Image.new("RGB", size, "red")), side, fit="pad")
+        wanted = np.zeros((side, side, 3), np.uint8)
         wanted[box] = (255, 0, 0)
         np.testing.assert_array_equal(got, wanted)
 
