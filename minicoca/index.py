@@ -39,9 +39,20 @@ class Index:
     def __init__(self, folder: str | os.PathLike) -> None:
         """Raises ValueError where the folder holds no index, and Damaged where that is damaged."""
         self.folder = Path(folder)
+        self._read()
+        try:
+            self._open()
+        except Damaged:
+            before = self.generation
+            self._read()
+            if self.generation == before:
+                raise
+            self._open()  # it was written anew between the two
+
+    def _read(self) -> None:
         path = self.folder / INDEX
         if not path.is_file():
-            raise ValueError(f"{folder} is no index: it has no {INDEX}")
+            raise ValueError(f"{self.folder} is no index: it has no {INDEX}")
         found, sealed = read_json(path)
         try:
             self.lengths = {part: int(found["bytes"][part]) for part in PARTS}
@@ -54,7 +65,6 @@ class Index:
             good = False
         if not good or len(self) < 0 or self.lengths["vectors"] != 4 * self.width * self.count:
             raise Damaged(f"{path} is no index of ours, or was edited: make another")
-        self._open()
 
     def _open(self) -> None:
         self.vectors = self._mapped("vectors", np.float32).reshape(self.count, self.width)

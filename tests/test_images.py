@@ -191,8 +191,8 @@ def test_centre_is_resize_then_crop(random, width, height, side):
 
 
 def test_a_long_thin_picture_is_not_scaled_whole():
-    """It would have two thousand million pixels."""
-    for size in ((3_200_000, 20), (20, 3_200_000)):
+    """It would have a thousand million pixels."""
+    for size in ((400_000, 20), (20, 400_000)):
         picture = Image.new("L", size, 200)
         for fit in squares.FITS:
             got = squares.fitted(picture, 224, fit)

@@ -133,6 +133,22 @@ def test_a_turned_bit_is_seen_before_it_is_built_upon(tmp_path, part, place, bit
         Index(tmp_path / "i")
 
 
+def test_an_index_that_is_written_anew_meanwhile_is_opened(tmp_path, monkeypatch):
+    index = Growing.begin(tmp_path / "i", WIDTH, "w", "crop", "run")
+    index.add(["a", "b"], [(1, 2), (3, 4)], np.ones((2, WIDTH)))
+    index.drop([0])
+    opening, waiting = Index._open, [index]
+
+    def finish(self):
+        if waiting and self is not index:
+            waiting.pop().finish()
+        opening(self)
+
+    monkeypatch.setattr(Index, "_open", finish)
+    assert contents(Index(tmp_path / "i")) == {"b": ((3, 4), (1, 1, 1))}
+    assert index.generation == 1 and not waiting
+
+
 def test_what_is_no_index_is_said(tmp_path):
     with pytest.raises(ValueError, match="is no index: it has no index.json"):
         Index(tmp_path)

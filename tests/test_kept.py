@@ -98,7 +98,10 @@ def killed(patch, how, at):
         patch.setattr(kept, name, function)
 
 
-@pytest.mark.parametrize("sinks", SINKS)
+ALONE = [pytest.param(name, marks=pytest.mark.slow) for name in ("rows", "texts")]
+
+
+@pytest.mark.parametrize("sinks", ["both", *ALONE])
 @given(
     st.lists(st.tuples(st.sampled_from(["image", "row", "text"]), st.integers(0, COUNT - 1))),
     st.booleans(),
@@ -228,6 +231,12 @@ def test_rows_can_be_printed_as_json_lines(here, capsys):
     code, out, _ = caption(capsys, "--out", "-")
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and rows == json.loads(caption(capsys, "--json")[1])["results"]
+
+
+def test_a_folder_of_rows_is_made(here, capsys):
+    shutil.rmtree("new", ignore_errors=True)
+    assert caption(capsys, "--out", "new/folder/o.jsonl")[0] == 0
+    assert len(Path("new/folder/o.jsonl").read_text().splitlines()) == COUNT - 1
 
 
 def test_what_is_given_twice_is_kept_once(here, capsys):

@@ -11,7 +11,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from ..files import append, write_atomically, write_output
+from ..files import append, make_folder, saving, write_atomically, write_output
 from ..training.loop import asked_to_stop
 from .flags import Usage
 from .model import note
@@ -60,6 +60,9 @@ class Kept:
                 raise Usage(f"{error}{taken}") from error
 
     def __enter__(self):
+        if self.out:
+            with saving(self.out):
+                make_folder(self.out.parent)
         if changed := {key(path) for path in self.before} & self.rows.keys():
             rows = [row for name, row in self.rows.items() if name not in changed]
             write_output(self.out, b"".join(map(as_line, rows)))
