@@ -67,28 +67,37 @@ class Header:
         self.read, self.readline = self.file.read, self.file.readline
 
 
-def excess(image: Image.Image, full: tuple[int, int], file: BinaryIO, size: int) -> str:
+def excess(
+    image: Image.Image,
+    full: tuple[int, int],
+    file: BinaryIO,
+    size: int,
+    max_pixels: int | None = None,
+) -> str:
     """Why an opened picture is not to be decoded, in words; empty if it may be.
 
     full: its size before it was to be decoded to a smaller one. file: its file, of `size` bytes; a
-    BytesIO is read to its end, of others no more than the beginning.
+    BytesIO is read to its end, of others no more than the beginning. max_pixels: instead of
+    MAX_PIXELS; where it is more, memory and time may be more as well.
     """
-    if image.width * image.height > MAX_PIXELS:
-        return f"{image.width} x {image.height} is over the limit of {MAX_PIXELS} pixels"
+    most = max_pixels or MAX_PIXELS
+    more = max(1.0, most / MAX_PIXELS)
+    if image.width * image.height > most:
+        return f"{image.width} x {image.height} is over the limit of {most} pixels"
     passes = scans(file.getvalue()) if is_jpeg(image) and isinstance(file, BytesIO) else 0
     asked = memory(image, full, file, size, passes)
     what = f"{full[0]} x {full[1]} pixels" + f" in {passes:,} scans" * (passes > 100)
-    if asked > MAX_MEMORY:
-        return too_much(f"{what} as {image.mode}", asked)
+    if asked > MAX_MEMORY * more:
+        return too_much(f"{what} as {image.mode}", asked, MAX_MEMORY * more)
     needed = seconds(image, full, size, passes)
-    if needed > MAX_SECONDS:
-        limit = f"over the limit of {MAX_SECONDS:g} s"
+    if needed > MAX_SECONDS * more:
+        limit = f"over the limit of {MAX_SECONDS * more:.3g} s"
         return f"{what} take about {needed:,.0f} s to decode, {limit}; save it anew, or smaller"
     return ""
 
 
-def too_much(what: str, asked: float) -> str:
-    limit = f"over the limit of {MAX_MEMORY / 1e6:,.0f} MB"
+def too_much(what: str, asked: float, most: float = MAX_MEMORY) -> str:
+    limit = f"over the limit of {most / 1e6:,.0f} MB"
     return f"{what} take {asked / 1e6:,.0f} MB to decode, {limit}; make it smaller"
 
 
@@ -256,10 +265,11 @@ def scans(content: bytes) -> int:
 
 def seconds(image: Image.Image, full: tuple[int, int], size: int, passes: int) -> float:
     """About how long decoding takes, and what follows on it."""
-    pixels, each = image.width * image.height, NANOSECONDS.get(image.format, 40)
+    drawn = pixels = image.width * image.height
+    each = NANOSECONDS.get(image.format, 40)
     if is_jpeg(image):
         pixels, each = full[0] * full[1], each + A_SCAN * passes
     slow = [tile.codec_name for tile in image.tile if tile.codec_name in Image.DECODERS]
     if slow:
         each = OF_CODECS.get(slow[0], OTHER_CODECS)
-    return 1e-9 * (pixels * (each + 10) + size * A_BYTE.get(image.format, 10))
+    return 1e-9 * (pixels * each + drawn * 10 + size * A_BYTE.get(image.format, 10))

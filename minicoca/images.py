@@ -28,6 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minicoca import bounds
 from minicoca.colours import WHITE, grey_or_rgb
+from minicoca.squares import FITS, fitted
 from minicoca.words import clip
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the data that CLIP was trained on
@@ -139,24 +140,30 @@ def load_image(
     side: int,
     *,
     background: tuple[int, int, int] = WHITE,
-    crop: str = "center",
+    fit: str = "crop",
     seen: Callable[[bytes], None] | None = None,
+    max_pixels: int | None = None,
+    told: Callable[[str], None] | None = None,
+    roughly: bool = False,
 ) -> np.ndarray:
     """A file as uint8 [side, side, 3].
 
-    crop: "center" scales the shorter side to `side` and keeps the middle of the longer one;
-        "squash" scales both sides and keeps everything.
+    fit: how a picture that is no square becomes one, as in `fitted`.
     seen: called with the bytes of the file, before they are decoded.
+    max_pixels: the most that are decoded (None: as many as bounds.py says). A JPEG of more is
+        decoded at a half, a quarter or an eighth of its sides; `told` is called with a line on it.
+    roughly: large JPEGs may always be, as far as `side` allows: much faster, nearly the same.
 
     Raises ImageError for files that cannot be decoded, ReadError for those that cannot be read,
-    ValueError for an unknown `crop`.
+    ValueError for an unknown `fit`.
     """
-    if crop not in ("center", "squash"):
-        raise ValueError(f"crop={crop!r} is neither 'center' nor 'squash'")
-    return fitted(flat(source, background, 2 * side, seen), side, crop)
+    if fit not in FITS:
+        raise ValueError(f"fit={fit!r} is none of {', '.join(FITS)}")
+    at_least = 2 * side if roughly else None
+    return fitted(flat(source, background, at_least, seen, max_pixels, told), side, fit)
 
 
-def from_picture(picture: Image.Image, side: int) -> np.ndarray:
+def from_picture(picture: Image.Image, side: int, fit: str = "crop") -> np.ndarray:
     """A picture that is open already, as `load_image` makes a file; it stays as it is.
 
     Raises ImageError where it cannot be decoded.
@@ -167,16 +174,7 @@ def from_picture(picture: Image.Image, side: int) -> np.ndarray:
         raise failure(name_of(getattr(picture, "filename", "") or "a picture"), error) from error
     with contextlib.suppress(Exception):  # as in `upright`
         picture = ImageOps.exif_transpose(picture)
-    return fitted(grey_or_rgb(picture), side)
-
-
-def fitted(image: Image.Image, side: int, crop: str = "center") -> np.ndarray:
-    """ "L" or "RGB" to uint8 [side, side, 3]."""
-    if crop == "squash" and image.width < side:  # else a tall one is `side` wide for a moment
-        image = image.resize((image.width, side), Image.Resampling.BICUBIC)
-    box = centre_box(*image.size, side) if crop == "center" else None
-    small = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(small.convert("RGB"))
+    return fitted(grey_or_rgb(picture), side, fit)
 
 
 def decode(
@@ -202,6 +200,8 @@ def flat(
     background: tuple[int, int, int],
     at_least: int | None,
     seen: Callable[[bytes], None] | None = None,
+    max_pixels: int | None = None,
+    told: Callable[[str], None] | None = None,
 ) -> Image.Image:
     """`decode`, but what is grey alone stays "L", in a quarter of the memory."""
     # Read whole before anything is decoded: a decoder says the same of bytes that did not come as
@@ -211,11 +211,11 @@ def flat(
     if seen:
         seen(content)
     name, file = name_of(source), BytesIO(content)
-    with open_image(file, name, at_least) as image:
+    with open_image(file, name, at_least, max_pixels, told) as image:
         try:
             image.load()
             # A header may say less than there is: of pictures in icons, and of EXIF at the end.
-            refuse(bounds.excess(image, image.size, file, len(content)), name)
+            refuse(bounds.excess(image, image.size, file, len(content), max_pixels), name)
             return grey_or_rgb(upright(image), background)
         except ImageError:
             raise
@@ -223,11 +223,12 @@ def flat(
             raise failure(name, error) from error
 
 
-def check(source: ImageFile, at_least: int | None = None) -> None:
+def check(source: ImageFile, told: Callable[[str], None] | None = None) -> None:
     """Reads no more than the header. Raises ImageError if even that shows the file to be bad, or to
-    take more than bounds.py allows, and ReadError if it cannot be read."""
+    take more than bounds.py allows, and ReadError if it cannot be read. told: as of `load_image`.
+    """
     with open_file(source) as file:
-        open_image(file, name_of(source), at_least).close()
+        open_image(file, name_of(source), told=told).close()
 
 
 def open_file(source: ImageFile) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -271,28 +272,64 @@ def read(file: BinaryIO, source: ImageFile) -> bytes:
     raise ImageError(f"{name_of(source)}: {size / 1e6:,.0f} MB, over the limit of {limit}")
 
 
-def open_image(file: BinaryIO, name: str, at_least: int | None = None) -> Image.Image:
-    """Opens an image without decoding its pixels, and refuses it if that would take too much."""
+def open_image(
+    file: BinaryIO,
+    name: str,
+    at_least: int | None = None,
+    max_pixels: int | None = None,
+    told: Callable[[str], None] | None = None,
+) -> Image.Image:
+    """Opens an image without decoding its pixels, and refuses it if that would take too much: a
+    JPEG only where an eighth of its sides would."""
     try:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         refuse(bounds.icon(file) or bounds.strips(file), name)
-        header = bounds.Header(file)
-        image = Image.open(header, formats=FORMATS)
     except ImageError:
         raise
     except Exception as error:
         raise failure(name, error) from error
-    try:
-        header.known()
-        full = image.size
-        if at_least is not None:
-            image.draft(None, (at_least, at_least))
-        refuse(bounds.excess(image, full, file, size), name)
-    except Exception as error:
-        image.close()
-        raise error if isinstance(error, ImageError) else failure(name, error) from error
+    first = ""
+    for part in (1, 2, 4, 8):
+        image = opened(file, name)
+        try:
+            full = image.size
+            if part > 1:
+                image.draft(None, tuple(max(1, length // part) for length in full))
+            elif at_least is not None:
+                image.draft(None, (at_least, at_least))
+            why = bounds.excess(image, full, file, size, max_pixels)
+        except Exception as error:
+            image.close()
+            raise failure(name, error) from error
+        if not why:
+            break
+        first = first or why
+        if part == 8 or not bounds.is_jpeg(image):
+            image.close()  # and the file with it, which the next part would need
+            refuse(first, name)
+    if first and told:
+        told(f"{name}: {first.partition('; ')[0]}: decoded at 1/{part} of its sides")
     return image
+
+
+def opened(file: BinaryIO, name: str) -> Image.Image:
+    """A file as Pillow opens it, from its beginning."""
+    try:
+        file.seek(0)
+        header = bounds.Header(file)
+        try:
+            image = Image.open(header, formats=FORMATS)
+        except Image.DecompressionBombError:
+            file.seek(0)
+            if file.read(3) != b"\xff\xd8\xff":
+                raise
+            file.seek(0)
+            image = Image.OPEN["JPEG"][0](header, "")  # which need not be decoded whole
+        header.known()
+        return image
+    except Exception as error:
+        raise failure(name, error) from error
 
 
 def refuse(why: str, name: str) -> None:
@@ -332,18 +369,3 @@ def upright(image: Image.Image) -> Image.Image:
         if bounds.is_turned(image):
             ImageOps.exif_transpose(image, in_place=True)
     return image
-
-
-def centre_box(width: int, height: int, side: int) -> tuple[float, float, float, float]:
-    """The part of an image that remains if its shorter side becomes `side` and then the middle
-    `side` x `side` pixels are kept, both rounded to whole pixels as CLIP's preprocessing does.
-
-    Resizing only this part gives the same pixels, give or take rounding, and never makes a huge
-    image of a long thin one.
-    """
-    shorter = min(width, height)
-    new_width, new_height = (int(side * length / shorter) for length in (width, height))
-    left, top = (round((length - side) / 2) for length in (new_width, new_height))
-    across, down = width / new_width, height / new_height
-    right, bottom = min((left + side) * across, width), min((top + side) * down, height)
-    return left * across, top * down, right, bottom

@@ -21,9 +21,11 @@ from PIL import Image
 
 from .config import Config
 from .data.files import Report
+from .squares import FITS
 from .tasks import embed_texts, no_vectors, unread
 from .tasks.captioning import captions, decoding
-from .tasks.files import Picture, decoded, embed, find_images
+from .tasks.files import Fitting, Picture, decoded, embed, find_images
+from .tasks.indexed import open_index, search
 from .tasks.retrieval import Found, best
 from .tasks.scoring import Scores, scores
 from .tasks.zero_shot import Classification, check_labels, classifier, fill_templates
@@ -50,11 +52,18 @@ def load(folder_or_name: str | os.PathLike, device: str = "auto", backend: str =
 
 
 class Model:
-    """A trained CoCa to use; `load` makes one."""
+    """A trained CoCa to use; `load` makes one.
+
+    fit, wherever images are taken: how one that is no square becomes one. "crop" keeps the middle,
+    "pad" all of it beside black, "squash" all of it, out of proportion. max_pixels: the most that
+    are decoded of a file (None: 64 million). A JPEG of more is decoded smaller, which a warning
+    tells; others are refused.
+    """
 
     def __init__(self, coca: Any, tokenizer: Tokenizer) -> None:
         """coca: the CoCa of either backend."""
         self.coca, self.tokenizer = coca, tokenizer
+        self.max_pixels: int | None = None
 
     @property
     def config(self) -> Config:
@@ -76,6 +85,7 @@ class Model:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        fit: str = "crop",
     ) -> str | list[str]:
         """A caption for each image, which begins with the prompt: the likeliest token each time, or
         found by a search with `beams`, or sampled at a `temperature`, from the `top_k` likeliest
@@ -87,15 +97,19 @@ class Model:
         """
         how = decoding(beams, temperature, top_k, top_p, seed)
         given, one = _listed(images)
-        batches = decoded(given, self.config.image_size)
+        fitting, told = self._fitting(fit)
+        batches = decoded(given, self.config.image_size, None, fitting)
         parts = captions(self.coca, self.tokenizer, batches, _text(prompt), **how)
         found = [caption for _, own in parts for caption in own]
+        _tell(told)
         return found[0] if one else found
 
-    def embed_images(self, images: Pictures) -> np.ndarray:
+    def embed_images(self, images: Pictures, *, fit: str = "crop") -> np.ndarray:
         """Unit vectors [images, E], or [E] of one image."""
         given, one = _listed(images)
-        vectors = self._vectors(given)
+        fitting, told = self._fitting(fit)
+        vectors = self._vectors(given, fitting)
+        _tell(told)
         return vectors[0] if one else vectors
 
     def embed_texts(self, texts: str | Iterable[str]) -> np.ndarray:
@@ -106,7 +120,12 @@ class Model:
         return vectors[0] if one else vectors
 
     def classify(
-        self, images: Pictures, labels: Sequence[str], *, templates: str | Sequence[str] = "{}"
+        self,
+        images: Pictures,
+        labels: Sequence[str],
+        *,
+        templates: str | Sequence[str] = "{}",
+        fit: str = "crop",
     ) -> Classification | list[Classification]:
         """Which of the labels fits each image: its name, its probability, and all cosines.
 
@@ -120,15 +139,20 @@ class Model:
         check_labels(self.coca, self.tokenizer, labels, prompts)
         _tell(unread(self.coca, self.tokenizer, [text for group in prompts for text in group]))
         given, one = _listed(images)
-        found = classifier(self.coca, self.tokenizer, labels, prompts)(self._vectors(given))
+        fitting, told = self._fitting(fit)
+        vectors = self._vectors(given, fitting)
+        _tell(told)
+        found = classifier(self.coca, self.tokenizer, labels, prompts)(vectors)
         return found[0] if one else found
 
     def search(
         self,
         query: str | Picture | Sequence[str | Picture],
-        images: Pictures,
+        images: Pictures | None = None,
         *,
         k: int = 6,
+        index: str | os.PathLike | None = None,
+        fit: str | None = None,
     ) -> list[Found] | list[list[Found]]:
         """The k images that are nearest a query, best first: their places, themselves, cosines.
 
@@ -136,10 +160,19 @@ class Model:
             of them gives a list of results.
         images: where to look: images; folders of files, each searched to the bottom; or the vectors
             that `embed_images` made of many.
+        index: instead of images, the folder that `minicoca embed --index` made with this model.
+            Found are then rows of it and names of files, which need not be there any more.
+        fit: "crop" if not given, or the index's own, which alone it may be.
         What in a folder cannot be used is left out, and told by a warning.
         """
         if k < 1:
             raise ValueError(f"k={k}: at least 1")
+        if (images is None) == (index is None):
+            raise ValueError("give images to search, or an index, and not both")
+        fitting, told = self._fitting(fit or "crop")
+        opened = None if index is None else open_index(self.coca, index, fit)
+        if opened is not None:
+            fitting = fitting._replace(fit=opened.fit)
         one = isinstance(query, str) or not isinstance(query, list | tuple)
         queries = [query] if one else list(query)
         texts = [_text(q) for q in queries if isinstance(q, str)]
@@ -147,15 +180,20 @@ class Model:
         vectors = [
             embed_texts(self.coca, self.tokenizer, [q])
             if isinstance(q, str)
-            else self._vectors([q])
+            else self._vectors([q], fitting)
             for q in queries
         ]
-        parts, left_out = self._gallery(images)
-        _tell(left_out)
-        found = best(np.concatenate([no_vectors(self.coca), *vectors]), parts, k)
+        asked = np.concatenate([no_vectors(self.coca), *vectors])
+        if opened is not None:
+            found = search(opened, asked, k)
+        else:
+            parts, left_out = self._gallery(images, fitting)
+            _tell(left_out)
+            found = best(asked, parts, k)
+        _tell(told)
         return found[0] if one else found
 
-    def score(self, images: Pictures, texts: str | Iterable[str]) -> Scores:
+    def score(self, images: Pictures, texts: str | Iterable[str], *, fit: str = "crop") -> Scores:
         """How well each text fits each image: `cosines` and `log_likelihoods`, [images, texts], and
         the texts' `tokens`, without the axis of what was given alone.
 
@@ -165,18 +203,27 @@ class Model:
         """
         (given, one_image), (sentences, one_text) = _listed(images), _texts(texts)
         _tell(unread(self.coca, self.tokenizer, sentences))
-        batches = decoded(given, self.config.image_size)
+        fitting, told = self._fitting(fit)
+        batches = decoded(given, self.config.image_size, None, fitting)
         found = scores(self.coca, self.tokenizer, batches, sentences)
+        _tell(told)
         text = 0 if one_text else slice(None)
         cut = (0 if one_image else slice(None), text)
         pairs = (None if x is None else x[cut] for x in found[:2])
         return Scores(*pairs, found.tokens[text])
 
-    def _vectors(self, given):
-        parts = [vectors for _, vectors in embed(self.coca, given)]
+    def _fitting(self, fit):
+        """How to make squares, and the list that is told of pictures decoded smaller."""
+        if fit not in FITS:
+            raise ValueError(f"fit={fit!r} is none of {', '.join(FITS)}")
+        told = []
+        return Fitting(fit, self.max_pixels, told.append), told
+
+    def _vectors(self, given, fitting):
+        parts = [vectors for _, vectors in embed(self.coca, given, None, fitting)]
         return np.concatenate(parts) if parts else no_vectors(self.coca)
 
-    def _gallery(self, images):
+    def _gallery(self, images, fitting):
         """What `best` looks at, and what is to be said of what was left out."""
         if isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind == "f":
             want = no_vectors(self.coca).shape[1]
@@ -185,9 +232,9 @@ class Model:
             return [(range(len(images)), images)], []
         given = _listed(images)[0]
         if not any(isinstance(one, str | os.PathLike) and os.path.isdir(one) for one in given):
-            return list(embed(self.coca, given)), []
+            return list(embed(self.coca, given, None, fitting)), []
         report, skipped = Report(), []
-        parts = list(embed(self.coca, find_images(given, report), skipped))
+        parts = list(embed(self.coca, find_images(given, report), skipped, fitting))
         for error in skipped:
             report.add("could not be used", error)
         return parts, [str(report)] if report.named else []

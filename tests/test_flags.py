@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from downloads import LEARNED, downloaded
+from PIL import Image
 from settings_trace import places, small_data
 from test_settings import FIELDS, ROWS, placed
 
@@ -33,6 +34,14 @@ MODEL = [
     ("--device", ["--device", "cpu"], ["--device", "cpu:0"], "device"),
     ("--json", [], ["--json"], "out"),
 ]
+OVER = ["--write-txt", "--overwrite-txt"]
+LABELS, FILE, TO = ["--labels", "a", "the"], ["--labels-file", "HERE/b"], ["--template"]
+NPZ = ["--out", "v.npz"]
+INDICES = [["--index", f"HERE/{tint} index"] for tint in ("red", "blue")]
+FIT = [
+    ("--fit", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--fit", "pad"], "asked"),
+    ("--max-pixels", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--max-pixels", "300"], "asked"),
+]
 SAMPLED = ["--temperature", "1"]
 THEIRS = ["HERE/first_clip"]
 NAMED = ["HERE/red", "HERE/red/1.png"]
@@ -43,34 +52,43 @@ FLAGS = {
         [],
         [
             ("images", ["HERE/red/0.png"], ["HERE/red/1.png"], "out"),
+            ("--out", ["HERE/red", "--out", "a"], ["HERE/red", "--out", "b"], "files"),
+            ("--write-txt", ["own"], ["own", "--write-txt"], "texts"),
+            ("--overwrite-txt", ["own", "--write-txt"], ["own", *OVER], "texts"),
+            ("--skip-done", ["own", *OVER], ["own", *OVER, "--skip-done"], "out"),
             ("--prompt", ["HERE/red"], ["HERE/red", "--prompt", "a"], "asked"),
             ("--beams", ["HERE/red", "--beams", "2"], ["HERE/red", "--beams", "3"], "asked"),
             ("--temperature", ["HERE/red", *SAMPLED], ["HERE/red", "--temperature", "2"], "asked"),
             ("--top-k", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-k", "3"], "asked"),
             ("--top-p", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-p", "0.5"], "asked"),
             ("--seed", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--seed", "3"], "asked"),
+            *FIT,
             *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
         ],
     ),
     "classify": (
-        ["HERE/blue/3.png"],
+        [],
         [
-            ("images", ["HERE/red/0.png", "--labels", "a", "the"], ["--labels", "a", "the"], "out"),
-            ("--labels", ["--labels", "a", "the"], ["--labels", "a", "red"], "out"),
-            ("--labels-file", ["--labels-file", "HERE/a"], ["--labels-file", "HERE/b"], "asked"),
-            (
-                "--template",
-                ["--labels", "a", "the", "--template", "{} red"],
-                ["--labels", "a", "the", "--template", "{} blue"],
-                "asked",
-            ),
-            *[(f, [*a, "--labels", "a"], [*b, "--labels", "a"], what) for f, a, b, what in MODEL],
+            ("images", ["HERE/red", *LABELS], ["HERE/blue", *LABELS], "out"),
+            *[(flag, [*a, *LABELS], [*b, *LABELS], what) for flag, a, b, what in FIT],
+            ("--index", [*INDICES[0], *LABELS], [*INDICES[1], *LABELS], "out"),
+            *[
+                (flag, ["HERE/blue/3.png", *a], ["HERE/blue/3.png", *b], what)
+                for flag, a, b, what in [
+                    ("--labels", LABELS, ["--labels", "a", "red"], "out"),
+                    ("--labels-file", ["--labels-file", "HERE/a"], FILE, "asked"),
+                    ("--template", [*LABELS, *TO, "{} red"], [*LABELS, *TO, "{} blue"], "asked"),
+                    *[(f, [*a, *LABELS], [*b, *LABELS], what) for f, a, b, what in MODEL],
+                ]
+            ],
         ],
     ),
     "search": (
         [],
         [
             ("folder", ["HERE/red", "a"], ["HERE/blue", "a"], "out"),
+            *[(f, ["HERE/red", *a], ["HERE/red", *b], what) for f, a, b, what in FIT],
+            ("--index", [*INDICES[0], "a"], [*INDICES[1], "a"], "out"),
             ("query", ["HERE/red", "a"], ["HERE/red", "the red"], "asked"),
             ("query", ["HERE/red", "HERE/red/1.png"], ["HERE/red", "HERE/red/2.png"], "out"),
             ("--text", [*NAMED, "--image"], [*NAMED, "--text"], "out"),
@@ -84,12 +102,14 @@ FLAGS = {
         ],
     ),
     "embed": (
-        ["--out", "v.npz"],
+        [],
         [
-            ("inputs", ["HERE/red"], ["HERE/blue"], "files"),
-            ("--text", ["HERE/red/0.png"], ["HERE/red/0.png", "--text"], "files"),
-            ("--out", ["HERE/red"], ["HERE/red", "--out", "w.npz"], "files"),
-            *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
+            ("inputs", ["HERE/red", *NPZ], ["HERE/blue", *NPZ], "files"),
+            ("--text", ["HERE/red/0.png", *NPZ], ["HERE/red/0.png", "--text", *NPZ], "files"),
+            ("--out", ["HERE/red", *NPZ], ["HERE/red", "--out", "w.npz"], "files"),
+            *[(flag, [*a, *NPZ], [*b, *NPZ], what) for flag, a, b, what in FIT],
+            ("--index", ["own", "--index", "own/a"], ["own", "--index", "own/b"], "out"),
+            *[(f, ["HERE/red", *NPZ, *a], ["HERE/red", *NPZ, *b], what) for f, a, b, what in MODEL],
         ],
     ),
     "import": (
@@ -161,6 +181,11 @@ def here(tmp_path_factory):
     newest = folder / "runs" / "newest"
     newest.parent.mkdir()
     newest.symlink_to(folder / "first")
+    wide = Image.linear_gradient("L").resize((40, 20))
+    Image.merge("RGB", [wide, wide.rotate(180), wide]).save(folder / "wide.jpg")
+    for tint in ("red", "blue"):
+        made = ["embed", f"{folder}/{tint}", "--index", f"{folder}/{tint} index"]
+        assert cli.main([*made, "--run", str(folder / "first")]) == 0
     return folder
 
 
@@ -221,7 +246,13 @@ def outcome(seen, here, *arguments):
     """All that a command does: what it prints and writes, and what it asks of others."""
     for noted in seen.values():
         noted.clear()
+    shutil.rmtree("own", ignore_errors=True)
+    Path("own").mkdir()
+    for name in ("0.png", "1.png"):
+        shutil.copy(here / "red" / name, "own")
+    Path("own/1.txt").write_text("one's own")
     found = {"out": call(here, *arguments)}
+    found["texts"] = {path.name: path.read_text() for path in Path("own").glob("*.txt")}
     files = [path for path in Path().glob("*") if path.is_file()]
     found["files"] = {path.name: path.read_bytes() for path in files}
     for path in files:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minicoca import bounds, images
+from minicoca import bounds, images, squares
 from minicoca.colours import to_bytes
 from minicoca.images import ImageError, decode, load_image
 
@@ -182,14 +182,37 @@ def test_centre_is_resize_then_crop(random, width, height, side):
     new_width, new_height = (int(side * n / min(width, height)) for n in (width, height))
     left, top = round((new_width - side) / 2), round((new_height - side) / 2)
     resized = np.asarray(picture.resize((new_width, new_height), Image.Resampling.BICUBIC))
-    got = load_image(stored(picture), side).astype(int)
-    np.testing.assert_allclose(got, resized[top : top + side, left : left + side], atol=1)
+    wanted = resized[top : top + side, left : left + side]
+    np.testing.assert_array_equal(load_image(stored(picture), side), wanted)
+    with pytest.MonkeyPatch.context() as patch:  # as of pictures of many pixels, or long and thin
+        patch.setattr(squares, "MOST_SCALED", 0)
+        got = load_image(stored(picture), side).astype(int)
+        np.testing.assert_allclose(got, wanted.astype(int), atol=1)
+
+
+def test_a_long_thin_picture_is_not_scaled_whole():
+    """It would have a thousand million pixels."""
+    for size in ((400_000, 20), (20, 400_000)):
+        picture = Image.new("L", size, 200)
+        for fit in squares.FITS:
+            got = squares.fitted(picture, 224, fit)
+            assert got.shape == (224, 224, 3) and (got == 200).any()
+
+
+def test_pad_keeps_everything_in_black():
+    wide, tall = (40, 10), (10, 40)
+    cases = [(wide, 16, np.s_[6:10]), (tall, 16, np.s_[:, 6:10]), (wide, 15, np.s_[5:9])]
+    for size, side, box in [*cases, (tall, 15, np.s_[:, 5:9])]:
+        got = load_image(stored(Image.new("RGB", size, "red")), side, fit="pad")
+        wanted = np.zeros((side, side, 3), np.uint8)
+        wanted[box] = (255, 0, 0)
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_every_size_has_a_centre():
     for width in range(1, 60):
         for side in (1, 7, 32):
-            left, top, right, bottom = images.centre_box(width, 13, side)
+            left, top, right, bottom = squares.centre_box(width, 13, side)
             assert 0 <= left < right <= width and 0 <= top < bottom <= 13
 
 
@@ -197,10 +220,10 @@ def test_squash_keeps_everything_and_centre_the_middle():
     stripes = Image.new("RGB", (300, 100), "white")
     stripes.paste("red", (0, 0, 80, 100))
     assert (load_image(stored(stripes), 10) == 255).all()
-    squashed = load_image(stored(stripes), 9, crop="squash")
+    squashed = load_image(stored(stripes), 9, fit="squash")
     np.testing.assert_allclose(squashed[4, 0], (255, 0, 0), atol=3)
-    with pytest.raises(ValueError, match="centre"):
-        load_image(stored(stripes), 9, crop="centre")
+    with pytest.raises(ValueError, match="'centre' is none of crop, pad, squash"):
+        load_image(stored(stripes), 9, fit="centre")
 
 
 def test_shrinking_averages_instead_of_skipping():
@@ -216,8 +239,51 @@ def test_large_jpeg_is_decoded_small_and_looks_the_same(random):
     ).getvalue()
     assert decode(io.BytesIO(photo), at_least=64).size == (150, 100)
     full = decode(io.BytesIO(photo)).resize((48, 32), Image.Resampling.BICUBIC)
-    got = load_image(io.BytesIO(photo), 32).astype(int)
-    assert np.abs(got - np.asarray(full)[:, 8:40].astype(int)).mean() < 2
+    got = load_image(io.BytesIO(photo), 32, roughly=True).astype(int)
+    assert 0 < np.abs(got - np.asarray(full)[:, 8:40].astype(int)).mean() < 2
+    np.testing.assert_array_equal(load_image(io.BytesIO(photo), 32), np.asarray(full)[:, 8:40])
+
+
+@pytest.mark.parametrize(
+    "most, part", [(60_000, 1), (59_999, 2), (15_000, 2), (3_750, 4), (950, 8)]
+)
+def test_a_jpeg_over_the_limit_is_decoded_smaller(random, most, part):
+    """By no more than it takes, with one line; and refused only where an eighth is too large."""
+    blobs = Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    photo = stored(blobs.resize((300, 200), Image.Resampling.BICUBIC), "JPEG").getvalue()
+    said = []
+    got = load_image(io.BytesIO(photo), 20, max_pixels=most, told=said.append)
+    full = load_image(io.BytesIO(photo), 20)
+    assert np.abs(got.astype(int) - full).mean() < 12 and (got == full).all() == (part == 1)
+    reduced = Image.open(io.BytesIO(photo))
+    reduced.draft(None, (300 // part, 200 // part))
+    np.testing.assert_array_equal(got, squares.fitted(reduced.convert("RGB"), 20))
+    limit = f"300 x 200 is over the limit of {most} pixels: decoded at 1/{part} of its sides"
+    assert len(said) == (part > 1) and all(line.endswith(limit) for line in said)
+    images.check(io.BytesIO(photo))
+    with pytest.raises(ImageError, match="300 x 200 is over the limit of 900 pixels"):
+        load_image(io.BytesIO(photo), 20, max_pixels=900)
+    with pytest.raises(ImageError, match="300 x 200 is over the limit"):
+        load_image(stored(blobs.resize((300, 200))), 20, max_pixels=59_999)
+
+
+def test_a_jpeg_that_pillow_itself_would_refuse_is_decoded_smaller(monkeypatch):
+    photo = stored(Image.new("RGB", (300, 200), "red"), "JPEG").getvalue()
+    monkeypatch.setattr(bounds, "MAX_PIXELS", 20_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 25_000)  # twice that is refused
+    assert load_image(io.BytesIO(photo), 8).shape == (8, 8, 3)
+    with pytest.raises(ImageError, match="exceeds limit"):
+        load_image(stored(Image.new("RGB", (300, 200))), 8)
+
+
+def test_more_pixels_may_take_more_memory_and_time(monkeypatch):
+    monkeypatch.setattr(bounds, "MAX_PIXELS", 600)
+    monkeypatch.setattr(bounds, "MAX_MEMORY", 4000)
+    monkeypatch.setattr(bounds, "MAX_SECONDS", 4e-5)
+    picture = Image.new("RGB", (40, 30))
+    with pytest.raises(ImageError, match="over the limit of 600 pixels"):
+        load_image(stored(picture), 8)
+    assert load_image(stored(picture), 8, max_pixels=1200).shape == (8, 8, 3)
 
 
 def test_a_picture_of_the_most_pixels_is_read_and_one_more_is_not(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ OURS = {
     "params.py": {"numpy", "safetensors", "minicoca.files"},
     "tuning.py": {"numpy", "minicoca.config", "minicoca.params"},
     "memory.py": {"torch", "minicoca.config", "minicoca.params", "minicoca.tuning"},
+    "index.py": {"numpy", "minicoca.files"},
     "tokenizer.py": {
         "numpy", "sentencepiece", "minicoca.config", "minicoca.files", "minicoca.words",
     },
@@ -42,7 +43,10 @@ OURS = {
     },
     "bounds.py": {"PIL"},
     "colours.py": {"numpy", "PIL"},
-    "images.py": {"numpy", "PIL", "minicoca.bounds", "minicoca.colours", "minicoca.words"},
+    "squares.py": {"numpy", "PIL"},
+    "images.py": {
+        "numpy", "PIL", "minicoca.bounds", "minicoca.colours", "minicoca.squares", "minicoca.words",
+    },
     "survey.py": {
         "numpy", "minicoca.data", "minicoca.images", "minicoca.tokenizer", "minicoca.words",
     },
@@ -50,12 +54,13 @@ OURS = {
     "words.py": set(),
     "__init__.py": {"minicoca.model"},
     "model.py": {
-        "numpy", "PIL", "minicoca.config", "minicoca.data", "minicoca.tasks", "minicoca.tokenizer",
-        "minicoca.training", "minicoca.words",
+        "numpy", "PIL", "minicoca.config", "minicoca.data", "minicoca.squares", "minicoca.tasks",
+        "minicoca.tokenizer", "minicoca.training", "minicoca.words",
     },
     "tasks": {
         "numpy", "PIL", "tqdm", "minicoca.config", "minicoca.tasks", "minicoca.data",
-        "minicoca.engine", "minicoca.images", "minicoca.words",
+        "minicoca.engine", "minicoca.files", "minicoca.images", "minicoca.index", "minicoca.params",
+        "minicoca.words",
     },
     "training": {
         "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data", "minicoca.images",

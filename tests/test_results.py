@@ -172,7 +172,7 @@ def test_a_killed_embedding_keeps_half_of_what_it_had(capsys, monkeypatch):
         assert not there or np.load("v.npz")["not_reached"] > 0
 
     load = files.load_image
-    monkeypatch.setattr(files, "load_image", lambda *given: look() or load(*given))
+    monkeypatch.setattr(files, "load_image", lambda *given, **how: look() or load(*given, **how))
     assert call(capsys, "embed", "pictures", "--out", "v.npz")[0] == 0
     reached = [0, 1, 1, 2, 3, 4, 5]  # the second is no picture
     assert all(2 * size >= done for size, done in zip(sizes, reached, strict=True)), sizes

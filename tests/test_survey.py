@@ -97,7 +97,7 @@ def test_the_same_photo_scaled_and_saved_again_is_near_equal(tmp_path_factory, s
     for number, image in enumerate((photo(seed), photo(seed + 1))):
         image.save(path.with_name(f"{number}.png"))
     paths = [path.with_name("0.png"), path, path.with_name("1.png")]
-    cells = [cells_of(load_image(path, 36, crop="squash")[None]) for path in paths]
+    cells = [cells_of(load_image(path, 36, fit="squash")[None]) for path in paths]
     assert near_equal(cells[0], cells[1]) == [(0, 0)] == near_equal(cells[1], cells[0])
     assert near_equal(cells[0], cells[2]) == []
 

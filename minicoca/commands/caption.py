@@ -1,9 +1,14 @@
 """`minicoca caption`: a caption for each image."""
 
+import json
+from itertools import groupby
+
 from .flags import Usage, check_text
+from .kept import Kept
+from .kept import add_flags as add_kept_flags
+from .model import add_fit, add_images, fitting_of, images_of, open_model
 from .model import add_flags as add_model_flags
-from .model import add_images, images_of, open_model
-from .results import Results
+from .results import Results, tell
 
 HELP = "write a caption for each image"
 
@@ -11,6 +16,8 @@ HELP = "write a caption for each image"
 def add_flags(parser):
     add_images(parser)
     add_model_flags(parser)
+    add_kept_flags(parser)
+    add_fit(parser)
     parser.add_argument("--prompt", default="", help="how every caption begins")
     parser.add_argument("--beams", type=int, default=0, help="beam search with so many beams")
     parser.add_argument("--temperature", type=float, help="sample; without it the likeliest token")
@@ -23,20 +30,30 @@ def run(arguments):
     from ..tasks.captioning import captions
     from ..tasks.files import decoded
 
-    how = decoding_of(arguments)
+    how, fitting = decoding_of(arguments), fitting_of(arguments)
     check_text("--prompt", arguments.prompt)
-    paths = images_of(arguments.images)
-    model, tokenizer = open_model(arguments)
-    width = max(len(str(path)) for path in paths)
+    outputs = Kept(arguments)
+    paths = outputs.left(images_of(arguments.images))
+    if paths:
+        model, tokenizer = open_model(arguments)
+    elif outputs.blocked:
+        tell("none of these is to be captioned:", *outputs.blocked)
+        raise ValueError("no caption could be kept")
+    width = max((len(str(path)) for path in paths), default=0)
 
     def line(row):
-        return f"{row['file']:{width}}  {row['caption']}"
+        return json.dumps(row) if outputs.printed else f"{row['file']:{width}}  {row['caption']}"
 
-    with Results(arguments, len(paths), line) as results:
-        batches = decoded(paths, model.config.image_size, results.skipped)
-        for kept, texts in captions(model, tokenizer, batches, arguments.prompt, **how):
-            pairs = zip(kept, texts, strict=True)
-            results.add([{"file": str(path), "caption": text} for path, text in pairs])
+    with outputs, Results(arguments, len(paths) + len(outputs.blocked), line) as results:
+        results.skipped += outputs.blocked
+        for done, some in groupby(paths, outputs.before.get if "seed" in how else lambda path: 0):
+            batches = decoded(list(some), model.config.image_size, results.skipped, fitting)
+            how |= {"first": done + results.reached} if "seed" in how else {}
+            for kept, texts in captions(model, tokenizer, batches, arguments.prompt, **how):
+                pairs = zip(kept, texts, strict=True)
+                rows = [{"file": str(path), "caption": text} for path, text in pairs]
+                outputs.keep(rows)
+                results.add(rows)
 
 
 def decoding_of(arguments):

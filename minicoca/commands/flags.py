@@ -45,6 +45,15 @@ def said(error):
 class Parser(argparse.ArgumentParser):
     """argparse that names the nearest flag when one is wrong."""
 
+    index_is_first = False  # --index stands in the place of the first word
+
+    def parse_known_args(self, args=None, namespace=None):
+        """With an empty first word where --index says what it would say. That it may be left out
+        could not be told to argparse: it would take the query of `-k 3 QUERY` for too much."""
+        if self.index_is_first and any(word.split("=")[0] == "--index" for word in args):
+            args = ["", *args]
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
         words = message.partition("unrecognized arguments: ")[2].split()
         wrong = next((word for word in words if word.startswith("--")), None)

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from ..bounds import MAX_PIXELS
+from ..squares import FITS
 from ..training.checkpoint import (
     CHECKPOINT,
     RUNS,
@@ -12,7 +14,9 @@ from ..training.checkpoint import (
     load_model,
     to_run,
 )
+from .flags import Usage
 
+MOST_PIXELS = 178_956_970  # of which Pillow opens no more
 MOST_NAMED = 20  # of each kind of file that is left alone
 
 
@@ -28,13 +32,39 @@ def add_flags(parser):
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
+def add_index(parser, instead_of):
+    """An index in place of pictures, which are the first words else."""
+    parser.index_is_first = True
+    text = f"folder that embed --index made, instead of {instead_of}"
+    parser.add_argument("--index", type=Path, help=text)
+
+
+def add_fit(parser):
+    """How pictures become squares."""
+    text = "keep the middle of a wide picture, or all of it: beside black, or squashed"
+    parser.add_argument("--fit", choices=FITS, help=f"{text} (default crop, or the index's)")
+    text = "the most that are decoded; a JPEG of more is decoded smaller, others are refused"
+    parser.add_argument("--max-pixels", type=int, help=f"{text} (default {MAX_PIXELS:,})")
+
+
+def fitting_of(arguments):
+    """The Fitting that the flags ask for. Raises Usage."""
+    from ..tasks.files import Fitting
+
+    most = arguments.max_pixels
+    if most is not None and not 1 <= most <= MOST_PIXELS:
+        raise Usage(f"--max-pixels {most} is not from 1 to {MOST_PIXELS:,}")
+    return Fitting(arguments.fit or FITS[0], most, note)
+
+
 def add_images(parser):
     """Which pictures."""
     parser.add_argument("images", nargs="+", help="image files or folders of them")
 
 
 def open_model(arguments):
-    """(CoCa, Tokenizer) of --run, of the newest trained run, or of a model that comes with us."""
+    """(CoCa, Tokenizer) of --run, of the newest trained run, or of a model that comes with us; the
+    folder is `arguments.run` from then on."""
     if arguments.run is not None:
         folder = find_run(arguments.run)
     elif folder := newest(Path(RUNS)):
@@ -45,6 +75,7 @@ def open_model(arguments):
             f"the model {folder.name!r} that comes with minicoca, as {RUNS}/ holds no run of yours "
             f"(--run names another, as --run {SHIPPED[1]}; minicoca train makes one)"
         )
+    arguments.run = folder
     return load_model(folder, arguments.backend, arguments.device, note)
 
 

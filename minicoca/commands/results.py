@@ -77,7 +77,7 @@ class Results:
         if error and self.not_reached:
             left = f"{self.not_reached:,} of {self.total:,} were not reached"
             tell(f"minicoca: {left}; these are the results of the others")
-        if not error and not self.reached:
+        if not error and not self.reached and self.total:
             raise ValueError("none of the images could be read")
 
 

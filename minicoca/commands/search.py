@@ -4,8 +4,8 @@ import stat
 from pathlib import Path
 
 from .flags import Usage, check_text
+from .model import add_fit, add_index, fitting_of, images_of, open_model, tell_unread
 from .model import add_flags as add_model_flags
-from .model import images_of, open_model, tell_unread
 from .results import Results, check_picture, save_picture
 
 HELP = "find images by a sentence, or by an image"
@@ -13,18 +13,21 @@ MOST_DRAWN = 600  # more make a picture that few programs open
 
 
 def add_flags(parser):
-    parser.add_argument("folder", help="where to look")
+    parser.add_argument("folder", help="where to look; not with --index")
     parser.add_argument("query", help="an image file, if there is one of this name; or a sentence")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--text", action="store_true", help="the query is a sentence, file or not")
     kind.add_argument("--image", action="store_true", help="the query is an image file")
     add_model_flags(parser)
+    add_index(parser, "a folder")
+    add_fit(parser)
     parser.add_argument("-k", type=int, default=6, help="how many to show (default 6)")
     parser.add_argument("--sheet", type=Path, help="a new picture to write, of what was found")
 
 
 def run(arguments):
     from ..tasks.files import embed
+    from ..tasks.indexed import open_index, search
     from ..tasks.retrieval import best
 
     if arguments.k < 1:
@@ -33,22 +36,27 @@ def run(arguments):
         if arguments.k > MOST_DRAWN:
             raise Usage(f"-k {arguments.k}: --sheet has room for {MOST_DRAWN}")
         check_picture("--sheet", arguments.sheet)
-    is_image = by_image(arguments)
-    paths = images_of([arguments.folder])
+    is_image, fitting = by_image(arguments), fitting_of(arguments)
+    paths = [] if arguments.index else images_of([arguments.folder])
     model, tokenizer = open_model(arguments)
-    query = query_vector(model, tokenizer, arguments.query, is_image)
+    index = open_index(model, arguments.index, arguments.fit) if arguments.index else None
+    fitting = fitting if index is None else fitting._replace(fit=index.fit)
+    query = query_vector(model, tokenizer, arguments.query, is_image, fitting)
     parts = []
 
     def line(row):
         return f"{row['cosine']:.3f}  {row['file']}"
 
-    with Results(arguments, len(paths), line) as results:
+    with Results(arguments, len(paths) if index is None else len(index), line) as results:
         try:
-            for part in embed(model, paths, results.skipped):
+            for part in embed(model, paths, results.skipped, fitting):
                 parts.append(part)
         finally:  # the best of what was looked at
             results.reached = sum(len(kept) for kept, _ in parts)
-            found = best(query, parts, arguments.k)[0]
+            if index is None:
+                found = best(query, parts, arguments.k)[0]
+            else:
+                results.reached, found = len(index), search(index, query, arguments.k)[0]
             rows = [{"file": str(f.image), "cosine": round(f.cosine, 4)} for f in found]
             results.show(rows)
             if rows and arguments.sheet:
@@ -75,7 +83,7 @@ def by_image(arguments):
     return there
 
 
-def query_vector(model, tokenizer, query, is_image):
+def query_vector(model, tokenizer, query, is_image, fitting):
     """Unit vector [1, E]. Raises ValueError for an image that cannot be read."""
     from ..images import ImageError
     from ..tasks import embed_texts
@@ -85,13 +93,26 @@ def query_vector(model, tokenizer, query, is_image):
         tell_unread(model, tokenizer, [query])
         return embed_texts(model, tokenizer, [query])
     try:
-        return next(embed(model, [query]))[1]
+        return next(embed(model, [query], None, fitting))[1]
     except ImageError as error:
         raise ValueError(f"{error}; if it is a sentence, give --text") from error
 
 
 def draw(path, rows):
-    from ..tasks.retrieval import contact_sheet, thumbnail
+    from ..tasks.retrieval import contact_sheet
 
     labels = [f"{row['cosine']:.3f} {Path(row['file']).name}" for row in rows]
-    save_picture(path, contact_sheet([thumbnail(row["file"]) for row in rows], labels))
+    save_picture(path, contact_sheet([look(row["file"]) for row in rows], labels))
+
+
+def look(path):
+    """A thumbnail; grey where the picture of an index cannot be read any more."""
+    from PIL import Image
+
+    from ..images import ImageError, ReadError
+    from ..tasks.retrieval import thumbnail
+
+    try:
+        return thumbnail(path)
+    except (ImageError, ReadError):
+        return Image.new("RGB", (1, 1), "lightgrey")

@@ -52,7 +52,7 @@ def marks(pairs, rows: Sequence[int], workers: int = 4) -> tuple[np.ndarray, np.
 
     def look(row: int) -> np.ndarray | None:
         try:
-            return cells_of(load_image(pairs.paths[row], SIDE, crop="squash")[None])[0]
+            return cells_of(load_image(pairs.paths[row], SIDE, fit="squash", roughly=True)[None])[0]
         except ImageError:
             return None
 

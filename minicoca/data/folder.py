@@ -191,7 +191,7 @@ def load(
     listed = read_listed(source, how)
     captions, places = one_file_once(listed, report)
     with ThreadPoolExecutor(workers) as pool:
-        begins, left_out = leave_out_unusable(captions, listed, pool, report, 2 * side)
+        begins, left_out = leave_out_unusable(captions, listed, pool, report)
         if not captions:
             raise ValueError(nothing_left(source, listed.root, left_out, report))
         names = list(captions)
@@ -253,14 +253,14 @@ def leave_out_unusable(
     listed: Listed,
     pool: Executor,
     report: Report,
-    at_least: int,
 ) -> tuple[dict[str, bytes], list[ImageError]]:
     """Takes images that are missing or damaged out of `captions`, or take more than bounds.py
     allows; returns how the others begin, and what is wrong."""
+    reduced: set[str] = set()  # a file is perhaps looked at more than once
 
     def look(name: str) -> bytes | ImageError:
         def begins() -> bytes:
-            check(listed.file(name), at_least)
+            check(listed.file(name), reduced.add)
             return beginning(listed.file(name))
 
         try:
@@ -273,6 +273,8 @@ def leave_out_unusable(
     for name, error in errors.items():
         report.add("images left out", str(error))
         del captions[name], found[name]
+    for line in sorted(reduced):
+        report.add("images decoded smaller than they are", line)
     return found, list(errors.values())
 
 

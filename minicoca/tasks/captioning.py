@@ -74,11 +74,17 @@ def _joined(prompt, rest):
 
 
 def captions(
-    model, tokenizer, batches: Iterable[tuple[list, np.ndarray]], prompt: str = "", **how
+    model,
+    tokenizer,
+    batches: Iterable[tuple[list, np.ndarray]],
+    prompt: str = "",
+    *,
+    first: int = 0,
+    **how,
 ) -> Iterator[tuple[list, list[str]]]:
     """(what, captions) of each batch (what, images), as of one batch of all: where it samples,
-    every image draws from a stream of its own."""
-    done = 0
+    every image draws from a stream of its own, after those of `first` that came before."""
+    done = first
     for what, images in batches:
         if "seed" in how:
             how["first_stream"] = done

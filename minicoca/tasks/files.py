@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,17 @@ from ..words import clip
 from . import demand_vectors
 
 BATCH = 64
+
+
+class Fitting(NamedTuple):
+    """How pictures become squares, as `images.load_image` takes it."""
+
+    fit: str = "crop"
+    max_pixels: int | None = None
+    told: Callable[[str], None] | None = None
+
+
+WHOLE = Fitting()
 Picture = str | os.PathLike | Image.Image | np.ndarray
 
 
@@ -36,13 +48,13 @@ def find_images(paths: Iterable[str | os.PathLike], report: Report | None = None
     return found
 
 
-def pixels(image: Picture, side: int) -> np.ndarray:
+def pixels(image: Picture, side: int, how: Fitting = WHOLE) -> np.ndarray:
     """uint8 [side, side, 3] of the path of a file, a PIL image, or an array: uint8 [height, width,
     3], or [height, width] of grey. Raises ImageError, and ReadError as `load_image`."""
     if isinstance(image, str | os.PathLike):
-        return patiently(lambda: load_image(image, side), ReadError)
+        return patiently(lambda: load_image(image, side, **how._asdict()), ReadError)
     if isinstance(image, Image.Image):
-        return from_picture(image, side)
+        return from_picture(image, side, how.fit)
     if not hasattr(image, "__array__"):
         kind = type(image).__name__
         raise ImageError(f"an image is a path, a PIL image or an array, and not {kind}")
@@ -54,11 +66,14 @@ def pixels(image: Picture, side: int) -> np.ndarray:
         raise ImageError(
             f"an array is uint8 [height, width, 3] or [height, width]: not {what}{advice}"
         )
-    return from_picture(Image.fromarray(array), side)
+    return from_picture(Image.fromarray(array), side, how.fit)
 
 
 def decoded(
-    given: Sequence[Picture], side: int, skipped: list[str] | None = None
+    given: Sequence[Picture],
+    side: int,
+    skipped: list[str] | None = None,
+    how: Fitting = WHOLE,
 ) -> Iterator[tuple[list, np.ndarray]]:
     """(what is given, uint8 images [b, side, side, 3]) batch by batch.
 
@@ -70,7 +85,7 @@ def decoded(
         kept, images = [], []
         for one in given[i : i + BATCH]:
             try:
-                images.append(pixels(one, side))
+                images.append(pixels(one, side, how))
                 kept.append(one)
             except (ImageError, ReadError) as error:
                 if skipped is None:
@@ -81,10 +96,10 @@ def decoded(
 
 
 def embed(
-    model, given: Sequence[Picture], skipped: list[str] | None = None
+    model, given: Sequence[Picture], skipped: list[str] | None = None, how: Fitting = WHOLE
 ) -> Iterator[tuple[list, np.ndarray]]:
     """(what could be read, its unit vectors [b, E]) batch by batch, as `decoded`. Raises ValueError
     for a model not trained to match images and texts."""
     demand_vectors(model)
-    for kept, images in decoded(given, model.config.image_size, skipped):
+    for kept, images in decoded(given, model.config.image_size, skipped, how):
         yield kept, model.embed_images(images)

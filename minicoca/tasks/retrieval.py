@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from ..images import load_image
 
 CELL, LABEL, EDGE = 128, 30, 4
+BLOCK = 2**15  # vectors that are looked at at once: 64 MB of width 512
 
 
 class Found(NamedTuple):
@@ -35,16 +36,59 @@ def best(queries: np.ndarray, parts: Sequence[tuple[Sequence, np.ndarray]], k: i
     ]
 
 
-def nearest(query_vectors: np.ndarray, vectors: np.ndarray, k: int) -> tuple:
-    """Indices [queries, k] and cosines of the k vectors nearest each query, best first."""
-    similarity = query_vectors @ vectors.T
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    return order, np.take_along_axis(similarity, order, 1)
+def nearest(
+    query_vectors: np.ndarray, vectors: np.ndarray, k: int, left_out: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices [queries, k] and cosines of the k vectors nearest each query, best first; of equal
+    ones the first in order. Fewer where there are fewer.
+
+    vectors: [N, E], perhaps in a file: BLOCK of them are looked at at once. left_out: indices, in
+        order, of those that are not to be found.
+    """
+    found = [Best(k) for _ in query_vectors]
+    left_out = np.zeros(0, np.int64) if left_out is None else left_out
+    for start in range(0, len(vectors), BLOCK):
+        block = np.asarray(vectors[start : start + BLOCK])
+        cosines = block @ query_vectors.T
+        first, end = np.searchsorted(left_out, (start, start + len(block)))
+        cosines[left_out[first:end] - start] = -np.inf
+        for best_of, own in zip(found, cosines.T, strict=True):
+            best_of.look(own, start)
+    shape, kind = (len(found), -1), np.result_type(query_vectors, vectors)
+    if not found:
+        shape = 0, 0
+    order = np.array([best_of.indices for best_of in found], np.int64).reshape(shape)
+    return order, np.array([best_of.cosines for best_of in found], kind).reshape(shape)
+
+
+class Best:
+    """The k highest of what it was shown: their cosines, falling, and indices; of equal ones those
+    shown first."""
+
+    def __init__(self, k: int) -> None:
+        self.k, self.indices, self.cosines = k, np.zeros(0, np.int64), np.zeros(0, np.float32)
+
+    def look(self, cosines: np.ndarray, start: int) -> None:
+        """Cosines [b], of the indices from `start` on; -inf is none."""
+        full = len(self.indices) == self.k
+        new = np.flatnonzero(cosines > (self.cosines[-1] if full else -np.inf))
+        if len(new) > self.k:  # all above the kth highest, and of those equal to it the first
+            own = cosines[new]
+            kth = np.partition(own, -self.k)[-self.k]
+            above = own > kth
+            equal = np.flatnonzero(own == kth)[: self.k - above.sum()]
+            above[equal] = True
+            new = new[above]
+        if len(new):
+            indices = np.concatenate([self.indices, new + start])
+            every = np.concatenate([self.cosines, cosines[new]])
+            order = np.argsort(-every, kind="stable")[: self.k]
+            self.indices, self.cosines = indices[order], every[order]
 
 
 def thumbnail(path: str | os.PathLike) -> Image.Image:
     """The whole of a file's picture as it stands on a contact sheet. Raises as `load_image`."""
-    return Image.fromarray(load_image(path, CELL - 2 * EDGE, crop="squash"))
+    return Image.fromarray(load_image(path, CELL - 2 * EDGE, fit="squash", roughly=True))
 
 
 def contact_sheet(
