@@ -38,12 +38,12 @@ def multi_head_attention(
     any number of samples and is projected once.
     """
     if memory_BSM is x_BTD:
-        joint = _joint_linear(x_BTD, params, "query", "key", "value")
-        q_BTD, k_BSD, v_BSD = (packing.pad(joint) if packing else joint).chunk(3, -1)
+        y = linear(x_BTD, joint(params, "query", "key", "value"))
+        q_BTD, k_BSD, v_BSD = (packing.pad(y) if packing else y).chunk(3, -1)
     else:
         q_BTD = linear(x_BTD, params["query"])
         q_BTD = packing.pad(q_BTD) if packing else q_BTD
-        k_BSD, v_BSD = _joint_linear(memory_BSM, params, "key", "value").chunk(2, -1)
+        k_BSD, v_BSD = linear(memory_BSM, joint(params, "key", "value")).chunk(2, -1)
     split = [y.unflatten(-1, (heads, -1)) for y in (q_BTD, k_BSD, v_BSD)]
     o_BTD = attention(*split, causal=causal, mask=mask).flatten(-2)
     if packing:
@@ -51,10 +51,9 @@ def multi_head_attention(
     return linear(o_BTD, params["output"])
 
 
-def _joint_linear(x, params, *names):
-    """Several linear maps of the same rows as one product: fewer, larger ones."""
-    joint = {kind: torch.cat([params[n][kind] for n in names], -1) for kind in ("weight", "bias")}
-    return linear(x, joint)
+def joint(params, *names):
+    """Several linear maps of the same rows as one: fewer, larger products."""
+    return {kind: torch.cat([params[n][kind] for n in names], -1) for kind in ("weight", "bias")}
 
 
 def _absorbed_attention(x_RD, memory_BSM, params, heads, rows_B):

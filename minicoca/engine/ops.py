@@ -173,11 +173,11 @@ def l2_normalise(x, eps=1e-12):
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + eps)
 
 
-def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
+def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None, finite=False):
     """softmax(q k' / sqrt(K)) v for each head; `mask` [B, T, S] is True where a query may look.
 
     Any of the inputs may be a view of any stride; q of one sample serves the whole batch. A
-    key that no query may look at is not read: it may be NaN.
+    key that no query may look at is not read: it may be NaN, unless all are said to be finite.
     """
     large = q_BTHK.shape[3] > LARGEST_HEAD or k_BSHK.shape[0] * k_BSHK.shape[2] > LARGEST_GRID
     if mask is None and not large and has_kernels(q_BTHK):
@@ -187,8 +187,10 @@ def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
     q_BTHK = q_BTHK.expand(len(k_BSHK), -1, -1, -1)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
     if mask is not None:
-        unseen_B1S1 = ~mask.any(1)[:, None, :, None]
-        k, v, mask = k.masked_fill(unseen_B1S1, 0), v.masked_fill(unseen_B1S1, 0), mask[:, None]
+        if not finite:
+            unseen_B1S1 = ~mask.any(1)[:, None, :, None]
+            k, v = k.masked_fill(unseen_B1S1, 0), v.masked_fill(unseen_B1S1, 0)
+        mask = mask[:, None]
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return o.transpose(1, 2)
 

@@ -1,0 +1,84 @@
+"""One step of the decoder, from what it has read before. An image's keys and values are projected
+once, for all its beams."""
+
+import torch
+
+from ..params import demand_finite
+from .attention import joint, mlp_layer
+from .ops import attention, embedding, layer_norm, linear
+
+
+class Cache:
+    """Keys and values of everything read so far, of B images whose beams grow token by token.
+
+    They stand where they were written: first the prompt's, then at each step those of all beams,
+    side by side. When beams are chosen, nothing moves; what each of them may look at does.
+    """
+
+    def __init__(self, params, config, memory_BSM, slots):
+        """slots: how many tokens will be read of one image, over all its beams."""
+        self.config, self.params = config, params
+        self.position = self.used = 0
+        self.layers, self.past = {}, {}
+        shape = (len(memory_BSM), slots, config.text_heads, config.text_width // config.text_heads)
+        for name, layer in self._self_attentions():
+            self.layers[name] = joint(layer["attention"], "query", "key", "value")
+            self.past[name] = [memory_BSM.new_empty(shape) for _ in range(2)]
+        for i in range(config.multimodal_layers):
+            layer = params["decoder"]["blocks"][str(i)]
+            m_BSM = layer_norm(memory_BSM, layer["norm_memory"])
+            pair = linear(m_BSM, joint(layer["cross"], "key", "value")).chunk(2, -1)
+            self.past["cross", i] = [x.unflatten(-1, shape[2:]) for x in pair]
+
+    def _self_attentions(self):
+        for i in range(self.config.unimodal_layers):
+            yield ("unimodal", i), self.params["text"]["blocks"][str(i)]
+        for i in range(self.config.multimodal_layers):
+            yield ("multimodal", i), self.params["decoder"]["blocks"][str(i)]
+
+    def keep(self, images):
+        """Go on with these images (places, in order) alone."""
+        self.past = {k: [x.index_select(0, images) for x in v] for k, v in self.past.items()}
+
+    def _self_attention(self, x_BTD, layer, name, seen_BTS):
+        n_BTD = layer_norm(x_BTD, layer["norm_attention"])
+        joined = linear(n_BTD, self.layers[name]).chunk(3, -1)
+        q, *new = (x.unflatten(-1, (self.config.text_heads, -1)) for x in joined)
+        end = self.used + x_BTD.shape[1]
+        for past, now in zip(self.past[name], new, strict=True):
+            past[:, self.used : end] = now
+        k, v = (past[:, :end] for past in self.past[name])
+        causal = not self.used and x_BTD.shape[1] > 1
+        o_BTHK = attention(q, k, v, causal=causal, mask=seen_BTS, finite=True)
+        return x_BTD + linear(o_BTHK.flatten(-2), layer["attention"]["output"])
+
+    def _cross_attention(self, x_BTD, layer, i):
+        n_BTD = layer_norm(x_BTD, layer["norm_cross"])
+        q_BTD = linear(n_BTD, layer["cross"]["query"])
+        q_BTHK = q_BTD.unflatten(-1, (self.config.text_heads, -1))
+        o_BTHK = attention(q_BTHK, *self.past["cross", i])
+        return x_BTD + linear(o_BTHK.flatten(-2), layer["cross"]["output"])
+
+    def next_logits(self, tokens_BT, seen_BTS=None):
+        """Read the prompt, at first, and then one token of each beam: logits of the token after
+        the prompt [B, 1, V] or after each beam [B, T, V], in float32 at least.
+
+        seen: which of all that was read, these tokens included, each beam may look at; None: all.
+        """
+        config, params, first = self.config, self.params, not self.used
+        start, self.position = self.position, self.position + (tokens_BT.shape[1] if first else 1)
+        x_BTD = embedding(tokens_BT, params["text"]["token"])
+        x_BTD = x_BTD + params["text"]["position"][start : self.position]
+        for name, layer in self._self_attentions():
+            x_BTD = self._self_attention(x_BTD, layer, name, seen_BTS)
+            if name[0] == "multimodal":
+                if config.multimodal_mlps == 2:
+                    x_BTD = mlp_layer(x_BTD, layer["norm_inner"], layer["inner_mlp"], config.gelu)
+                x_BTD = self._cross_attention(x_BTD, layer, name[1])
+            x_BTD = mlp_layer(x_BTD, layer["norm_mlp"], layer["mlp"], config.gelu)
+        self.used += tokens_BT.shape[1]
+        n_BTD = layer_norm(x_BTD[:, -1:] if first else x_BTD, params["decoder"]["norm"])
+        logits_BTV = linear(n_BTD, params["decoder"]["head"])
+        logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+        demand_finite(logits_BTV.amax(-1).isfinite().all(), "probabilities")
+        return logits_BTV
