@@ -32,6 +32,7 @@ class Reference:
 
     generate = staticmethod(reference_generate.generate)
     filter_logits = staticmethod(reference_decoding.filter_logits)
+    restrict_logits = staticmethod(reference_decoding.restrict_logits)
 
     @staticmethod
     def n_best(params, config, images, prompt, **how):
@@ -84,6 +85,11 @@ class Engine:
     @staticmethod
     def filter_logits(logits, *how):
         return engine_decoding.filter_logits(torch.tensor(logits), *how).numpy()
+
+    @staticmethod
+    def restrict_logits(logits, tokens, written, **how):
+        logits, tokens = torch.tensor(logits), torch.tensor(tokens)
+        return engine_decoding.restrict_logits(logits, tokens, written, **how).numpy()
 
     @staticmethod
     def n_best(params, config, images, prompt, **how):

@@ -23,8 +23,8 @@ def restrict_logits(
         logits_BV[:, token] = -torch.inf
     if repetition_penalty != 1:
         seen_BT = logits_BV.gather(1, tokens_BT)
-        by_BT = torch.where(seen_BT > 0, 1 / repetition_penalty, repetition_penalty)
-        logits_BV.scatter_(1, tokens_BT, seen_BT * by_BT)
+        less_BT = seen_BT / repetition_penalty
+        logits_BV.scatter_(1, tokens_BT, less_BT.where(seen_BT > 0, seen_BT * repetition_penalty))
     if not no_repeat_ngram and written + 1 >= min_length:
         return logits_BV
     end_B = logits_BV[:, END].clone()

@@ -22,9 +22,8 @@ def restrict_logits(
     logits_BV = logits_BV.copy()
     logits_BV[:, [PAD, START, UNKNOWN]] = -np.inf
     for logits_V, tokens_T in zip(logits_BV, tokens_BT, strict=True):
-        seen = np.unique(tokens_T)
-        by = np.where(logits_V[seen] > 0, 1 / repetition_penalty, repetition_penalty)
-        logits_V[seen] *= by
+        old = logits_V[tokens_T]
+        logits_V[tokens_T] = np.where(old > 0, old / repetition_penalty, old * repetition_penalty)
         end, logits_V[END] = logits_V[END], -np.inf
         logits_V[repeats(tokens_T.tolist(), no_repeat_ngram)] = -np.inf
         if written + 1 >= min_length or not np.isfinite(logits_V).any():
