@@ -31,7 +31,7 @@ MODEL = [
     ("--device", ["--device", "cpu"], ["--device", "cpu:0"], "device"),
     ("--json", [], ["--json"], "out"),
 ]
-SAMPLED = ["--temperature", "1"]
+SAMPLED, BEAMS = ["--temperature", "1"], ["--beams", "4"]
 NAMED = ["HERE/red", "HERE/red/1.png"]
 
 # {command: (what is always given, lines of (flag, one way, another, what must differ))}.
@@ -46,6 +46,20 @@ FLAGS = {
             ("--top-k", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-k", "3"], "asked"),
             ("--top-p", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-p", "0.5"], "asked"),
             ("--seed", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--seed", "3"], "asked"),
+            *[
+                (flag, ["HERE/red", *given], ["HERE/red", *given, flag, value], "asked")
+                for flag, given, value in (
+                    ("--min-length", [], "2"),
+                    ("--max-length", [], "2"),
+                    ("--repetition-penalty", [], "2"),
+                    ("--no-repeat-ngram", [], "2"),
+                    ("--length-penalty", BEAMS, "0.5"),
+                    ("--beam-groups", BEAMS, "2"),
+                    ("--diversity", [*BEAMS, "--beam-groups", "2"], "0.3"),
+                )
+            ],
+            ("--best", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--best", "2"], "out"),
+            ("--rerank", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--rerank"], "out"),
             *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
         ],
     ),
@@ -164,7 +178,7 @@ def seen(here, tmp_path, monkeypatch):
         monkeypatch.setattr(module.CoCa, name, watched)
 
     for module in (engine_generate, reference_generate):
-        for name in ("embed_images", "embed_texts", "generate"):
+        for name in ("embed_images", "embed_texts", "generate", "beam_search"):
             watch(module, name)
     pick = engine_generate.pick_device
     device = lambda name: seen["device"].append(name) or pick(name)  # noqa: E731
