@@ -14,7 +14,7 @@ from settings_trace import places, small_data
 from test_settings import FIELDS, ROWS, placed
 
 from minicoca import __main__ as cli
-from minicoca import bench, data, params
+from minicoca import bench, bench_generate, data, params
 from minicoca.commands import COMMANDS, build_parser
 from minicoca.commands import train as train_command
 from minicoca.commands.data import SETTINGS
@@ -137,6 +137,13 @@ FLAGS = {
             ("--preset", ["step", "--preset", "tiny"], ["step", "--preset", "small"], "timed"),
             ("--device", ["step", "--device", "cpu"], ["step", "--device", "cuda"], "timed"),
             ("--json", ["step", "--json", "a.json"], ["step", "--json", "b.json"], "timed"),
+            ("what", ["step"], ["generate"], "timed"),
+            ("--tokens", ["generate"], ["generate", "--tokens", "9"], "timed"),
+            ("--beams", ["generate"], ["generate", "--beams", "9"], "timed"),
+            ("--batch-size", ["generate"], ["generate", "--batch-size", "3"], "timed"),
+            ("--repeats", ["generate"], ["generate", "--repeats", "9"], "timed"),
+            ("--preset", ["generate"], ["generate", "--preset", "small"], "timed"),
+            ("--against", ["generate"], ["generate", "--against", "open_clip"], "timed"),
             ("--json", ["kernels", "--json", "a.json"], ["kernels", "--json", "b.json"], "timed"),
             ("--ops", ["kernels", "--ops", "info_nce"], ["kernels", "--ops", "attention"], "timed"),
             ("--quick", ["kernels"], ["kernels", "--quick"], "timed"),
@@ -183,9 +190,9 @@ def seen(here, tmp_path, monkeypatch):
     pick = engine_generate.pick_device
     device = lambda name: seen["device"].append(name) or pick(name)  # noqa: E731
     monkeypatch.setattr(engine_generate, "pick_device", device)
-    for name in ("step", "kernels"):
+    for module, name in ((bench, "step"), (bench, "kernels"), (bench_generate, "generate")):
         put = lambda name=name, **how: seen["timed"].append((name, how))  # noqa: E731
-        monkeypatch.setattr(bench, name, put)
+        monkeypatch.setattr(module, name, put)
     train = lambda *given, say, **how: seen["trained"].append((given, how)) or {}  # noqa: E731
     monkeypatch.setattr(train_command, "train", train)
     # None: torch computes, since Triton's interpreter takes seconds.

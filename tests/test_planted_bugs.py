@@ -224,7 +224,7 @@ BUGS = [
     (engine_cache, "x_BTD = x_BTD + params[\"text\"][\"position\"][start : self.position]",
      "x_BTD = x_BTD + params[\"text\"][\"position\"][: self.position - start]", cached),
     (engine_cache, "causal = not self.used and x_BTD.shape[1] > 1", "causal = False", cached),
-    (engine_cache, "[:, self.used : end] = now", "[:, self.used : end] = now.flip(1)", cached),
+    (engine_cache, "all_[:, self.used :] = now", "all_[:, self.used :] = now.flip(1)", cached),
     (engine_generate, "seen_BTS = seen_BTS.gather(1, parents_BT1.expand",
      "seen_BTS = seen_BTS.gather(1, parents_BT1.sort(1).values.expand", cached),
     (decoding, "logits_BV[:, [PAD, START, UNKNOWN]] = -np.inf", "pass", promises(Reference)),

@@ -12,7 +12,8 @@ class Cache:
     """Keys and values of everything read so far, of B images whose beams grow token by token.
 
     They stand where they were written: first the prompt's, then at each step those of all beams,
-    side by side. When beams are chosen, nothing moves; what each of them may look at does.
+    side by side. When beams are chosen, nothing moves; what each of them may look at does. `past`:
+    {layer: keys and values [B, H, S, K]}, which are read faster than [B, S, H, K].
     """
 
     def __init__(self, params, config, memory_BSM, slots):
@@ -20,15 +21,17 @@ class Cache:
         self.config, self.params = config, params
         self.position = self.used = 0
         self.layers, self.past = {}, {}
-        shape = (len(memory_BSM), slots, config.text_heads, config.text_width // config.text_heads)
+        head = config.text_width // config.text_heads
+        shape = (len(memory_BSM), config.text_heads, slots, head)
         for name, layer in self._self_attentions():
             self.layers[name] = joint(layer["attention"], "query", "key", "value")
             self.past[name] = [memory_BSM.new_empty(shape) for _ in range(2)]
         for i in range(config.multimodal_layers):
             layer = params["decoder"]["blocks"][str(i)]
             m_BSM = layer_norm(memory_BSM, layer["norm_memory"])
-            pair = linear(m_BSM, joint(layer["cross"], "key", "value")).chunk(2, -1)
-            self.past["cross", i] = [x.unflatten(-1, shape[2:]) for x in pair]
+            pair = (linear(m_BSM, layer["cross"][kind]) for kind in ("key", "value"))
+            heads_first = (x.unflatten(-1, (-1, head)).transpose(1, 2) for x in pair)
+            self.past["cross", i] = [x.contiguous() for x in heads_first]
 
     def _self_attentions(self):
         for i in range(self.config.unimodal_layers):
@@ -45,18 +48,18 @@ class Cache:
         joined = linear(n_BTD, self.layers[name]).chunk(3, -1)
         q, *new = (x.unflatten(-1, (self.config.text_heads, -1)) for x in joined)
         end = self.used + x_BTD.shape[1]
-        for past, now in zip(self.past[name], new, strict=True):
-            past[:, self.used : end] = now
-        k, v = (past[:, :end] for past in self.past[name])
+        past = [x.transpose(1, 2)[:, :end] for x in self.past[name]]
+        for all_, now in zip(past, new, strict=True):
+            all_[:, self.used :] = now
         causal = not self.used and x_BTD.shape[1] > 1
-        o_BTHK = attention(q, k, v, causal=causal, mask=seen_BTS, finite=True)
+        o_BTHK = attention(q, *past, causal=causal, mask=seen_BTS, finite=True)
         return x_BTD + linear(o_BTHK.flatten(-2), layer["attention"]["output"])
 
     def _cross_attention(self, x_BTD, layer, i):
         n_BTD = layer_norm(x_BTD, layer["norm_cross"])
         q_BTD = linear(n_BTD, layer["cross"]["query"])
         q_BTHK = q_BTD.unflatten(-1, (self.config.text_heads, -1))
-        o_BTHK = attention(q_BTHK, *self.past["cross", i])
+        o_BTHK = attention(q_BTHK, *(x.transpose(1, 2) for x in self.past["cross", i]))
         return x_BTD + linear(o_BTHK.flatten(-2), layer["cross"]["output"])
 
     def next_logits(self, tokens_BT, seen_BTS=None):

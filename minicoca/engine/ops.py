@@ -124,8 +124,10 @@ def linear(x, params):
 
 
 def _has_onednn(x, weight):
-    """Whether oneDNN multiplies: torch by itself takes MKL, 8% slower on AMD (DECISIONS.md)."""
+    """Whether oneDNN multiplies: torch by itself takes MKL, 8% slower in training on AMD, but
+    faster where nothing is trained (DECISIONS.md)."""
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    plain = plain and torch.is_grad_enabled()
     large = len(x) * weight.numel() >= ONEDNN_FROM
     return plain and large and ONEDNN and not torch.compiler.is_compiling()
 
