@@ -13,6 +13,9 @@ from strategies import configs, model_and_batch, seeds, small_config
 from test_generation import IMAGE, PROMPTS, by_last_token, prompts, sparse, table_of
 
 from minicoca.config import END, PAD, START, UNKNOWN
+from minicoca.engine import attention as engine_attention
+from minicoca.engine import cache as engine_cache
+from minicoca.engine import ops as engine_ops
 from minicoca.engine.decoding import largest
 
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
@@ -281,3 +284,40 @@ def check_ties(seed, groups=1):
 def test_of_equals_the_lowest_ids_come_first(groups):
     for seed in range(4):
         check_ties(seed, groups)
+
+
+# --- what makes the engine fast -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"pooler": "none"}, {"multimodal_mlps": 2}], ids=str)
+def test_not_forming_keys_changes_no_caption(changes, monkeypatch):
+    config = small_config(image_size=14, caption_queries=49, text_heads=1, **changes)
+    taken, absorb = [], engine_cache.absorbed_attention
+    monkeypatch.setattr(
+        engine_cache, "absorbed_attention", lambda *given: taken.append(1) or absorb(*given)
+    )
+    params, images, _ = model_and_batch(config, 0, batch=4)
+    for least in (1 << 60, 0):
+        monkeypatch.setattr(engine_attention, "ABSORB_FROM", least)
+        for controls, how in (({}, {}), ({"no_repeat_ngram": 2}, {"max_length": 4})):
+            check_same(config, 0, (2, 1), controls, how)
+        a, b = (side.generate(params, config, images, prompts(images)) for side in BACKENDS)
+        np.testing.assert_array_equal(a, b)
+        assert bool(taken) == (least == 0)
+
+
+@pytest.mark.skipif(not engine_ops.ONEDNN, reason="this torch has no oneDNN")
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_without_gradients_is_torchs(bias):
+    """Of as many rows as beams, and of more; bits may differ, the function does not."""
+    torch.manual_seed(0)
+    params = {"weight": torch.randn(512, 520), "bias": torch.randn(520)}
+    if not bias:
+        del params["bias"]
+    for rows, by_onednn in ((1, False), (4, True), (64, True), (65, False)):
+        x = torch.randn(rows, 512)
+        want = x.double() @ params["weight"].double() + params.get("bias", torch.zeros(1))
+        with torch.inference_mode():
+            assert engine_ops._has_onednn(x, params["weight"]) == by_onednn
+            y = engine_ops.linear(x, params)
+        assert (y - want).norm() <= 1e-6 * want.norm()

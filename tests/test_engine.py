@@ -72,7 +72,7 @@ ONLY_ENGINE = {
     "ops.py": {"attention", "contrastive_loss", "caption_loss",
                "attention_pool", "pick_device", "pick_dtype", "use", "with_own_backend",
                "has_kernels", "implementations", "complaint"},
-    "attention.py": {"Packing", "joint"},
+    "attention.py": {"Packing", "absorbing_pays", "joint"},
     "decoding.py": {"largest"},
     "text.py": {"TextRows", "text_mask"},
     "model.py": {"total_loss"},

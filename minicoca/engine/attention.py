@@ -79,7 +79,7 @@ def _absorbed_attention(x_RD, memory_BSM, params, heads, rows_B):
     return linear(o_RD, params["output"])
 
 
-def _absorbing_pays(rows, memory_BSM, width, heads):
+def absorbing_pays(rows, memory_BSM, width, heads):
     """Whether _absorbed_attention multiplies less, by enough for its loop over samples."""
     B, S, M = memory_BSM.shape
     exact = memory_BSM.dtype.itemsize >= 4  # scores are rounded to the dtype before the softmax
@@ -101,7 +101,7 @@ def self_attention_layer(x_BTD, norm, params, heads, **masking):
 def cross_attention_layer(x_BTD, memory_BSM, norm, norm_memory, params, heads, packing=None):
     """x + attention(norm(x), norm(memory))."""
     n_BTD, m_BSM = layer_norm(x_BTD, norm), layer_norm(memory_BSM, norm_memory)
-    if packing and _absorbing_pays(len(x_BTD), memory_BSM, x_BTD.shape[-1], heads):
+    if packing and absorbing_pays(len(x_BTD), memory_BSM, x_BTD.shape[-1], heads):
         return x_BTD + _absorbed_attention(n_BTD, m_BSM, params, heads, packing.rows_B)
     return x_BTD + multi_head_attention(n_BTD, m_BSM, params, heads, packing=packing)
 

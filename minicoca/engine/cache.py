@@ -4,7 +4,7 @@ once, for all its beams."""
 import torch
 
 from ..params import demand_finite
-from .attention import joint, mlp_layer
+from .attention import absorbing_pays, joint, mlp_layer
 from .ops import attention, embedding, layer_norm, linear
 
 
@@ -26,12 +26,20 @@ class Cache:
         for name, layer in self._self_attentions():
             self.layers[name] = joint(layer["attention"], "query", "key", "value")
             self.past[name] = [memory_BSM.new_empty(shape) for _ in range(2)]
+        rows, on_cpu = len(memory_BSM) * slots, memory_BSM.device.type == "cpu"
+        pays = absorbing_pays(rows, memory_BSM, config.text_width, config.text_heads)
+        self.absorbs = pays and on_cpu
+        if self.absorbs:
+            self.past["memory"] = [layer_norm(memory_BSM, {"scale": None, "bias": None})]
         for i in range(config.multimodal_layers):
             layer = params["decoder"]["blocks"][str(i)]
-            m_BSM = layer_norm(memory_BSM, layer["norm_memory"])
-            pair = (linear(m_BSM, layer["cross"][kind]) for kind in ("key", "value"))
-            heads_first = (x.unflatten(-1, (-1, head)).transpose(1, 2) for x in pair)
-            self.past["cross", i] = [x.contiguous() for x in heads_first]
+            if self.absorbs:
+                self.layers["cross", i] = absorbed(layer["cross"], layer["norm_memory"], head)
+            else:
+                m_BSM = layer_norm(memory_BSM, layer["norm_memory"])
+                pair = (linear(m_BSM, layer["cross"][kind]) for kind in ("key", "value"))
+                heads_first = (x.unflatten(-1, (-1, head)).transpose(1, 2) for x in pair)
+                self.past["cross", i] = [x.contiguous() for x in heads_first]
 
     def _self_attentions(self):
         for i in range(self.config.unimodal_layers):
@@ -59,7 +67,10 @@ class Cache:
         n_BTD = layer_norm(x_BTD, layer["norm_cross"])
         q_BTD = linear(n_BTD, layer["cross"]["query"])
         q_BTHK = q_BTD.unflatten(-1, (self.config.text_heads, -1))
-        o_BTHK = attention(q_BTHK, *(x.transpose(1, 2) for x in self.past["cross", i]))
+        if self.absorbs:
+            o_BTHK = absorbed_attention(q_BTHK, self.past["memory"][0], *self.layers["cross", i])
+        else:
+            o_BTHK = attention(q_BTHK, *(x.transpose(1, 2) for x in self.past["cross", i]))
         return x_BTD + linear(o_BTHK.flatten(-2), layer["cross"]["output"])
 
     def next_logits(self, tokens_BT, seen_BTS=None):
@@ -85,3 +96,25 @@ class Cache:
         logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
         demand_finite(logits_BTV.amax(-1).isfinite().all(), "probabilities")
         return logits_BTV
+
+
+def absorbed(params, norm, head):
+    """A cross-attention's maps to keys and values and the norm before them, as absorbed_attention
+    takes them. What the same number is added to for every key, the softmax drops: both biases."""
+    scale_M, bias_M = norm["scale"], norm["bias"]
+    key_HKM = params["key"]["weight"].unflatten(1, (-1, head)).permute(1, 2, 0)
+    value_HMK = params["value"]["weight"].unflatten(1, (-1, head)).transpose(0, 1)
+    bias_HK = (bias_M @ params["value"]["weight"] + params["value"]["bias"]).unflatten(
+        0, (-1, head)
+    )
+    return (key_HKM * scale_M * head**-0.5).contiguous(), scale_M[:, None] * value_HMK, bias_HK
+
+
+def absorbed_attention(q_BTHK, m_BSM, key_HKM, value_HMK, bias_HK):
+    """Attention whose keys and values are never formed (attention.py says why it is the same)."""
+    B, T, H, _ = q_BTHK.shape
+    q_BCM = (q_BTHK.flatten(0, 1).transpose(0, 1) @ key_HKM).unflatten(1, (B, T))
+    q_BCM = q_BCM.transpose(0, 1).flatten(1, 2)  # C = H x T
+    read_BCM = torch.softmax(q_BCM @ m_BSM.mT, -1) @ m_BSM
+    read_HRM = read_BCM.unflatten(1, (H, T)).transpose(0, 1).flatten(1, 2)
+    return (read_HRM @ value_HMK).transpose(0, 1).unflatten(0, (B, T)) + bias_HK

@@ -20,6 +20,7 @@ from ..kernels.checks import LARGEST_GRID, LARGEST_HEAD
 BACKENDS = ("auto", "torch", "triton")
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 ONEDNN_FROM = 1 << 25  # multiplications; smaller products cost more to call than they gain
+ONEDNN_ROWS = range(4, 65)  # without gradients: of more or fewer MKL's products are faster
 SHARED_MEMORY = 166_912  # bytes of a program, sm_80's limit
 PAIRS_IN_CHUNKS = 2048  # from so many on, no B x B logits on a CPU either
 
@@ -117,31 +118,34 @@ def linear(x, params):
     weight, bias = params["weight"], params.get("bias")
     rows = x.reshape(-1, weight.shape[0])
     if _has_onednn(rows, weight):
-        y = _Linear.apply(rows, weight, bias)
+        product = _Linear.apply if torch.is_grad_enabled() else _product
+        y = product(rows, weight, bias)
     else:
         y = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
     return y.reshape(*x.shape[:-1], weight.shape[1])
 
 
 def _has_onednn(x, weight):
-    """Whether oneDNN multiplies: torch by itself takes MKL, 8% slower in training on AMD, but
-    faster where nothing is trained (DECISIONS.md)."""
+    """Whether oneDNN multiplies: torch by itself takes MKL, 8% slower in training on AMD, but the
+    faster for many rows where nothing is trained (DECISIONS.md)."""
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    plain = plain and torch.is_grad_enabled()
-    large = len(x) * weight.numel() >= ONEDNN_FROM
+    if torch.is_grad_enabled():
+        large = len(x) * weight.numel() >= ONEDNN_FROM
+    else:
+        large = len(x) in ONEDNN_ROWS and 128 * weight.numel() >= ONEDNN_FROM
     return plain and large and ONEDNN and not torch.compiler.is_compiling()
 
 
-def _product(x_RD, weight_ED, bias_E=None):
-    """x weight' + bias."""
-    return torch.ops.mkldnn._linear_pointwise(x_RD, weight_ED, bias_E, "none", [], "")
+def _product(x_RD, weight_DE, bias_E=None):
+    """x weight + bias."""
+    return torch.ops.mkldnn._linear_pointwise(x_RD, weight_DE.T, bias_E, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_RD, weight_DE, bias_E):
         ctx.save_for_backward(x_RD, weight_DE)
-        return _product(x_RD, weight_DE.T, bias_E)
+        return _product(x_RD, weight_DE, bias_E)
 
     @staticmethod
     def backward(ctx, dy_RE):
