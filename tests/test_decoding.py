@@ -1,6 +1,7 @@
 """The controls of decoding, by reference and engine: each against its definition read aloud, and
 what they promise in every way of writing."""
 
+import functools
 from collections import Counter
 
 import numpy as np
@@ -10,13 +11,14 @@ from backends import BACKENDS, Engine, Reference
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import configs, model_and_batch, seeds, small_config
-from test_generation import IMAGE, PROMPTS, by_last_token, prompts, sparse, table_of
+from test_generation import IMAGE, PROMPTS, by_last_token, prompts, sparse
 
 from minicoca.config import END, PAD, START, UNKNOWN
 from minicoca.engine import attention as engine_attention
 from minicoca.engine import cache as engine_cache
 from minicoca.engine import ops as engine_ops
 from minicoca.engine.decoding import largest
+from minicoca.params import flatten, unflatten
 
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 CONTROLS = st.fixed_dictionaries({
@@ -52,9 +54,7 @@ def may_follow(logits, ids, written, min_length=0, repetition_penalty=1.0, no_re
     return found
 
 
-@both
-@given(seed=seeds, length=st.integers(1, 9), written=st.integers(0, 6), controls=CONTROLS)
-def test_what_may_follow_is_its_definition(backend, seed, length, written, controls):
+def check_may_follow(backend, seed, length, written, controls):
     rng = np.random.default_rng(seed)
     logits, ids = rng.normal(size=(4, 9)), rng.integers(3, 9, (4, length))
     ids[:, 0] = START
@@ -63,6 +63,12 @@ def test_what_may_follow_is_its_definition(backend, seed, length, written, contr
         want = may_follow(row, text, written, **controls)
         assert np.flatnonzero(np.isfinite(have)).tolist() == sorted(want)
         assert [have[token] for token in want] == pytest.approx(list(want.values()))
+
+
+@both
+@given(seed=seeds, length=st.integers(1, 9), written=st.integers(0, 6), controls=CONTROLS)
+def test_what_may_follow_is_its_definition(backend, seed, length, written, controls):
+    check_may_follow(backend, seed, length, written, controls)
 
 
 @both
@@ -103,10 +109,14 @@ def beams_by_definition(next_of, prompt, limit, beams, groups, diversity, penalt
 
 
 def check_beams(backend, seed, prompt, shape, controls, how, length=7):
-    config, table = small_config(vocabulary=8, text_length=length), table_of(seed, 8)
+    config = small_config(vocabulary=8, text_length=length)
+    params, images = attentive(config, seed, 1)
 
+    @functools.cache
     def next_of(ids):
-        logits = may_follow(np.log(table[ids[-1]]), list(ids), len(ids) - len(prompt), **controls)
+        tokens = np.array([[*ids, UNKNOWN]])
+        logits = Reference.outputs(params, config, images, tokens)["logits"][0, -1]
+        logits = may_follow(logits, list(ids), len(ids) - len(prompt), **controls)
         total = np.logaddexp.reduce(list(logits.values()))
         return {token: logit - total for token, logit in logits.items()}
 
@@ -115,8 +125,7 @@ def check_beams(backend, seed, prompt, shape, controls, how, length=7):
         next_of, prompt, most, *shape, how["diversity"], how["length_penalty"]
     )
     how = dict(beams=shape[0], beam_groups=shape[1], **controls, **how)
-    params = by_last_token(config, table)
-    (found,) = backend.n_best(params, config, IMAGE, np.array(prompt), **how)
+    (found,) = backend.n_best(params, config, images, np.array(prompt), **how)
     assert [tuple(ids) for ids, _ in found] == [ids for _, ids in want]
     assert [score for _, score in found] == pytest.approx([score for score, _ in want], abs=1e-8)
 
@@ -144,9 +153,19 @@ def test_groups_that_are_punished_enough_begin_apart(backend):
     assert first(beam_groups=2, diversity=9.0)[0] < first(beam_groups=2, diversity=9.0)[-1]
 
 
-def check_same(config, seed, shape, controls, how):
+def attentive(config, seed, batch):
+    """A model to which the image and all tokens matter much, and images."""
+    params, images, _ = model_and_batch(config, seed, batch=batch)
+    flat = flatten(params)
+    for name in flat:
+        if "attention." in name or "cross." in name:
+            flat[name] = 4 * flat[name]
+    return unflatten(flat), images
+
+
+def check_same(config, seed, shape, controls, how, batch=4):
     """Cached and in a batch, uncached and each image by itself: the same captions."""
-    params, images, _ = model_and_batch(config, seed, batch=4)
+    params, images = attentive(config, seed, batch)
     prompt = np.array([1, 5])
     how = dict(beams=shape[0], beam_groups=shape[1], **controls, **how)
     a = Reference.n_best(params, config, images, prompt, **how)
@@ -168,6 +187,24 @@ def check_same(config, seed, shape, controls, how):
 )  # fmt: skip
 def test_the_engine_finds_what_the_reference_finds(config, seed, shape, controls, how):
     check_same(config, seed, shape, controls, how)
+
+
+def check_batches(seed):
+    """Images whose captions end at different times, together and each by itself."""
+    config = small_config(vocabulary=7, text_length=12)
+    params, images = attentive(config, seed, 9)
+    rows = Engine.generate(params, config, images, prompts(images), temperature=1.0)
+    ends = [row.tolist().index(END) for row in rows if END in row]
+    assert len(set(ends)) > 1, "all end at once: nothing is tested"
+    for way in ({}, {"temperature": 1.0}):
+        a, b = (s.generate(params, config, images, prompts(images), **way) for s in BACKENDS)
+        np.testing.assert_array_equal(a, b)
+    check_same(config, seed, (3, 1), {}, {}, batch=9)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_captions_that_end_early_leave_the_others_alone(seed):
+    check_batches(seed)
 
 
 # --- every way of writing -------------------------------------------------------------------------
@@ -248,9 +285,7 @@ def test_a_punished_repetition_is_rarer(backend, way):
 # --- the few largest ------------------------------------------------------------------------------
 
 
-@given(seed=seeds, rows=st.integers(1, 4), width=st.integers(1, 12), count=st.integers(1, 14),
-       kinds=st.integers(1, 6))  # fmt: skip
-def test_the_largest_are_those_of_a_stable_sort(seed, rows, width, count, kinds):
+def check_largest(seed, rows, width, count, kinds):
     """Of few different values, so that many are equal at the edge too; some are impossible."""
     rng = np.random.default_rng(seed)
     x = torch.tensor(rng.integers(0, kinds, (rows, width)) * 0.5)
@@ -260,6 +295,12 @@ def test_the_largest_are_those_of_a_stable_sort(seed, rows, width, count, kinds)
     finite = want[:, :count] > -torch.inf
     assert torch.equal(values, want[:, :count])
     assert torch.equal(found[finite], places[:, :count][finite])
+
+
+@given(seed=seeds, rows=st.integers(1, 4), width=st.integers(1, 12), count=st.integers(1, 14),
+       kinds=st.integers(1, 6))  # fmt: skip
+def test_the_largest_are_those_of_a_stable_sort(seed, rows, width, count, kinds):
+    check_largest(seed, rows, width, count, kinds)
 
 
 def check_ties(seed, groups=1):
