@@ -99,22 +99,24 @@ class Cache:
 
 
 def absorbed(params, norm, head):
-    """A cross-attention's maps to keys and values and the norm before them, as absorbed_attention
-    takes them. What the same number is added to for every key, the softmax drops: both biases."""
+    """A cross-attention's maps to keys and values, with the norm before them, for
+    absorbed_attention. What is the same for every key of a query, the softmax drops: two biases."""
     scale_M, bias_M = norm["scale"], norm["bias"]
-    key_HKM = params["key"]["weight"].unflatten(1, (-1, head)).permute(1, 2, 0)
+    key_HKM = params["key"]["weight"].unflatten(1, (-1, head)).permute(1, 2, 0) * scale_M
     value_HMK = params["value"]["weight"].unflatten(1, (-1, head)).transpose(0, 1)
-    bias_HK = (bias_M @ params["value"]["weight"] + params["value"]["bias"]).unflatten(
-        0, (-1, head)
-    )
-    return (key_HKM * scale_M * head**-0.5).contiguous(), scale_M[:, None] * value_HMK, bias_HK
+    bias_D = bias_M @ params["value"]["weight"] + params["value"]["bias"]
+    # `attention` will divide by the root of M, and not of a head's size.
+    key_HKM = key_HKM * (len(scale_M) / head) ** 0.5
+    return key_HKM.contiguous(), scale_M[:, None] * value_HMK, bias_D.unflatten(0, (-1, head))
 
 
 def absorbed_attention(q_BTHK, m_BSM, key_HKM, value_HMK, bias_HK):
-    """Attention whose keys and values are never formed (attention.py says why it is the same)."""
+    """Attention whose keys and values are never formed (attention.py says why it is the same): the
+    image's tokens are both, of one head, to as many queries as there are heads."""
     B, T, H, _ = q_BTHK.shape
-    q_BCM = (q_BTHK.flatten(0, 1).transpose(0, 1) @ key_HKM).unflatten(1, (B, T))
-    q_BCM = q_BCM.transpose(0, 1).flatten(1, 2)  # C = H x T
-    read_BCM = torch.softmax(q_BCM @ m_BSM.mT, -1) @ m_BSM
-    read_HRM = read_BCM.unflatten(1, (H, T)).transpose(0, 1).flatten(1, 2)
-    return (read_HRM @ value_HMK).transpose(0, 1).unflatten(0, (B, T)) + bias_HK
+    q_HBTM = (q_BTHK.flatten(0, 1).transpose(0, 1) @ key_HKM).unflatten(1, (B, T))
+    q_BC1M = q_HBTM.transpose(0, 1).flatten(1, 2)[:, :, None]  # C = H x T
+    m_BS1M = m_BSM[:, :, None]
+    read_HBTM = attention(q_BC1M, m_BS1M, m_BS1M).unflatten(1, (H, T)).transpose(0, 1)
+    o_HRK = read_HBTM.reshape(H, B * T, -1) @ value_HMK
+    return o_HRK.transpose(0, 1).unflatten(0, (B, T)) + bias_HK
