@@ -128,12 +128,12 @@ def linear(x, params):
 def _has_onednn(x, weight):
     """Whether oneDNN multiplies: torch by itself takes MKL, 8% slower in training on AMD, but the
     faster for many rows where nothing is trained (DECISIONS.md)."""
+    if torch.compiler.is_compiling():  # asked first: an export for any batch has no size to tell
+        return False
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if torch.is_grad_enabled():
-        large = len(x) * weight.numel() >= ONEDNN_FROM
-    else:
-        large = len(x) in ONEDNN_ROWS and 128 * weight.numel() >= ONEDNN_FROM
-    return plain and large and ONEDNN and not torch.compiler.is_compiling()
+    if not torch.is_grad_enabled():
+        return plain and ONEDNN and len(x) in ONEDNN_ROWS and 128 * weight.numel() >= ONEDNN_FROM
+    return plain and ONEDNN and len(x) * weight.numel() >= ONEDNN_FROM
 
 
 def _product(x_RD, weight_DE, bias_E=None):
