@@ -67,7 +67,7 @@ SLIPS = [
     (Engine, engine_generate, "cache.keep(kept)", "cache.keep(kept.flip(0))", together),
     (Engine, engine_generate, "[streams[b] for b in rows_R.tolist()]", "streams[: len(rows_R)]",
      together),
-    (Engine, engine_cache, "x.index_select(0, images)", "x[: len(images)]", together),
+    (Engine, engine_cache, ".index_select(0, rows)", "[: len(rows)]", together),
 ]  # fmt: skip
 
 

@@ -49,7 +49,9 @@ class Cache:
 
     def keep(self, images):
         """Go on with these images (places, in order) alone."""
-        self.past = {k: [x.index_select(0, images) for x in v] for k, v in self.past.items()}
+        for name, tensors in self.past.items():
+            grows = name in dict(self._self_attentions())
+            self.past[name] = [_rows(x, images, self.used if grows else None) for x in tensors]
 
     def _self_attention(self, x_BTD, layer, name, seen_BTS):
         n_BTD = layer_norm(x_BTD, layer["norm_attention"])
@@ -96,6 +98,14 @@ class Cache:
         logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
         demand_finite(logits_BTV.amax(-1).isfinite().all(), "probabilities")
         return logits_BTV
+
+
+def _rows(x, rows, used):
+    """These rows of x [B, H, S, K], of which `used` slots hold something: the others are left as
+    memory that nobody has touched."""
+    kept = x.new_empty(len(rows), *x.shape[1:])
+    kept[..., :used, :] = x[..., :used, :].index_select(0, rows)
+    return kept
 
 
 def absorbed(params, norm, head):

@@ -76,7 +76,7 @@ def beam_search(
     scoring = dict(length_penalty=length_penalty, longest=max(1, limit - start))
     prompt, size = prompt_T.tolist(), beams // beam_groups
     searches = [Search(prompt, size, beam_groups, best, **scoring) for _ in images_BII3]
-    if start == limit or not searches:
+    if start >= limit or not searches:
         return [search.found() for search in searches]
     _, memory = encode_image(params, config, images_BII3)
     beams = size * beam_groups
