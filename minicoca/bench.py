@@ -197,7 +197,8 @@ def _step_memory(side, case, batch, preset_name):
     return peak_mb() - before
 
 
-def _in_fresh_process(function, *arguments):
+def in_fresh_process(function, *arguments):
+    """What a function of ours gives in a process that has done nothing else."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
@@ -265,7 +266,7 @@ def step(
     report |= {case: {} for case in cases}
     if memory and device == "cpu":
         for case, (name, side) in itertools.product(cases, sides.items()):
-            peak = _in_fresh_process(_step_memory, side, case, batch, preset_name)
+            peak = in_fresh_process(_step_memory, side, case, batch, preset_name)
             report[case][f"{name}_peak_mb"] = round(peak)
     weights = None
     if against:

@@ -23,7 +23,7 @@ from .config import Config
 from .data.files import Report
 from .squares import FITS
 from .tasks import embed_texts, no_vectors, unread
-from .tasks.captioning import captions, decoding
+from .tasks.captioning import Candidate, captions, decoding
 from .tasks.files import Fitting, Picture, decoded, embed, find_images
 from .tasks.indexed import open_index, search
 from .tasks.retrieval import Found, best
@@ -85,23 +85,46 @@ class Model:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        min_length: int = 0,
+        max_length: int = 0,
+        repetition_penalty: float = 1.0,
+        no_repeat_ngram: int = 0,
+        length_penalty: float | None = None,
+        beam_groups: int | None = None,
+        diversity: float | None = None,
+        best: int | None = None,
+        rerank: bool = False,
         fit: str = "crop",
-    ) -> str | list[str]:
+    ) -> str | list[str] | list[Candidate] | list[list[Candidate]]:
         """A caption for each image, which begins with the prompt: the likeliest token each time, or
         found by a search with `beams`, or sampled at a `temperature`, from the `top_k` likeliest
         tokens or from those that have `top_p` of the probability.
+
+        min_length, max_length: how many tokens are written, the end of the caption being one.
+        repetition_penalty: over 1, a token that the text holds already is less likely.
+        no_repeat_ngram: no so many tokens in a row stand twice; 0: they may.
+        length_penalty: of beams; a score is a log probability over the length to this power (1).
+        beam_groups, diversity: beams in groups that choose other tokens than the groups before.
+        best: instead of one caption the `best` for each image, a list of Candidate (caption, score,
+            cosine), the best first.
+        rerank: those first (or the one) whose text the model finds nearest to the image.
 
         Samples are a function of the seed (0 if not given) and of an image's place in the list.
         Raises ValueError for options out of range or that exclude each other, and for a prompt that
         is too long or holds what the model never saw.
         """
-        how = decoding(beams, temperature, top_k, top_p, seed)
+        options = dict(min_length=min_length, max_length=max_length, best=best, rerank=rerank)
+        options |= dict(repetition_penalty=repetition_penalty, no_repeat_ngram=no_repeat_ngram)
+        options |= dict(length_penalty=length_penalty, beam_groups=beam_groups)
+        how = decoding(beams, temperature, top_k, top_p, seed, diversity=diversity, **options)
         given, one = _listed(images)
         fitting, told = self._fitting(fit)
         batches = decoded(given, self.config.image_size, None, fitting)
         parts = captions(self.coca, self.tokenizer, batches, _text(prompt), **how)
         found = [caption for _, own in parts for caption in own]
         _tell(told)
+        if rerank and best is None:
+            found = [own[0].caption for own in found]
         return found[0] if one else found
 
     def embed_images(self, images: Pictures, *, fit: str = "crop") -> np.ndarray:

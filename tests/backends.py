@@ -3,11 +3,13 @@
 import numpy as np
 import torch
 
+from minicoca.engine import decoding as engine_decoding
 from minicoca.engine import generate as engine_generate
 from minicoca.engine import model as engine
 from minicoca.engine import ops as engine_ops
 from minicoca.engine import text as engine_text
 from minicoca.params import flatten, tree_map, unflatten
+from minicoca.reference import decoding as reference_decoding
 from minicoca.reference import generate as reference_generate
 from minicoca.reference import model as reference
 
@@ -29,13 +31,19 @@ class Reference:
         return reference.coca_backward(1.0, cache)[0]
 
     generate = staticmethod(reference_generate.generate)
-    filter_logits = staticmethod(reference_generate.filter_logits)
+    filter_logits = staticmethod(reference_decoding.filter_logits)
+    restrict_logits = staticmethod(reference_decoding.restrict_logits)
 
     @staticmethod
-    def beam_search(params, config, images, prompt, **how):
+    def n_best(params, config, images, prompt, **how):
+        """[[(ids, score), ...] of each image], best first."""
         return [
             reference_generate.beam_search(params, config, image, prompt, **how) for image in images
         ]
+
+    @classmethod
+    def beam_search(cls, *given, **how):
+        return [own[0] for own in cls.n_best(*given, **how)]
 
 
 class Engine:
@@ -76,14 +84,23 @@ class Engine:
 
     @staticmethod
     def filter_logits(logits, *how):
-        return engine_generate.filter_logits(torch.tensor(logits), *how).numpy()
+        return engine_decoding.filter_logits(torch.tensor(logits), *how).numpy()
 
     @staticmethod
-    def beam_search(params, config, images, prompt, **how):
+    def restrict_logits(logits, tokens, written, **how):
+        logits, tokens = torch.tensor(logits), torch.tensor(tokens)
+        return engine_decoding.restrict_logits(logits, tokens, written, **how).numpy()
+
+    @staticmethod
+    def n_best(params, config, images, prompt, **how):
         p = tree_map(torch.tensor, params)
         prompt = torch.tensor(prompt)
         found = engine_generate.beam_search(p, config, torch.tensor(images), prompt, **how)
-        return [(ids.numpy(), score) for ids, score in found]
+        return [[(ids.numpy(), score) for ids, score in own] for own in found]
+
+    @classmethod
+    def beam_search(cls, *given, **how):
+        return [own[0] for own in cls.n_best(*given, best=1, **how)]
 
 
 BACKENDS = [Reference, Engine]

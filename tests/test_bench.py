@@ -72,7 +72,7 @@ def test_not_forming_keys_changes_no_loss_and_no_gradient(changes, monkeypatch):
 
 
 def test_keys_are_avoided_only_where_that_saves_products():
-    pays = engine_attention._absorbing_pays
+    pays = engine_attention.absorbing_pays
     memory = torch.empty(16, 255, 512, device="meta")
     assert pays(16 * 12, memory, 512, 8)
     assert not pays(16 * 75, memory, 512, 8)  # too many rows

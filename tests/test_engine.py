@@ -66,16 +66,17 @@ ONLY_REFERENCE = {
     "ops.py": {"erf", "softmax", "log_softmax"},
     "attention.py": {"attention", "text_mask"},
     "optim.py": {"adamw_init", "adamw_of_parts", "global_norm"},
-    "generate.py": {"next_log_probabilities"},
+    "generate.py": {"next_logits", "likeliest", "scores"},
 }
 ONLY_ENGINE = {
     "ops.py": {"attention", "contrastive_loss", "caption_loss",
                "attention_pool", "pick_device", "pick_dtype", "use", "with_own_backend",
                "has_kernels", "implementations", "complaint", "recomputed"},
-    "attention.py": {"Packing"},
+    "attention.py": {"Packing", "absorbing_pays", "joint"},
+    "decoding.py": {"largest"},
     "text.py": {"TextRows", "text_mask"},
     "model.py": {"total_loss"},
-    "generate.py": {"Cache"},
+    "generate.py": {"Search"},
 }  # fmt: skip
 
 

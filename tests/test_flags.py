@@ -16,7 +16,7 @@ from settings_trace import places, small_data
 from test_settings import FIELDS, ROWS, placed
 
 from minicoca import __main__ as cli
-from minicoca import bench, data, params
+from minicoca import bench, bench_generate, data, params
 from minicoca.commands import COMMANDS, build_parser
 from minicoca.commands import imports as imports_command
 from minicoca.commands import train as train_command
@@ -42,7 +42,7 @@ FIT = [
     ("--fit", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--fit", "pad"], "asked"),
     ("--max-pixels", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--max-pixels", "300"], "asked"),
 ]
-SAMPLED = ["--temperature", "1"]
+SAMPLED, BEAMS = ["--temperature", "1"], ["--beams", "4"]
 THEIRS = ["HERE/first_clip"]
 NAMED = ["HERE/red", "HERE/red/1.png"]
 
@@ -63,6 +63,20 @@ FLAGS = {
             ("--top-p", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-p", "0.5"], "asked"),
             ("--seed", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--seed", "3"], "asked"),
             *FIT,
+            *[
+                (flag, ["HERE/red", *given], ["HERE/red", *given, flag, value], "asked")
+                for flag, given, value in (
+                    ("--min-length", [], "2"),
+                    ("--max-length", [], "2"),
+                    ("--repetition-penalty", [], "2"),
+                    ("--no-repeat-ngram", [], "2"),
+                    ("--length-penalty", BEAMS, "0.5"),
+                    ("--beam-groups", BEAMS, "2"),
+                    ("--diversity", [*BEAMS, "--beam-groups", "2"], "0.3"),
+                )
+            ],
+            ("--best", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--best", "2"], "out"),
+            ("--rerank", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--rerank"], "out"),
             *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
         ],
     ),
@@ -159,6 +173,13 @@ FLAGS = {
             ("--preset", ["step", "--preset", "tiny"], ["step", "--preset", "small"], "timed"),
             ("--device", ["step", "--device", "cpu"], ["step", "--device", "cuda"], "timed"),
             ("--json", ["step", "--json", "a.json"], ["step", "--json", "b.json"], "timed"),
+            ("what", ["step"], ["generate"], "timed"),
+            ("--tokens", ["generate"], ["generate", "--tokens", "9"], "timed"),
+            ("--beams", ["generate"], ["generate", "--beams", "9"], "timed"),
+            ("--batch-size", ["generate"], ["generate", "--batch-size", "3"], "timed"),
+            ("--repeats", ["generate"], ["generate", "--repeats", "9"], "timed"),
+            ("--preset", ["generate"], ["generate", "--preset", "small"], "timed"),
+            ("--against", ["generate"], ["generate", "--against", "open_clip"], "timed"),
             ("--json", ["kernels", "--json", "a.json"], ["kernels", "--json", "b.json"], "timed"),
             ("--ops", ["kernels", "--ops", "info_nce"], ["kernels", "--ops", "attention"], "timed"),
             ("--quick", ["kernels"], ["kernels", "--quick"], "timed"),
@@ -208,14 +229,14 @@ def seen(here, tmp_path, monkeypatch):
         monkeypatch.setattr(module.CoCa, name, watched)
 
     for module in (engine_generate, reference_generate):
-        for name in ("embed_images", "embed_texts", "generate"):
+        for name in ("embed_images", "embed_texts", "generate", "beam_search"):
             watch(module, name)
     pick = engine_generate.pick_device
     device = lambda name: seen["device"].append(name) or pick(name)  # noqa: E731
     monkeypatch.setattr(engine_generate, "pick_device", device)
-    for name in ("step", "kernels"):
+    for module, name in ((bench, "step"), (bench, "kernels"), (bench_generate, "generate")):
         put = lambda name=name, **how: seen["timed"].append((name, how))  # noqa: E731
-        monkeypatch.setattr(bench, name, put)
+        monkeypatch.setattr(module, name, put)
     train = lambda *given, say, **how: seen["trained"].append((given, how)) or {}  # noqa: E731
     monkeypatch.setattr(train_command, "train", train)
     monkeypatch.setattr(

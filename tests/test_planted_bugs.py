@@ -16,12 +16,24 @@ from oracles import planted
 from strategies import small_config
 
 from minicoca.engine import attention as engine_attention
+from minicoca.engine import cache as engine_cache
 from minicoca.engine import generate as engine_generate
 from minicoca.engine import ops as engine_ops
 from minicoca.engine import optim as engine_optim
 from minicoca.engine import pooling as engine_pooling
 from minicoca.engine import text as engine_text
-from minicoca.reference import attention, generate, losses, model, ops, optim, pooling, text, vision
+from minicoca.reference import (
+    attention,
+    decoding,
+    generate,
+    losses,
+    model,
+    ops,
+    optim,
+    pooling,
+    text,
+    vision,
+)
 
 SIZE = dict(B=3, T=5, S=7, K=9, F=11, V=13, E=15, P=17, D=8, H=2)
 
@@ -213,12 +225,13 @@ BUGS = [
     (engine_attention, "return padded.index_copy(0, self.slots_R, x_RD)",
      "return padded.index_copy(0, self.slots_R.flip(0), x_RD)", same()),
     # --- generation ---------------------------------------------------------------------------
-    (engine_generate, "x_BTD = x_BTD + params[\"text\"][\"position\"][start : self.length]",
-     "x_BTD = x_BTD + params[\"text\"][\"position\"][: tokens_BT.shape[1]]", cached),
-    (engine_generate, "causal = not old and x_BTD.shape[1] > 1", "causal = False", cached),
-    (engine_generate, "cache.select(torch.tensor(parents, device=device))",
-     "cache.select(torch.tensor(parents, device=device).sort().values)", cached),
-    (generate, "logits_BV[:, [PAD, START, UNKNOWN]] = -np.inf", "pass", promises(Reference)),
+    (engine_cache, "x_BTD = x_BTD + params[\"text\"][\"position\"][start : self.position]",
+     "x_BTD = x_BTD + params[\"text\"][\"position\"][: self.position - start]", cached),
+    (engine_cache, "causal = not self.used and x_BTD.shape[1] > 1", "causal = False", cached),
+    (engine_cache, "all_[:, self.used :] = now", "all_[:, self.used :] = now.flip(1)", cached),
+    (engine_generate, "seen_BTS = seen_BTS.gather(1, parents_BT1.expand",
+     "seen_BTS = seen_BTS.gather(1, parents_BT1.sort(1).values.expand", cached),
+    (decoding, "logits_BV[:, [PAD, START, UNKNOWN]] = -np.inf", "pass", promises(Reference)),
     (generate, "np.where(done_B, PAD, next_B)", "next_B", promises(Reference)),
     (generate, "[..., 0] * (targets != PAD))", "[..., 0])",
      is_the_loss(likelihood_tests.by_reference)),
@@ -226,12 +239,11 @@ BUGS = [
      is_the_loss(likelihood_tests.by_engine)),
     (engine_generate, "multimodal_decoder(x_RTD[text], memory[image]",
      "multimodal_decoder(x_RTD[text], memory[text]", is_the_loss(likelihood_tests.by_engine)),
-    (generate, "(before_BV >= top_p - ROUNDING)", "(before_BV + p_BV >= top_p - ROUNDING)",
+    (decoding, "(before_BV >= top_p - ROUNDING)", "(before_BV + p_BV >= top_p - ROUNDING)",
      filters(Reference)),
-    (generate, "finished.append((total / written**length_penalty, tokens))",
-     "finished.append((total, tokens))", exhaustive(Reference)),
-    (engine_generate, "total, tokens = values[rank], rows[row][2] + [token]",
-     "total, tokens = values[0], rows[row][2] + [token]", cached),
+    (generate, "[(total / written**length_penalty, ids) for total, ids in beams]",
+     "[(total, ids) for total, ids in beams]", exhaustive(Reference)),
+    (engine_generate, "columns = totals.tolist(),", "columns = totals.flip(1).tolist(),", cached),
 ]  # fmt: skip
 
 

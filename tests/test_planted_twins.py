@@ -16,13 +16,14 @@ from oracles import planted
 from strategies import small_config
 
 from minicoca.engine import attention as engine_attention
+from minicoca.engine import decoding as engine_decoding
 from minicoca.engine import generate as engine_generate
 from minicoca.engine import optim as engine_optim
 from minicoca.engine import pooling as engine_pooling
 from minicoca.engine import text as engine_text
 from minicoca.engine import vision as engine_vision
 from minicoca.interop import open_clip
-from minicoca.reference import attention, generate, optim, pooling, text, vision
+from minicoca.reference import attention, decoding, generate, optim, pooling, text, vision
 
 G = generation_tests
 
@@ -103,80 +104,80 @@ theirs, theirs_apart = reading(interop_tests.CONFIGS[0]), reading(interop_tests.
 SLIPS = [
     # --- beam search --------------------------------------------------------------------------
     ("the prompt's tokens count as written", [
-        (generate, "written = tokens_BT.shape[1] + 1 - len(prompt)\n",
-         "written = tokens_BT.shape[1]\n"),
-        (engine_generate, "(length - len(prompt)) ** length_penalty",
-         "(length - 1) ** length_penalty")], beams),
+        (generate, "scores(ended, written, length_penalty)",
+         "scores(ended, written + start - 1, length_penalty)"),
+        (engine_generate, "max(1, len(ids) - start)", "max(1, len(ids) - 1)")], beams),
     ("as many candidates as beams", [
-        (generate, "[: 2 * beams]", "[:beams]"),
-        (engine_generate, "values[: 2 * beams].tolist(), best[: 2 * beams].tolist()",
-         "values[:beams].tolist(), best[:beams].tolist()")], room),
+        (generate, "less_V, 2 * size, start", "less_V, size, start"),
+        (engine_generate, "order = order[:, : 2 * size]", "order = order[:, :size]")], room),
     ("an end counts whatever its rank", [
-        (generate, "if token == END and rank < beams:", "if token == END:"),
-        (engine_generate, "if token == END and rank < beams:", "if token == END:")], beams),
+        (generate, "in found[:size] if ids[-1] == END", "in found if ids[-1] == END"),
+        (engine_generate, "for f in found[: self.size] if", "for f in found if")], beams),
     ("one beam fewer stays open", [
-        (generate, "len(grown) < beams:", "len(grown) < max(1, beams - 1):"),
-        (engine_generate, "len(opened) < beams:", "len(opened) < max(1, beams - 1):")], beams),
+        (generate, "if ids[-1] != END][:size]", "if ids[-1] != END][: max(1, size - 1)]"),
+        (engine_generate, "if f[1][-1] != END][: self.size]",
+         "if f[1][-1] != END][: max(1, self.size - 1)]")], beams),
     ("given up as if the longest were one token", [
-        (generate, "limit = max(1, config.text_length - len(prompt)) ** max(length_penalty, 0.0)",
-         "limit = 1"),
-        (engine_generate, "most = max(1, config.text_length - len(prompt)) ** "
-         "max(length_penalty, 0.0)", "most = 1")], length_can_save),
+        (generate, "most = max(1, limit - start) ** max(length_penalty, 0.0)", "most = 1"),
+        (engine_generate, "most = self.longest ** max(self.length_penalty, 0.0)", "most = 1")],
+     length_can_save),
     ("long captions are punished", [
-        (generate, "finished.append((total / written**length_penalty, tokens))",
-         "finished.append((total * written**length_penalty, tokens))"),
-        (engine_generate, "score = total / (length - len(prompt)) ** length_penalty",
-         "score = total * (length - len(prompt)) ** length_penalty")], all_captions),
+        (generate, "total / written**length_penalty", "total * written**length_penalty"),
+        (engine_generate, "total / max(1, len(ids) - start) ** power",
+         "total * max(1, len(ids) - start) ** power")], all_captions),
     ("the score of the last token alone", [
-        (generate, "np.array([score for score, _ in open_beams])[:, None] + log_p_BV",
+        (generate, "np.array([total for total, _ in beams])[:, None] + log_p_BV",
          "log_p_BV + 0.0"),
-        (engine_generate, "log_p_BV + log_p_BV.new_tensor([total for _, total, _ in rows])"
-         "[:, None]", "log_p_BV + 0.0")], beams),
+        (engine_generate, "(totals_BT - logits_BTV.logsumexp(-1))",
+         "(totals_BT.clamp(max=-torch.inf).nan_to_num(0, 0, 0) - logits_BTV.logsumexp(-1))")],
+     beams),
     ("unknown may be written", [
-        (generate, "logits_BV[:, [PAD, START, UNKNOWN]]", "logits_BV[:, [PAD, START]]"),
-        (engine_generate, "logits_BV[:, [PAD, START, UNKNOWN]]", "logits_BV[:, [PAD, START]]")],
+        (decoding, "logits_BV[:, [PAD, START, UNKNOWN]]", "logits_BV[:, [PAD, START]]"),
+        (engine_decoding, "for token in (PAD, START, UNKNOWN):", "for token in (PAD, START):")],
      all_captions),
     ("the least of what was found", [
-        (generate, "score, tokens = max(finished", "score, tokens = min(finished"),
-        (engine_generate, "score, ids = max(found", "score, ids = min(found")], all_captions),
+        (generate, "sorted(sum(finished, []), key=lambda f: -f[0])",
+         "sorted(sum(finished, []), key=lambda f: f[0])"),
+        (engine_generate, "sorted(sum(finished, []), key=lambda f: -f[0])",
+         "sorted(sum(finished, []), key=lambda f: f[0])")], all_captions),
     # --- sampling -----------------------------------------------------------------------------
     ("top-p drops what reaches it", [
-        (generate, "(before_BV >= top_p - ROUNDING)", "(before_BV + p_BV >= top_p - ROUNDING)"),
-        (engine_generate, "(before_BV >= top_p - ROUNDING)",
+        (decoding, "(before_BV >= top_p - ROUNDING)", "(before_BV + p_BV >= top_p - ROUNDING)"),
+        (engine_decoding, "(before_BV >= top_p - ROUNDING)",
          "(before_BV + p_BV >= top_p - ROUNDING)")], edges),
     ("top-p keeps one more exactly at its edge", [
-        (generate, "(before_BV >= top_p - ROUNDING)", "(before_BV > top_p + ROUNDING)"),
-        (engine_generate, "(before_BV >= top_p - ROUNDING)", "(before_BV > top_p + ROUNDING)")],
+        (decoding, "(before_BV >= top_p - ROUNDING)", "(before_BV > top_p + ROUNDING)"),
+        (engine_decoding, "(before_BV >= top_p - ROUNDING)", "(before_BV > top_p + ROUNDING)")],
      edges),
     ("top-p drops by default", [
-        (generate, "& (top_p < 1)", "& (top_p <= 1)"),
-        (engine_generate, "& (top_p < 1)", "& (top_p <= 1)")], edges),
+        (decoding, "& (top_p < 1)", "& (top_p <= 1)"),
+        (engine_decoding, "& (top_p < 1)", "& (top_p <= 1)")], edges),
     ("top-k keeps one more", [
-        (generate, "drop_BV[:, top_k or", "drop_BV[:, top_k + 1 if top_k else"),
-        (engine_generate, "drop_BV[:, top_k or", "drop_BV[:, top_k + 1 if top_k else")],
+        (decoding, "drop_BV[:, top_k or", "drop_BV[:, top_k + 1 if top_k else"),
+        (engine_decoding, "drop_BV[:, top_k or", "drop_BV[:, top_k + 1 if top_k else")],
      frequencies(temperature=1.3, top_k=2)),
     ("the temperature multiplies", [
-        (generate, "logits_BV = logits_BV / temperature", "logits_BV = logits_BV * temperature"),
-        (engine_generate, "logits_BV = logits_BV / temperature",
+        (decoding, "logits_BV = logits_BV / temperature", "logits_BV = logits_BV * temperature"),
+        (engine_decoding, "logits_BV = logits_BV / temperature",
          "logits_BV = logits_BV * temperature")], frequencies(temperature=2.0)),
     ("the temperature comes after the filters", [
-        (generate, "    logits_BV = logits_BV / temperature\n", ""),
-        (generate, "kept_BV = np.where(drop_BV, -np.inf, sorted_BV)",
+        (decoding, "    logits_BV = logits_BV / temperature\n", ""),
+        (decoding, "kept_BV = np.where(drop_BV, -np.inf, sorted_BV)",
          "kept_BV = np.where(drop_BV, -np.inf, sorted_BV / temperature)"),
-        (engine_generate, "    logits_BV = logits_BV / temperature\n", ""),
-        (engine_generate, "kept_BV = sorted_BV.masked_fill(drop_BV, -torch.inf)",
+        (engine_decoding, "    logits_BV = logits_BV / temperature\n", ""),
+        (engine_decoding, "kept_BV = sorted_BV.masked_fill(drop_BV, -torch.inf)",
          "kept_BV = (sorted_BV / temperature).masked_fill(drop_BV, -torch.inf)")],
      frequencies(temperature=1.7, top_p=0.8, top_k=3)),
     ("what is dropped is drawn", [
-        (generate, "p_BV = np.exp(log_softmax(filtered_BV)[0])",
-         "p_BV = np.exp(log_softmax(log_p_BV / temperature)[0])"),
-        (engine_generate, "torch.softmax(filter_logits(log_p_BV, temperature, top_k, top_p), -1)",
-         "torch.softmax(log_p_BV / temperature, -1)")],
+        (decoding, "log_softmax(filter_logits(logits_BV, temperature, top_k, top_p))",
+         "log_softmax(logits_BV / temperature)"),
+        (engine_decoding, "torch.softmax(filter_logits(logits_BV, temperature, top_k, top_p), -1)",
+         "torch.softmax(logits_BV / temperature, -1)")],
      frequencies(temperature=1.3, top_k=2)),
     ("filtered logits stay in the sorted order", [
-        (generate, "np.put_along_axis(filtered_BV, order_BV, kept_BV, -1)",
+        (decoding, "np.put_along_axis(filtered_BV, order_BV, kept_BV, -1)",
          "filtered_BV[:] = kept_BV"),
-        (engine_generate, "torch.empty_like(kept_BV).scatter_(-1, order_BV, kept_BV)", "kept_BV")],
+        (engine_decoding, "torch.empty_like(kept_BV).scatter_(-1, order_BV, kept_BV)", "kept_BV")],
      frequencies(temperature=1.0)),
     ("the streams of seed + row", [
         (generate, 'stream("sample", seed, first_stream + b)',
@@ -194,24 +195,24 @@ SLIPS = [
          'stream("sample", 0, first_stream + b)')], streams),
     ("what has ended goes on", [
         (generate, "np.where(done_B, PAD, next_B)", "next_B"),
-        (engine_generate, "next_B.masked_fill(done_B, PAD)", "next_B")], promises),
+        (engine_generate, "next_R.masked_fill(~going_B[rows_R], PAD)", "next_R")], promises),
     ("an end in the prompt is not seen", [
         (generate, "done_B = (tokens_BT == END).any(1)",
          "done_B = (tokens_BT[:, np.shape(prompt)[1]:] == END).any(1)"),
-        (engine_generate, "done_B = (tokens_BT == END).any(1)",
-         "done_B = (tokens_BT[:, prompt_BT.shape[1]:] == END).any(1)")], ended),
+        (engine_generate, "going_B = ~(prompt_BT == END).any(1)",
+         "going_B = ~(prompt_BT == PAD).any(1)")], ended),
     # --- attention, blocks, poolers -------------------------------------------------------------
     ("query and key exchanged", [
         (attention, 'q_BTD, query_cache = linear(x_BTD, params["query"])\n'
          '    k_BSD, key_cache = linear(memory_BSM, params["key"])',
          'q_BTD, query_cache = linear(x_BTD, params["key"])\n'
          '    k_BSD, key_cache = linear(memory_BSM, params["query"])'),
-        (engine_attention, '_joint_linear(x_BTD, params, "query", "key", "value")',
-         '_joint_linear(x_BTD, params, "key", "query", "value")'),
+        (engine_attention, 'joint(params, "query", "key", "value")',
+         'joint(params, "key", "query", "value")'),
         (engine_attention, 'q_BTD = linear(x_BTD, params["query"])',
          'q_BTD = linear(x_BTD, params["key"])'),
-        (engine_attention, '_joint_linear(memory_BSM, params, "key", "value")',
-         '_joint_linear(memory_BSM, params, "query", "value")')],
+        (engine_attention, 'joint(params, "key", "value")',
+         'joint(params, "query", "value")')],
      torchs(image_width=12, image_heads=3)),
     ("scores divided by the width of all heads", [
         (attention, "scale = q_BTHK.shape[-1] ** -0.5",

@@ -1,4 +1,4 @@
-"""`minicoca bench`: a training step or the kernels, timed."""
+"""`minicoca bench`: a training step, the writing of captions, or the kernels, timed."""
 
 from pathlib import Path
 
@@ -6,19 +6,21 @@ from .. import config
 from .flags import Usage
 from .results import check_output
 
-HELP = "time a training step, or the kernels"
+HELP = "time a training step, the writing of captions, or the kernels"
 MOST = 10**6
 OPS = ("attention", "attention_pool", "info_nce", "caption_loss")
 
 
 def add_flags(parser):
     add = parser.add_argument
-    add("what", choices=("step", "kernels"), help="what to time")
-    add("--against", choices=("open_clip",), help="step: beside this, the same batch")
-    add("--repeats", type=int, default=5, help="step: steps of each (default 5)")
-    add("--batch-size", type=int, default=16, help="step: (default 16)")
-    add("--preset", default="open_clip_b32", choices=config.PRESETS, help="step: of this")
-    add("--device", default="auto", help="step: torch device (default auto)")
+    add("what", choices=("step", "generate", "kernels"), help="what to time")
+    add("--against", choices=("open_clip",), help="step, generate: beside this, the same")
+    add("--repeats", type=int, help="step, generate: times of each (default 5, 3)")
+    add("--batch-size", type=int, help="step, generate: images (default 16, 32)")
+    add("--tokens", type=int, default=20, help="generate: of each caption (default 20)")
+    add("--beams", type=int, default=6, help="generate: beside greedy (default 6)")
+    add("--preset", default="open_clip_b32", choices=config.PRESETS, help="step, generate: of this")
+    add("--device", default="auto", help="step, generate: torch device (default auto)")
     add("--ops", nargs="+", choices=OPS, help="kernels: only these")
     add("--quick", action="store_true", help="kernels: only shapes with a target")
     add("--no-tests", action="store_true", help="kernels: do not run their tests first")
@@ -29,10 +31,11 @@ def add_flags(parser):
 def run(arguments):
     from .. import bench
 
-    for flag in ("repeats", "batch_size"):
-        if not 1 <= getattr(arguments, flag) <= MOST:
+    for flag in ("repeats", "batch_size", "tokens", "beams"):
+        value = getattr(arguments, flag)
+        if value is not None and not 1 <= value <= MOST:
             limit = f"at least 1 and at most {MOST:,}"
-            raise Usage(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}: {limit}")
+            raise Usage(f"--{flag.replace('_', '-')} {value}: {limit}")
     if arguments.json:
         check_output("--json", arguments.json)
     if arguments.what == "kernels":
@@ -44,11 +47,17 @@ def run(arguments):
             tests=not arguments.no_tests,
         )
         return
-    bench.step(
-        against=arguments.against,
-        batch=arguments.batch_size,
-        repeats=arguments.repeats,
-        device=arguments.device,
-        preset_name=arguments.preset,
-        json_path=arguments.json,
-    )
+    how = dict(against=arguments.against, device=arguments.device, json_path=arguments.json)
+    how |= dict(preset_name=arguments.preset)
+    if arguments.what == "generate":
+        from .. import bench_generate
+
+        bench_generate.generate(
+            images=arguments.batch_size or 32,
+            tokens=arguments.tokens,
+            beams=arguments.beams,
+            repeats=arguments.repeats or 3,
+            **how,
+        )
+        return
+    bench.step(batch=arguments.batch_size or 16, repeats=arguments.repeats or 5, **how)

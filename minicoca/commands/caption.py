@@ -1,5 +1,6 @@
 """`minicoca caption`: a caption for each image."""
 
+import inspect
 import json
 from itertools import groupby
 
@@ -24,6 +25,23 @@ def add_flags(parser):
     parser.add_argument("--top-k", type=int, help="... from the k likeliest tokens")
     parser.add_argument("--top-p", type=float, help="... from this much probability")
     parser.add_argument("--seed", type=int, help="... with this seed")
+    parser.add_argument("--min-length", type=int, default=0, help="tokens written at least")
+    parser.add_argument("--max-length", type=int, default=0, help="... and at most")
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="over 1: a token again is less likely"
+    )
+    parser.add_argument(
+        "--no-repeat-ngram", type=int, default=0, help="no so many tokens in a row stand twice"
+    )
+    parser.add_argument("--best", type=int, help="show so many captions, with scores (by beams)")
+    parser.add_argument(
+        "--rerank", action="store_true", help="... the nearest to the image first, by its vector"
+    )
+    parser.add_argument(
+        "--length-penalty", type=float, help="beams: power of the length in a score (default 1)"
+    )
+    parser.add_argument("--beam-groups", type=int, help="beams: in so many groups that differ")
+    parser.add_argument("--diversity", type=float, help="... and how much (default 0.5)")
 
 
 def run(arguments):
@@ -42,7 +60,14 @@ def run(arguments):
     width = max((len(str(path)) for path in paths), default=0)
 
     def line(row):
-        return json.dumps(row) if outputs.printed else f"{row['file']:{width}}  {row['caption']}"
+        if outputs.printed:
+            return json.dumps(row)
+
+        def one(found):
+            scores = [f"{found[key]:7.3f}" for key in ("score", "cosine") if key in found]
+            return "  ".join([f"{row['file']:{width}}", *scores, found["caption"]])
+
+        return "\n".join(map(one, row.get("best", [row])))
 
     with outputs, Results(arguments, len(paths) + len(outputs.blocked), line) as results:
         results.skipped += outputs.blocked
@@ -51,16 +76,24 @@ def run(arguments):
             how |= {"first": done + results.reached} if "seed" in how else {}
             for kept, texts in captions(model, tokenizer, batches, arguments.prompt, **how):
                 pairs = zip(kept, texts, strict=True)
-                rows = [{"file": str(path), "caption": text} for path, text in pairs]
+                rows = [{"file": str(path)} | row_of(text, "best" in how) for path, text in pairs]
                 outputs.keep(rows)
                 results.add(rows)
+
+
+def row_of(found, several=False):
+    """What is told of one image: its caption, or its candidates, with what they score."""
+    if isinstance(found, str):
+        return {"caption": found}
+    rows = [{k: v for k, v in one._asdict().items() if v is not None} for one in found]
+    return rows[0] | ({"best": rows} if several else {})
 
 
 def decoding_of(arguments):
     """How to write captions, from the flags. Raises Usage."""
     from ..tasks.captioning import decoding
 
-    names = ("beams", "temperature", "top_k", "top_p", "seed")
+    names = inspect.signature(decoding).parameters.keys() - {"spelt"}
     given = {name: getattr(arguments, name) for name in names}
     try:
         return decoding(**given, spelt=lambda name: "--" + name.replace("_", "-"))

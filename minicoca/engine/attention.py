@@ -38,12 +38,12 @@ def multi_head_attention(
     any number of samples and is projected once.
     """
     if memory_BSM is x_BTD:
-        joint = _joint_linear(x_BTD, params, "query", "key", "value")
-        q_BTD, k_BSD, v_BSD = (packing.pad(joint) if packing else joint).chunk(3, -1)
+        y = linear(x_BTD, joint(params, "query", "key", "value"))
+        q_BTD, k_BSD, v_BSD = (packing.pad(y) if packing else y).chunk(3, -1)
     else:
         q_BTD = linear(x_BTD, params["query"])
         q_BTD = packing.pad(q_BTD) if packing else q_BTD
-        k_BSD, v_BSD = _joint_linear(memory_BSM, params, "key", "value").chunk(2, -1)
+        k_BSD, v_BSD = linear(memory_BSM, joint(params, "key", "value")).chunk(2, -1)
     split = [y.unflatten(-1, (heads, -1)) for y in (q_BTD, k_BSD, v_BSD)]
     o_BTD = attention(*split, causal=causal, mask=mask).flatten(-2)
     if packing:
@@ -51,10 +51,9 @@ def multi_head_attention(
     return linear(o_BTD, params["output"])
 
 
-def _joint_linear(x, params, *names):
-    """Several linear maps of the same rows as one product: fewer, larger ones."""
-    joint = {kind: torch.cat([params[n][kind] for n in names], -1) for kind in ("weight", "bias")}
-    return linear(x, joint)
+def joint(params, *names):
+    """Several linear maps of the same rows as one: fewer, larger products."""
+    return {kind: torch.cat([params[n][kind] for n in names], -1) for kind in ("weight", "bias")}
 
 
 def _absorbed_attention(x_RD, memory_BSM, params, heads, rows_B):
@@ -80,7 +79,7 @@ def _absorbed_attention(x_RD, memory_BSM, params, heads, rows_B):
     return linear(o_RD, params["output"])
 
 
-def _absorbing_pays(rows, memory_BSM, width, heads):
+def absorbing_pays(rows, memory_BSM, width, heads):
     """Whether _absorbed_attention multiplies less, by enough for its loop over samples."""
     B, S, M = memory_BSM.shape
     exact = memory_BSM.dtype.itemsize >= 4  # scores are rounded to the dtype before the softmax
@@ -102,7 +101,7 @@ def self_attention_layer(x_BTD, norm, params, heads, **masking):
 def cross_attention_layer(x_BTD, memory_BSM, norm, norm_memory, params, heads, packing=None):
     """x + attention(norm(x), norm(memory))."""
     n_BTD, m_BSM = layer_norm(x_BTD, norm), layer_norm(memory_BSM, norm_memory)
-    if packing and _absorbing_pays(len(x_BTD), memory_BSM, x_BTD.shape[-1], heads):
+    if packing and absorbing_pays(len(x_BTD), memory_BSM, x_BTD.shape[-1], heads):
         return x_BTD + _absorbed_attention(n_BTD, m_BSM, params, heads, packing.rows_B)
     return x_BTD + multi_head_attention(n_BTD, m_BSM, params, heads, packing=packing)
 

@@ -1,189 +1,184 @@
-"""Writing captions, as reference/generate.py, but with a cache: each step runs one new token, and
-the image's keys and values are projected once."""
+"""Writing captions, as reference/generate.py, but with a cache: each step runs new tokens alone."""
 
 import numpy as np
 import torch
 
-from ..config import END, PAD, START, UNKNOWN
+from ..config import END, PAD, START
 from ..params import demand_finite, stream, tree_map
-from .attention import mlp_layer
+from .cache import Cache
+from .decoding import draw, largest, restrict_logits
 from .model import encode_image, encode_text
-from .ops import attention, embedding, layer_norm, linear, pick_device, use, with_own_backend
+from .ops import linear, pick_device, use, with_own_backend
 from .text import TextRows, multimodal_decoder
 from .vision import normalise
 
-ROUNDING = 1e-6  # a set that lacks no more than this has probability top_p
 PAIRS = 64  # of an image and a text, read at once
 ROWS = 256  # of logits at a time
 
 
-class Cache:
-    """Keys and values of everything read so far, for rows that grow token by token.
-
-    At first row b reads image b; `select` changes that.
-    """
-
-    def __init__(self, params, config, memory_BSM):
-        self.config, self.params, self.length = config, params, 0
-        self.past = {}
-        for i in range(config.multimodal_layers):
-            layer = params["decoder"]["blocks"][str(i)]
-            m_BSM = layer_norm(memory_BSM, layer["norm_memory"])
-            self.past["cross", i] = self._key_value(m_BSM, layer["cross"])
-
-    def _key_value(self, x, params):
-        heads = self.config.text_heads
-        return [linear(x, params[name]).unflatten(-1, (heads, -1)) for name in ("key", "value")]
-
-    def select(self, rows):
-        """Keep these rows, in this order, some perhaps more than once."""
-        self.past = {k: [x.index_select(0, rows) for x in v] for k, v in self.past.items()}
-
-    def _attend(self, x_BTD, params, name, causal=False):
-        q_BTHK = linear(x_BTD, params["query"]).unflatten(-1, (self.config.text_heads, -1))
-        o_BTHK = attention(q_BTHK, *self.past[name], causal=causal)
-        return linear(o_BTHK.flatten(-2), params["output"])
-
-    def _self_attention(self, x_BTD, layer, name):
-        n_BTD = layer_norm(x_BTD, layer["norm_attention"])
-        new, old = self._key_value(n_BTD, layer["attention"]), self.past.get(name)
-        self.past[name] = [torch.cat(p, 1) for p in zip(old, new, strict=True)] if old else new
-        causal = not old and x_BTD.shape[1] > 1
-        return x_BTD + self._attend(n_BTD, layer["attention"], name, causal)
-
-    def next_log_probabilities(self, tokens_BT):
-        """Read new tokens (several only at first); log p of the next one [B, V], in float32."""
-        config, params, start = self.config, self.params, self.length
-        self.length += tokens_BT.shape[1]
-        x_BTD = embedding(tokens_BT, params["text"]["token"])
-        x_BTD = x_BTD + params["text"]["position"][start : self.length]
-        for i in range(config.unimodal_layers):
-            layer = params["text"]["blocks"][str(i)]
-            x_BTD = self._self_attention(x_BTD, layer, ("unimodal", i))
-            x_BTD = mlp_layer(x_BTD, layer["norm_mlp"], layer["mlp"], config.gelu)
-        for i in range(config.multimodal_layers):
-            layer = params["decoder"]["blocks"][str(i)]
-            x_BTD = self._self_attention(x_BTD, layer, ("multimodal", i))
-            if config.multimodal_mlps == 2:
-                x_BTD = mlp_layer(x_BTD, layer["norm_inner"], layer["inner_mlp"], config.gelu)
-            n_BTD = layer_norm(x_BTD, layer["norm_cross"])
-            x_BTD = x_BTD + self._attend(n_BTD, layer["cross"], ("cross", i))
-            x_BTD = mlp_layer(x_BTD, layer["norm_mlp"], layer["mlp"], config.gelu)
-        n_BD = layer_norm(x_BTD[:, -1], params["decoder"]["norm"])
-        logits_BV = linear(n_BD, params["decoder"]["head"])
-        logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
-        logits_BV[:, [PAD, START, UNKNOWN]] = -torch.inf
-        log_p_BV = torch.log_softmax(logits_BV, -1)
-        demand_finite(log_p_BV[:, END].isfinite().all(), "probabilities")
-        return log_p_BV
-
-
-def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
-    """Divide by the temperature, then keep the k likeliest tokens (Fan et al. 2018) and the
-    smallest set with probability top_p (Holtzman et al. 2020). The likeliest always stays; with
-    top_k 0 and top_p 1 all do."""
-    logits_BV = logits_BV / temperature
-    sorted_BV, order_BV = torch.sort(logits_BV, dim=-1, descending=True, stable=True)
-    p_BV = torch.softmax(sorted_BV.double(), -1)
-    before_BV = torch.cumsum(p_BV, -1) - p_BV  # probability of the likelier tokens
-    drop_BV = (before_BV >= top_p - ROUNDING) & (top_p < 1)
-    drop_BV[:, top_k or logits_BV.shape[-1] :] = True
-    drop_BV[:, 0] = False
-    kept_BV = sorted_BV.masked_fill(drop_BV, -torch.inf)
-    return torch.empty_like(kept_BV).scatter_(-1, order_BV, kept_BV)
-
-
 @torch.inference_mode()
 def generate(
-    params,
-    config,
-    images_BII3,
-    prompt_BT,
-    *,
-    temperature=0.0,
-    top_k=0,
-    top_p=1.0,
-    seed=0,
-    first_stream=0,
-):
-    """Continue each prompt (ids [B, T0]) until end or text_length: ids [B, T], padded.
+    params, config, images_BII3, prompt_BT, *, temperature=0.0, top_k=0, top_p=1.0, seed=0,
+    first_stream=0, max_length=0, **controls,
+):  # fmt: skip
+    """Continue each prompt (ids [B, T0]) until end, text_length or, if given, max_length tokens of
+    our own: ids [B, T], padded.
 
     temperature 0: greedy. Otherwise row b draws from a stream of its own, that of
     (seed, first_stream + b).
     """
-    _, memory = encode_image(params, config, images_BII3)
-    cache, tokens_BT, new_BT = Cache(params, config, memory), prompt_BT, prompt_BT
-    streams = [stream("sample", seed, first_stream + b) for b in range(len(tokens_BT))]
-    while tokens_BT.shape[1] < config.text_length:
-        done_B = (tokens_BT == END).any(1)
-        if done_B.all():
+    start, limit = prompt_BT.shape[1], _limit(config, prompt_BT.shape[1], max_length)
+    going_B = ~(prompt_BT == END).any(1)
+    if start >= limit or not going_B.any():
+        return prompt_BT
+    rows_R = going_B.nonzero()[:, 0]  # those that the cache still holds
+    _, memory = encode_image(params, config, images_BII3[rows_R])
+    cache, new_R1 = Cache(params, config, memory, limit - 1), prompt_BT[rows_R]
+    streams = [stream("sample", seed, first_stream + b) for b in range(len(prompt_BT))]
+    tokens_BT = torch.nn.functional.pad(prompt_BT, (0, limit - start), value=PAD)
+    for length in range(start, limit):
+        logits_RV = cache.next_logits(new_R1)[:, 0]
+        restrict_logits(logits_RV, tokens_BT[rows_R, :length], length - start, **controls)
+        own = [streams[b] for b in rows_R.tolist()] if temperature else ()
+        next_R = draw(logits_RV, own, temperature, top_k, top_p)
+        tokens_BT[rows_R, length] = next_R.masked_fill(~going_B[rows_R], PAD)
+        going_B[rows_R] &= next_R != END
+        left_R = going_B[rows_R].nonzero()[:, 0]
+        if not len(left_R):
             break
-        log_p_BV = cache.next_log_probabilities(new_BT)
-        if temperature == 0:
-            next_B = log_p_BV.argmax(-1)
-        else:
-            p_BV = torch.softmax(filter_logits(log_p_BV, temperature, top_k, top_p), -1)
-            total_BV = torch.cumsum(p_BV.double(), -1)  # a float32 draw could be a whole 1
-            uniform_B1 = total_BV.new_tensor([[own.random()] for own in streams])
-            next_B = (total_BV <= uniform_B1 * total_BV[:, -1:]).sum(-1)
-        new_BT = next_B.masked_fill(done_B, PAD)[:, None]
-        tokens_BT = torch.cat([tokens_BT, new_BT], 1)
-    return tokens_BT
+        if 2 * len(left_R) <= len(rows_R):
+            cache.keep(left_R)
+            rows_R = rows_R[left_R]
+        new_R1 = tokens_BT[rows_R, length, None]
+    return tokens_BT[:, : length + 1]
+
+
+def _limit(config, start, max_length):
+    return min(config.text_length, start + (max_length or config.text_length))
 
 
 @torch.inference_mode()
-def beam_search(params, config, images_BII3, prompt_T, *, beams=4, length_penalty=1.0):
-    """The best of the captions that a beam finds for each image: a list of (ids [T], score).
+def beam_search(
+    params, config, images_BII3, prompt_T, *, beams=4, beam_groups=1, diversity=0.0,
+    length_penalty=1.0, max_length=0, best=0, **controls,
+):  # fmt: skip
+    """The captions that beams find for each image: a list of lists of (ids [T], score), the best
+    first, none twice; `best`: so many of them are enough.
 
-    Score: log probability over (tokens written) ** length_penalty, so that short captions are not
-    preferred for being short. An image's search stops when no open beam of it can still win.
+    Score: log probability over (tokens written, the end too) ** length_penalty, so that short
+    captions are not preferred for being short. Found is what ended or, where nothing did in time,
+    what is open: at most one a beam. An image's search stops when no open beam of it can still be
+    among them. Groups (Vijayakumar et al. 2018) share the beams out and search one after the other;
+    in choosing its beams, not in their scores, a group counts a token's log probability less by
+    `diversity` for each beam of an earlier group that goes on with it.
     """
+    start, limit = len(prompt_T), _limit(config, len(prompt_T), max_length)
+    scoring = dict(length_penalty=length_penalty, longest=max(1, limit - start))
+    prompt, size = prompt_T.tolist(), beams // beam_groups
+    searches = [Search(prompt, size, beam_groups, best, **scoring) for _ in images_BII3]
+    if start >= limit or not searches:
+        return [search.found() for search in searches]
     _, memory = encode_image(params, config, images_BII3)
-    cache, prompt = Cache(params, config, memory), prompt_T.tolist()
-    rows = [(b, 0.0, prompt) for b in range(len(images_BII3))]  # every open beam of every image
-    finished = [[] for _ in rows]
-    new_BT = prompt_T.expand(len(rows), -1)
-    most = max(1, config.text_length - len(prompt)) ** max(length_penalty, 0.0)
-    for length in range(len(prompt) + 1, config.text_length + 1):
-        log_p_BV = cache.next_log_probabilities(new_BT)
-        totals_BV = log_p_BV + log_p_BV.new_tensor([total for _, total, _ in rows])[:, None]
-        grown, parents = [], []
-        for b in sorted({b for b, _, _ in rows}):
-            own = [r for r, row in enumerate(rows) if row[0] == b]
-            flat = totals_BV[own].flatten()
-            values, best = torch.sort(flat, descending=True, stable=True)
-            values, best = values[: 2 * beams].tolist(), best[: 2 * beams].tolist()
-            opened = []
-            for rank, place in enumerate(best):
-                row, token = own[place // totals_BV.shape[1]], place % totals_BV.shape[1]
-                total, tokens = values[rank], rows[row][2] + [token]
-                if total == -float("inf"):
-                    continue
-                if token == END and rank < beams:
-                    score = total / (length - len(prompt)) ** length_penalty
-                    finished[b].append((score, tokens))
-                elif token != END and len(opened) < beams:
-                    opened.append((b, total, tokens, row))
-            finished[b] = sorted(finished[b], key=lambda f: -f[0])[:beams]
-            # Log probabilities only fall; the longest possible caption divides them by the most.
-            full = len(finished[b]) == beams
-            if not (full and opened and opened[0][1] / most <= finished[b][-1][0]):
-                grown += [row[:3] for row in opened]
-                parents += [row[3] for row in opened]
-        rows = grown
-        if not rows:
+    beams = size * beam_groups
+    cache = Cache(params, config, memory, start + beams * (limit - start - 1))
+    held, new_BT, totals_BT = searches, prompt_T.expand(len(memory), -1), memory.new_zeros(1, 1)
+    seen_BTS = torch.ones(len(memory), 1, start, dtype=torch.bool, device=memory.device)
+    side_by_side = torch.eye(beams, dtype=torch.bool, device=memory.device)
+    for written in range(limit - start):
+        logits_BTV = cache.next_logits(new_BT, seen_BTS if written and beams > 1 else None)
+        texts_RT = prompt_T.new_tensor([ids for search in held for ids in search.texts])
+        restrict_logits(logits_BTV.view(len(texts_RT), -1), texts_RT, written, **controls)
+        _choose(held, logits_BTV, totals_BT, diversity)
+        going = [i for i, search in enumerate(held) if search.goes_on()]
+        if not going:
             break
-        device = prompt_T.device
-        cache.select(torch.tensor(parents, device=device))
-        new_BT = torch.tensor([[tokens[-1]] for _, _, tokens in rows], device=device)
-    best = []
-    for b, found in enumerate(finished):
-        if not found:  # nothing ended in time: the likeliest that is still open
-            written = max(1, config.text_length - len(prompt))
-            found = [(t / written**length_penalty, ids) for i, t, ids in rows if i == b]
-        score, ids = max(found, key=lambda f: f[0])
-        best.append((torch.tensor(ids), score))
-    return best
+        if 2 * len(going) <= len(held):
+            kept = prompt_T.new_tensor(going)
+            cache.keep(kept)
+            held, seen_BTS = [held[i] for i in going], seen_BTS[kept]
+        new_BT = prompt_T.new_tensor([[ids[-1] for ids in search.texts] for search in held])
+        totals_BT = logits_BTV.new_tensor([search.totals for search in held])
+        parents_BT1 = prompt_T.new_tensor([search.parents for search in held])[..., None]
+        seen_BTS = seen_BTS.gather(1, parents_BT1.expand(-1, -1, seen_BTS.shape[2]))
+        seen_BTS = torch.cat([seen_BTS, side_by_side.expand(len(held), -1, -1)], 2)
+    return [search.found() for search in searches]
+
+
+class Search:
+    """The beams of one image, group after group, and what they have found."""
+
+    def __init__(self, prompt, size, groups, best, length_penalty, longest):
+        self.prompt, self.size, self.best = prompt, size, min(best or size, size)
+        self.length_penalty, self.longest = length_penalty, longest
+        self.opened, self.finished = [[(0.0, prompt, 0)]] * groups, [[]] * groups
+        self.texts, self.over = [prompt], False
+
+    def choose(self, group, totals, places, tokens):
+        """From the likeliest continuations of a group's beams, in order: their log probability, the
+        beam's place, the token."""
+        found = [
+            (total, [*self.texts[place], token], place)
+            for total, place, token in zip(totals, places, tokens, strict=True)
+            if total > -np.inf
+        ]
+        ended = [f for f in found[: self.size] if f[1][-1] == END]
+        finished = self.finished[group] + self._scored(ended)
+        self.finished[group] = sorted(finished, key=lambda f: -f[0])[: self.size]
+        self.opened[group] = [f for f in found if f[1][-1] != END][: self.size]
+
+    def _scored(self, beams):
+        start, power = len(self.prompt), self.length_penalty
+        return [(total / max(1, len(ids) - start) ** power, ids) for total, ids, _ in beams]
+
+    def goes_on(self):
+        """Whether an open beam can still be among what is wanted. The next step's beams are in
+        `texts`, `totals` and `parents` then; where a beam is missing, its total is -inf."""
+        # Log probabilities only fall; the longest possible caption divides them by the most.
+        most = self.longest ** max(self.length_penalty, 0.0)
+        lowest = [f[self.best - 1][0] if len(f) >= self.best else -np.inf for f in self.finished]
+        pairs = zip(self.opened, lowest, strict=True)
+        self.over |= not any(own and max(own)[0] / most > low for own, low in pairs)
+        missing = [(-np.inf, [*self.texts[0], PAD], 0)] * self.size
+        rows = [
+            row
+            for own in self.opened
+            for row in (missing if self.over else own + missing)[: self.size]
+        ]
+        self.totals, self.texts, self.parents = map(list, zip(*rows, strict=True))
+        return not self.over
+
+    def found(self):
+        """[(ids [T], score)], the best first, none twice."""
+        finished = self.finished if any(self.finished) else map(self._scored, self.opened)
+        distinct = {}
+        for score, ids in sorted(sum(finished, []), key=lambda f: -f[0]):
+            distinct.setdefault(tuple(ids), score)
+        return [(torch.tensor(ids), score) for ids, score in distinct.items()]
+
+
+def _choose(searches, logits_BTV, totals_BT, diversity):
+    """One step of every search, from its beams' logits and log probabilities so far."""
+    groups, size = len(searches[0].opened), searches[0].size
+    adding_BT1 = (totals_BT - logits_BTV.logsumexp(-1))[..., None]
+    less_BV = logits_BTV.new_zeros(len(searches), logits_BTV.shape[2] if groups > 1 else 0)
+    for g in range(groups):
+        first = g * size if logits_BTV.shape[1] > 1 else 0
+        own_BTV, adding = (x[:, first : first + size] for x in (logits_BTV, adding_BT1))
+        ranked_BTV = own_BTV - less_BV[:, None] if g else own_BTV
+        values, tokens = largest(ranked_BTV.flatten(0, 1), 2 * size)
+        values, tokens = (x.unflatten(0, own_BTV.shape[:2]) for x in (values, tokens))
+        order = (values + adding).flatten(1).sort(descending=True, stable=True).indices
+        order = order[:, : 2 * size]
+        totals = (own_BTV.gather(2, tokens) + adding).flatten(1).gather(1, order)
+        places = first + order // tokens.shape[2]
+        columns = totals.tolist(), places.tolist(), tokens.flatten(1).gather(1, order).tolist()
+        for search, *row in zip(searches, *columns, strict=True):
+            if not search.over:
+                search.choose(g, *row)
+        if g + 1 < groups:
+            taken = [(b, f[1][-1]) for b, s in enumerate(searches) for f in s.opened[g]]
+            rows, tokens = torch.tensor(taken, device=less_BV.device).view(-1, 2).T.long()
+            less_BV.index_put_((rows, tokens), less_BV.new_tensor(diversity), accumulate=True)
 
 
 @torch.inference_mode()
@@ -246,15 +241,21 @@ class CoCa:
         return log_likelihoods(self.params, self.config, images, tokens).cpu().numpy()
 
     @with_own_backend
-    def generate(self, images, prompt=(START,), beams=0, **sampling):
+    def generate(self, images, prompt=(START,), beams=0, **how):
         """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""
-        images = self._normalised(images)
-        prompt_T = torch.tensor(prompt, device=self.device)
         if not beams:
-            prompt_BT = prompt_T.expand(len(images), -1)
-            return generate(self.params, self.config, images, prompt_BT, **sampling).cpu().numpy()
-        found = beam_search(self.params, self.config, images, prompt_T, beams=beams, **sampling)
-        tokens_BT = np.full((len(found), max(len(ids) for ids, _ in found)), PAD)
-        for row, (ids, _) in zip(tokens_BT, found, strict=True):
-            row[: len(ids)] = ids.numpy()
+            images = self._normalised(images)
+            prompt_BT = torch.tensor(prompt, device=self.device).expand(len(images), -1)
+            return generate(self.params, self.config, images, prompt_BT, **how).cpu().numpy()
+        found = [own[0][0] for own in self.beam_search(images, prompt, beams=beams, best=1, **how)]
+        tokens_BT = np.full((len(found), max(map(len, found))), PAD)
+        for row, ids in zip(tokens_BT, found, strict=True):
+            row[: len(ids)] = ids
         return tokens_BT
+
+    @with_own_backend
+    def beam_search(self, images, prompt=(START,), **how):
+        """What beams find for each image, best first: a list of lists of (ids [T], score)."""
+        images, prompt_T = self._normalised(images), torch.tensor(prompt, device=self.device)
+        found = beam_search(self.params, self.config, images, prompt_T, **how)
+        return [[(ids.numpy(), score) for ids, score in own] for own in found]

@@ -21,6 +21,7 @@ from ..kernels.checks import LARGEST_GRID, LARGEST_HEAD
 BACKENDS = ("auto", "torch", "triton")
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 ONEDNN_FROM = 1 << 25  # multiplications; smaller products cost more to call than they gain
+ONEDNN_ROWS = range(4, 65)  # without gradients: of more or fewer MKL's products are faster
 SHARED_MEMORY = 166_912  # bytes of a program, sm_80's limit
 PAIRS_IN_CHUNKS = 2048  # from so many on, no B x B logits on a CPU either
 
@@ -118,7 +119,8 @@ def linear(x, params):
     weight, bias = params["weight"], params.get("bias")
     rows = x.reshape(-1, weight.shape[0])
     if _has_onednn(rows, weight):
-        y = _Linear.apply(rows, weight, bias)
+        product = _Linear.apply if torch.is_grad_enabled() else _product
+        y = product(rows, weight, bias)
     else:
         y = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
     return y.reshape(*x.shape[:-1], weight.shape[1])
@@ -138,22 +140,26 @@ def recomputed(function, *given):
 
 
 def _has_onednn(x, weight):
-    """Whether oneDNN multiplies: torch by itself takes MKL, 8% slower on AMD (DECISIONS.md)."""
+    """Whether oneDNN multiplies: torch by itself takes MKL, 8% slower in training on AMD, but the
+    faster for many rows where nothing is trained (DECISIONS.md)."""
+    if torch.compiler.is_compiling():  # asked first: an export for any batch has no size to tell
+        return False
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    large = len(x) * weight.numel() >= ONEDNN_FROM
-    return plain and large and ONEDNN and not torch.compiler.is_compiling()
+    if not torch.is_grad_enabled():
+        return plain and ONEDNN and len(x) in ONEDNN_ROWS and 128 * weight.numel() >= ONEDNN_FROM
+    return plain and ONEDNN and len(x) * weight.numel() >= ONEDNN_FROM
 
 
-def _product(x_RD, weight_ED, bias_E=None):
-    """x weight' + bias."""
-    return torch.ops.mkldnn._linear_pointwise(x_RD, weight_ED, bias_E, "none", [], "")
+def _product(x_RD, weight_DE, bias_E=None):
+    """x weight + bias."""
+    return torch.ops.mkldnn._linear_pointwise(x_RD, weight_DE.T, bias_E, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_RD, weight_DE, bias_E):
         ctx.save_for_backward(x_RD, weight_DE)
-        return _product(x_RD, weight_DE.T, bias_E)
+        return _product(x_RD, weight_DE, bias_E)
 
     @staticmethod
     def backward(ctx, dy_RE):
@@ -187,11 +193,11 @@ def l2_normalise(x, eps=1e-12):
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + eps)
 
 
-def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
+def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None, finite=False):
     """softmax(q k' / sqrt(K)) v for each head; `mask` [B, T, S] is True where a query may look.
 
     Any of the inputs may be a view of any stride; q of one sample serves the whole batch. A
-    key that no query may look at is not read: it may be NaN.
+    key that no query may look at is not read: it may be NaN, unless all are said to be finite.
     """
     large = q_BTHK.shape[3] > LARGEST_HEAD or k_BSHK.shape[0] * k_BSHK.shape[2] > LARGEST_GRID
     if mask is None and not large and has_kernels(q_BTHK):
@@ -201,8 +207,10 @@ def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
     q_BTHK = q_BTHK.expand(len(k_BSHK), -1, -1, -1)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
     if mask is not None:
-        unseen_B1S1 = ~mask.any(1)[:, None, :, None]
-        k, v, mask = k.masked_fill(unseen_B1S1, 0), v.masked_fill(unseen_B1S1, 0), mask[:, None]
+        if not finite:
+            unseen_B1S1 = ~mask.any(1)[:, None, :, None]
+            k, v = k.masked_fill(unseen_B1S1, 0), v.masked_fill(unseen_B1S1, 0)
+        mask = mask[:, None]
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return o.transpose(1, 2)
 

@@ -1,118 +1,116 @@
 """Writing captions: greedy, sampled, or by beam search. Uncached: every step runs the whole prefix.
 
 The paper does not say how it decodes. Every method honours the prompt (it starts with the start
-token), never writes padding, start or the unknown token, and treats each row by itself, so that a
-caption does not depend on the other images of its batch.
+token), writes what decoding.py lets it, `controls` being the settings of restrict_logits, and
+treats each row by itself, so that a caption does not depend on the other images of its batch.
 """
 
 import numpy as np
 
-from ..config import END, PAD, START, UNKNOWN
+from ..config import END, PAD, START
 from ..params import demand_finite, stream
+from .decoding import draw, restrict_logits
 from .model import encode_image, encode_text
 from .ops import linear, log_softmax
 from .text import multimodal_decoder
 from .vision import normalise
 
-ROUNDING = 1e-6  # a set that lacks no more than this has probability top_p
 PAIRS = 16  # of an image and a text, read at once
 
 
-def next_log_probabilities(params, config, memory_BSM, tokens_BT):
-    """log p of the token after each prefix [B, V]; padding, start and unknown are impossible."""
+def next_logits(params, config, memory_BSM, tokens_BT, start, **controls):
+    """Logits of the token after each text [B, V], of whose tokens `start` are the prompt's; what
+    may not be written has -inf."""
     _, x_BTD, _ = encode_text(params, config, tokens_BT)
     n_BTD, _ = multimodal_decoder(x_BTD, memory_BSM, params["decoder"], config)
     logits_BV, _ = linear(n_BTD[:, -1], params["decoder"]["head"])
-    logits_BV[:, [PAD, START, UNKNOWN]] = -np.inf
-    log_p_BV, _ = log_softmax(logits_BV)
-    demand_finite(np.isfinite(log_p_BV[:, END]).all(), "probabilities")
-    return log_p_BV
-
-
-def filter_logits(logits_BV, temperature=1.0, top_k=0, top_p=1.0):
-    """Divide by the temperature, then keep the k likeliest tokens (Fan et al. 2018) and the
-    smallest set with probability top_p (Holtzman et al. 2020). The likeliest always stays; with
-    top_k 0 and top_p 1 all do."""
-    logits_BV = logits_BV / temperature
-    order_BV = np.argsort(-logits_BV, axis=-1, kind="stable")
-    sorted_BV = np.take_along_axis(logits_BV, order_BV, -1)
-    p_BV = np.exp(log_softmax(sorted_BV.astype(np.float64))[0])
-    before_BV = np.cumsum(p_BV, -1) - p_BV  # probability of the likelier tokens
-    drop_BV = (before_BV >= top_p - ROUNDING) & (top_p < 1)
-    drop_BV[:, top_k or logits_BV.shape[-1] :] = True
-    drop_BV[:, 0] = False
-    kept_BV = np.where(drop_BV, -np.inf, sorted_BV)
-    filtered_BV = np.empty_like(kept_BV)
-    np.put_along_axis(filtered_BV, order_BV, kept_BV, -1)
-    return filtered_BV
+    demand_finite(np.isfinite(logits_BV).all(), "probabilities")
+    return restrict_logits(logits_BV, tokens_BT, tokens_BT.shape[1] - start, **controls)
 
 
 def generate(
     params, config, images_BII3, prompt, *, temperature=0.0, top_k=0, top_p=1.0, seed=0,
-    first_stream=0,
+    first_stream=0, max_length=0, **controls,
 ):  # fmt: skip
-    """Continue each prompt (ids [B, T0]) until end or text_length: ids [B, T], padded.
+    """Continue each prompt (ids [B, T0]) until end, text_length or, if given, max_length tokens of
+    our own: ids [B, T], padded.
 
     temperature 0: greedy. Otherwise row b draws from a stream of its own, that of
     (seed, first_stream + b).
     """
     _, memory, _ = encode_image(params, config, images_BII3)
-    tokens_BT = np.array(prompt)
+    tokens_BT, start = np.array(prompt), prompt.shape[1]
     streams = [stream("sample", seed, first_stream + b) for b in range(len(tokens_BT))]
-    while tokens_BT.shape[1] < config.text_length:
+    while tokens_BT.shape[1] < _limit(config, start, max_length):
         done_B = (tokens_BT == END).any(1)
         if done_B.all():
             break
         # Finished rows carry padding at their end; their next token is thrown away.
-        log_p_BV = next_log_probabilities(params, config, memory, tokens_BT)
-        if temperature == 0:
-            next_B = log_p_BV.argmax(-1)
-        else:
-            filtered_BV = filter_logits(log_p_BV, temperature, top_k, top_p)
-            p_BV = np.exp(log_softmax(filtered_BV)[0])
-            total_BV = np.cumsum(p_BV, -1, dtype=np.float64)  # a float32 draw could be a whole 1
-            uniform_B1 = np.array([[own.random()] for own in streams])
-            next_B = (total_BV <= uniform_B1 * total_BV[:, -1:]).sum(-1)
+        logits_BV = next_logits(params, config, memory, tokens_BT, start, **controls)
+        next_B = draw(logits_BV, streams, temperature, top_k, top_p)
         tokens_BT = np.concatenate([tokens_BT, np.where(done_B, PAD, next_B)[:, None]], 1)
     return tokens_BT
 
 
-def beam_search(params, config, image_II3, prompt, *, beams=4, length_penalty=1.0):
-    """The best of the captions that a beam finds for one image: (ids [T], score).
+def _limit(config, start, max_length):
+    return min(config.text_length, start + (max_length or config.text_length))
 
-    Score: log probability over (tokens written) ** length_penalty, so that short captions are not
-    preferred for being short. The search stops when no open beam can still win.
+
+def beam_search(
+    params, config, image_II3, prompt, *, beams=4, beam_groups=1, diversity=0.0,
+    length_penalty=1.0, max_length=0, **controls,
+):  # fmt: skip
+    """The captions that beams find for one image, best first, none twice: [(ids [T], score)].
+
+    Score: log probability over (tokens written, the end too) ** length_penalty, so that short
+    captions are not preferred for being short. Found is what ended or, where nothing did in time,
+    what is open: at most one a beam. The search stops when no open beam can still be among them.
+    Groups (Vijayakumar et al. 2018) share the beams out and search one after the other; in choosing
+    its beams, not in their scores, a group counts a token's log probability less by `diversity` for
+    each beam of an earlier group that goes on with it.
     """
     _, memory, _ = encode_image(params, config, image_II3[None])
-    open_beams, finished = [(0.0, list(prompt))], []
-    while open_beams and len(open_beams[0][1]) < config.text_length:
-        tokens_BT = np.array([tokens for _, tokens in open_beams])
-        memories = np.repeat(memory, len(tokens_BT), 0)
-        log_p_BV = next_log_probabilities(params, config, memories, tokens_BT)
-        totals_BV = np.array([score for score, _ in open_beams])[:, None] + log_p_BV
-        best = np.argsort(-totals_BV, axis=None, kind="stable")[: 2 * beams]
-        written = tokens_BT.shape[1] + 1 - len(prompt)
-        grown = []
-        for rank, place in enumerate(best):
-            b, token = divmod(int(place), totals_BV.shape[1])
-            total, tokens = float(totals_BV[b, token]), open_beams[b][1] + [token]
-            if not np.isfinite(total):
-                continue
-            if token == END and rank < beams:
-                finished.append((total / written**length_penalty, tokens))
-            elif token != END and len(grown) < beams:
-                grown.append((total, tokens))
-        open_beams = grown
-        finished = sorted(finished, key=lambda f: -f[0])[:beams]
-        # Log probabilities only fall; the longest possible caption divides them by the most.
-        limit = max(1, config.text_length - len(prompt)) ** max(length_penalty, 0.0)
-        if len(finished) == beams and open_beams and open_beams[0][0] / limit <= finished[-1][0]:
+    size, start, limit = beams // beam_groups, len(prompt), _limit(config, len(prompt), max_length)
+    # Log probabilities only fall; the longest possible caption divides them by the most.
+    most = max(1, limit - start) ** max(length_penalty, 0.0)
+    opened, finished = [[(0.0, list(prompt))]] * beam_groups, [[]] * beam_groups
+    for written in range(1, limit - start + 1):
+        less_V = np.zeros(config.vocabulary)
+        for g, own in enumerate(opened):
+            found = likeliest(params, config, memory, own, less_V, 2 * size, start, controls)
+            ended = [(total, ids) for total, ids in found[:size] if ids[-1] == END]
+            finished[g] = finished[g] + scores(ended, written, length_penalty)
+            finished[g] = sorted(finished[g], key=lambda f: -f[0])[:size]
+            opened[g] = [(total, ids) for total, ids in found if ids[-1] != END][:size]
+            np.add.at(less_V, [ids[-1] for _, ids in opened[g]], diversity)
+        lowest = [f[-1][0] if len(f) == size else -np.inf for f in finished]
+        if all(not o or max(o)[0] / most <= low for o, low in zip(opened, lowest, strict=True)):
             break
-    if not finished:
-        written = max(1, config.text_length - len(prompt))
-        finished = [(s / written**length_penalty, tokens) for s, tokens in open_beams]
-    score, tokens = max(finished, key=lambda f: f[0])
-    return np.array(tokens), score
+    if not any(finished):
+        finished = [scores(own, max(1, limit - start), length_penalty) for own in opened]
+    distinct = {}
+    for score, ids in sorted(sum(finished, []), key=lambda f: -f[0]):
+        distinct.setdefault(tuple(ids), score)
+    return [(np.array(ids), score) for ids, score in distinct.items()]
+
+
+def likeliest(params, config, memory, beams, less_V, most, start, controls):
+    """The likeliest of what beams (log probability, ids) become by a token more, `most` at most,
+    where tokens count less by less_V."""
+    if not beams:
+        return []
+    tokens_BT, memory = np.array([ids for _, ids in beams]), np.repeat(memory, len(beams), 0)
+    log_p_BV, _ = log_softmax(next_logits(params, config, memory, tokens_BT, start, **controls))
+    totals_BV = np.array([total for total, _ in beams])[:, None] + log_p_BV
+    best = np.argsort(less_V - totals_BV, axis=None, kind="stable")[:most]
+    places = [divmod(int(place), len(less_V)) for place in best]
+    grown = [(float(totals_BV[b, token]), [*beams[b][1], token]) for b, token in places]
+    return [(total, ids) for total, ids in grown if np.isfinite(total)]
+
+
+def scores(beams, written, length_penalty):
+    """Beams (log probability, ids) as (score, ids)."""
+    return [(total / written**length_penalty, ids) for total, ids in beams]
 
 
 def log_likelihoods(params, config, images_BII3, tokens_RT):
@@ -157,17 +155,21 @@ class CoCa:
         """uint8 [B, I, I, 3], ids [R, T] -> log p of every token but the first: [B, R, T - 1]."""
         return log_likelihoods(self.params, self.config, normalise(images, self.config), tokens)
 
-    def generate(self, images, prompt=(START,), beams=0, **sampling):
+    def generate(self, images, prompt=(START,), beams=0, **how):
         """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""
-        images_BII3 = normalise(images, self.config)
         if not beams:
+            images_BII3 = normalise(images, self.config)
             prompts = np.tile(prompt, (len(images), 1))
-            return generate(self.params, self.config, images_BII3, prompts, **sampling)
-        found = [
-            beam_search(self.params, self.config, image, prompt, beams=beams, **sampling)[0]
-            for image in images_BII3
-        ]
+            return generate(self.params, self.config, images_BII3, prompts, **how)
+        found = [own[0][0] for own in self.beam_search(images, prompt, beams=beams, **how)]
         tokens_BT = np.full((len(found), max(map(len, found))), PAD)
         for row, ids in zip(tokens_BT, found, strict=True):
             row[: len(ids)] = ids
         return tokens_BT
+
+    def beam_search(self, images, prompt=(START,), **how):
+        """What beams find for each image, best first: a list of lists of (ids [T], score)."""
+        images_BII3 = normalise(images, self.config)
+        return [
+            beam_search(self.params, self.config, image, prompt, **how) for image in images_BII3
+        ]
