@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -110,6 +111,30 @@ def make_folder(folder: Path, there: bool = True) -> None:
     folder.mkdir(parents=True, exist_ok=there)
     for made in (folder.absolute(), *missing):
         sync_folder(made.parent)
+
+
+@contextlib.contextmanager
+def folder_atomically(folder: Path) -> Iterator[Path]:
+    """For a `with`: a folder to write files into, which has its name once all of them are there.
+
+    Raises OSError where there is one of this name that is not empty, or it cannot be written:
+    nothing is left behind then, and nothing of an error inside.
+    """
+    with saving(folder):
+        make_folder(folder.absolute().parent)
+        inside = folder.absolute().with_name(f".{folder.name[:40]}.{secrets.token_hex(4)}")
+        inside.mkdir()
+    try:
+        yield inside
+        for path in inside.iterdir():
+            sync(path)
+        with saving(folder):
+            sync_folder(inside)
+            os.replace(inside, folder)
+            sync_folder(folder.absolute().parent)
+    except BaseException:
+        shutil.rmtree(inside, ignore_errors=True)
+        raise
 
 
 def append(path: str | os.PathLike, data: bytes) -> None:

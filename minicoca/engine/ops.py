@@ -125,9 +125,10 @@ def linear(x, params):
 
 def _has_onednn(x, weight):
     """Whether oneDNN multiplies: torch by itself takes MKL, 8% slower on AMD (DECISIONS.md)."""
+    if torch.compiler.is_compiling():  # asked first: an export for any batch has no size to tell
+        return False
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    large = len(x) * weight.numel() >= ONEDNN_FROM
-    return plain and large and ONEDNN and not torch.compiler.is_compiling()
+    return plain and ONEDNN and len(x) * weight.numel() >= ONEDNN_FROM
 
 
 def _product(x_RD, weight_ED, bias_E=None):
@@ -179,8 +180,7 @@ def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
     Any of the inputs may be a view of any stride; q of one sample serves the whole batch. A
     key that no query may look at is not read: it may be NaN.
     """
-    large = q_BTHK.shape[3] > LARGEST_HEAD or k_BSHK.shape[0] * k_BSHK.shape[2] > LARGEST_GRID
-    if mask is None and not large and has_kernels(q_BTHK):
+    if mask is None and has_kernels(q_BTHK) and _fits_grid(k_BSHK):
         from ..kernels.attention import attention as fused
 
         return fused(q_BTHK, k_BSHK, v_BSHK, causal=causal)
@@ -191,6 +191,12 @@ def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None):
         k, v, mask = k.masked_fill(unseen_B1S1, 0), v.masked_fill(unseen_B1S1, 0), mask[:, None]
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return o.transpose(1, 2)
+
+
+def _fits_grid(k_BSHK):
+    """Whether the kernels serve these sizes. Asked last: an export for any batch has no answer."""
+    B, _, H, K = k_BSHK.shape
+    return K <= LARGEST_HEAD and B * H <= LARGEST_GRID
 
 
 def attention_pool(x_BSM, g_HM):

@@ -1,0 +1,41 @@
+"""`minicoca export`: a trained model as files for other programs."""
+
+from functools import partial
+from pathlib import Path
+
+from ..training.checkpoint import CONFIG, RUNS, load_model
+from .model import note
+from .results import check_output
+
+HELP = "write a trained model for other programs: ONNX, torch.export"
+
+
+def programs(form, run, folder):
+    """Both towers and a cached decoding step."""
+    from ..interop.export import demand, export
+
+    demand(form)
+    export(*load_model(run, "torch", "cpu", note), form, folder)
+
+
+# {what a person writes: (function of the run and of the path to write, that path in a run)}
+FORMS = {
+    "onnx": (partial(programs, "onnx"), "onnx"),
+    "torch": (partial(programs, "torch"), "torch"),
+}
+
+
+def add_flags(parser):
+    parser.add_argument("form", choices=FORMS, help="what to write")
+    parser.add_argument("run", type=Path, help=f"a trained run: its folder, or a name in {RUNS}/")
+    parser.add_argument("--out", type=Path, help="folder to write (default: inside the run)")
+
+
+def run(arguments):
+    folder = arguments.run
+    if not (folder / CONFIG).is_file() and (RUNS / folder / CONFIG).is_file():
+        folder = RUNS / folder
+    write, name = FORMS[arguments.form]
+    out = arguments.out or folder / name
+    check_output("--out", out)
+    write(folder, out)
