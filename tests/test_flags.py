@@ -16,6 +16,7 @@ from test_settings import FIELDS, ROWS, placed
 from minicoca import __main__ as cli
 from minicoca import bench, data, params
 from minicoca.commands import COMMANDS, build_parser
+from minicoca.commands import export as export_command
 from minicoca.commands import train as train_command
 from minicoca.commands.data import SETTINGS
 from minicoca.config import DATA_FIELDS
@@ -87,6 +88,14 @@ FLAGS = {
             ("--text", ["HERE/red/0.png"], ["HERE/red/0.png", "--text"], "files"),
             ("--out", ["HERE/red"], ["HERE/red", "--out", "w.npz"], "files"),
             *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
+        ],
+    ),
+    "export": (
+        [],
+        [
+            ("form", ["onnx", "HERE/first"], ["torch", "HERE/first"], "trained"),
+            ("run", ["onnx", "HERE/first"], ["onnx", "HERE/second"], "trained"),
+            ("--out", ["onnx", "HERE/first"], ["onnx", "HERE/first", "--out", "o"], "trained"),
         ],
     ),
     "info": (
@@ -174,6 +183,9 @@ def seen(here, tmp_path, monkeypatch):
         monkeypatch.setattr(bench, name, put)
     train = lambda *given, say, **how: seen["trained"].append((given, how)) or {}  # noqa: E731
     monkeypatch.setattr(train_command, "train", train)
+    for name in export_command.FORMS:
+        put = lambda *given, name=name: seen["trained"].append((name, given))  # noqa: E731
+        monkeypatch.setitem(export_command.FORMS, name, (put, name))
     # None: torch computes, since Triton's interpreter takes seconds.
     note = lambda x: seen["kernels"].append(ops.implementations()["attention"])  # noqa: E731
     monkeypatch.setattr(ops, "has_kernels", note)

@@ -33,7 +33,8 @@ OURS = {
     },
     "interop": {
         "numpy", "torch", "safetensors", "minicoca.config", "minicoca.params", "minicoca.files",
-        "minicoca.clip_tokenizer", "minicoca.interop",
+        "minicoca.clip_tokenizer", "minicoca.engine", "minicoca.tokenizer", "onnxruntime",
+        "minicoca.interop",
     },
     "bounds.py": {"PIL"},
     "colours.py": {"numpy", "PIL"},

@@ -22,7 +22,9 @@ from ..engine.attention import mlp_layer
 from ..engine.model import encode_image, encode_text
 from ..engine.ops import attention, embedding, layer_norm, linear, use
 
-TRACED = 3  # samples that a program is traced with, and tokens; another number than it is checked on
+TRACED = (
+    3  # samples that a program is traced with, and tokens; another number than it is checked on
+)
 
 
 class Weights(torch.nn.Module):
@@ -139,10 +141,10 @@ def programs(params: dict, config: Config) -> dict[str, Program]:
     """{name: Program} of what the losses of a model have trained. params: tensors on a CPU."""
     c, found = config, {}
     batch, sides = Dim("batch"), (TRACED, c.image_size, c.image_size, 3)
-    towers = {name: params[name] for name in params if name not in ("text", "decoder")}
+    tower = {name: params[name] for name in params if name.startswith(("image", "pooler"))}
     outputs = ("vectors",) * bool(c.contrastive_weight) + ("tokens",) * bool(c.caption_weight)
     found["image"] = Program(
-        ImageTower(towers, c), {"pixels": torch.zeros(sides)}, {"pixels": {0: batch}}, outputs
+        ImageTower(tower, c), {"pixels": torch.zeros(sides)}, {"pixels": {0: batch}}, outputs
     )
     if c.contrastive_weight:
         text = {name: params[name] for name in params if name.startswith("text")}
