@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from PIL import Image
+from runs import untrained
 from strategies import configs, model_and_batch, seeds, small_config
 
 import minicoca
@@ -118,20 +118,19 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A small run that was trained, which tests/test_earlier_runs.py describes."""
-    folder = tmp_path_factory.mktemp("trained")
-    with tarfile.open(Path(__file__).parent / "earlier.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "earlier" / "torch"
+def drawn(tmp_path_factory):
+    """A run with first weights: what it says is nonsense, and other nonsense of every picture."""
+    folder = tmp_path_factory.mktemp("drawn") / "run"
+    untrained(folder)
+    return folder
 
 
-def test_without_the_packages_one_line_says_what_to_install(trained, monkeypatch, capsys):
+def test_without_the_packages_one_line_says_what_to_install(drawn, monkeypatch, capsys):
     monkeypatch.setitem(export.NEEDED, "onnx", ("onnx_that_is_not_there",))
-    assert cli.main(["export", "onnx", str(trained)]) == 1
+    assert cli.main(["export", "onnx", str(drawn)]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].endswith("pip install 'minicoca[export]'")
-    assert not (trained / "onnx").exists()
+    assert not (drawn / "onnx").exists()
 
 
 @pytest.mark.slow
@@ -161,26 +160,25 @@ needs_onnx = pytest.mark.skipif(
 
 @pytest.mark.extras
 @needs_onnx
-def test_the_guides_script_captions_from_the_onnx_files_alone(trained, tmp_path, capsys):
-    """Word for word what minicoca says; and vectors of a photo that lies on its side."""
-    assert cli.main(["export", "onnx", str(trained), "--out", str(tmp_path / "out")]) == 0
+def test_the_guides_script_captions_from_the_onnx_files_alone(drawn, tmp_path, capsys):
+    """Word for word what the definition says, and of every picture something else."""
+    assert cli.main(["export", "onnx", str(drawn), "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "image.onnx, memory.onnx, step.onnx, text.onnx" in out and "checked against" in out
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S)
     script = next(block for block in blocks if "onnxruntime" in block)
     assert len([line for line in script.splitlines() if line.strip()]) <= 26
     alone = "import sys; sys.modules['torch'] = sys.modules['minicoca'] = None\n" + script
-    with pytest.warns(UserWarning, match="not checked for damage"):
-        model, said = minicoca.load(trained, "cpu", "numpy"), set()
+    model, said = minicoca.load(drawn, "cpu", "numpy"), set()
     rng = np.random.default_rng(0)
-    for shape in ((16, 16, 3), (40, 60, 3), (60, 44)):
+    for shape in ((32, 32, 3), (40, 60, 3), (60, 44)):
         pixels = rng.integers(0, 256, shape).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photo.png")
         command = [sys.executable, "-c", alone, str(tmp_path / "out"), str(tmp_path / "photo.png")]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert printed.strip() == model.caption(tmp_path / "photo.png") != ""
         said.add(printed)
-    assert len(said) > 1
+    assert len(said) == 3
 
 
 @pytest.mark.extras

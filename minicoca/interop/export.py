@@ -1,8 +1,8 @@
 """A trained CoCa as files for other runtimes: ONNX, and torch.export's programs.
 
 A folder of them stands alone: programs.py says what is in it; about.json has what a caller must
-know, tokenizer.model the words. Each program is run as it was written, on inputs of other sizes than
-it was traced with, and must give what the model does; a folder that fails that is never seen.
+know, tokenizer.model the words. Each program is run as it was written, on inputs of other sizes
+than it was traced with, and must give what the model does; a folder that fails that is never seen.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..engine.generate import CoCa
 from ..engine.model import encode_image, encode_text
 from ..engine.ops import linear, use
 from ..engine.text import TextRows, multimodal_decoder
-from ..files import folder_atomically, write_atomically
+from ..files import folder_atomically
 from ..params import flatten
 from ..tokenizer import STOOD_FOR, AnyTokenizer
 from .programs import Program, past_shape, programs
