@@ -23,6 +23,7 @@ FORM = 2  # of sealed files; raise it when they are written differently
 MARK, SEAL = "minicoca", "sha256"
 BINARY = getattr(os, "O_BINARY", 0)  # Windows
 PIECE = 2**26  # bytes of one write
+OURS = re.compile(r"(.+)\.[0-9a-f]{8}")  # ... beside a file that a person may keep others beside
 UNFINISHED = re.compile(r"(.+)\.[0-9a-z_]{8}")  # what a save that was killed leaves beside a file
 
 
@@ -169,10 +170,12 @@ def sync(path: Path) -> None:
             os.close(handle)
 
 
-def unfinished(folder: Path, names: Iterable[str]) -> list[Path]:
+def unfinished(
+    folder: Path, names: Iterable[str], form: re.Pattern[str] = UNFINISHED
+) -> list[Path]:
     """What killed saves of these files left in a folder."""
     wanted = {name[:40] for name in names}
-    found = [(path, UNFINISHED.fullmatch(path.name)) for path in folder.iterdir()]
+    found = [(path, form.fullmatch(path.name)) for path in folder.iterdir()]
     return [path for path, match in found if match and match[1] in wanted]
 
 

@@ -214,7 +214,7 @@ def save(path, tree, config, **metadata):
     """Write a tree and the config it belongs to as one sealed safetensors file; its seal."""
     flat = {name: np.array(leaf, order="C") for name, leaf in flatten(tree).items()}
     text = {"config": json.dumps(config.to_dict())} | {k: str(v) for k, v in metadata.items()}
-    text[MARK] = str(FORM)
+    text |= {"format": "pt", MARK: str(FORM)}  # format: what other readers of the kind ask for
     text[SEAL] = _seal(flat, text)
     write_atomically(path, to_bytes(flat, metadata=text))
     return text[SEAL]
