@@ -33,8 +33,8 @@ OURS = {
     },
     "interop": {
         "numpy", "torch", "safetensors", "minicoca.config", "minicoca.params", "minicoca.files",
-        "minicoca.clip_tokenizer", "minicoca.engine", "minicoca.tokenizer", "onnxruntime",
-        "minicoca.interop",
+        "minicoca.clip_tokenizer", "minicoca.engine", "minicoca.tokenizer", "minicoca.images",
+        "minicoca.model", "minicoca.tasks", "minicoca.interop", "onnxruntime", "PIL",
     },
     "bounds.py": {"PIL"},
     "colours.py": {"numpy", "PIL"},
