@@ -88,7 +88,8 @@ def test_its_tasks_and_ours_find_the_same(run, pairs):
 
     names = ["red star", "blue ring", "green cross", "black heart", "pink circle", "yellow star"]
     target = np.arange(len(given)) % len(names)
-    labelled = list(zip(tensors, map(int, target), strict=True))
+    labelled = torch.utils.data.TensorDataset(torch.stack(tensors), torch.from_numpy(target))
+    labelled.classes = names
     batches = torch.utils.data.DataLoader(labelled, batch_size=7)
     found = zeroshot_classification.evaluate(
         model, batches, tokenizer, names, ["a {c}"], "cpu", amp=True
