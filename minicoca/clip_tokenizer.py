@@ -69,8 +69,8 @@ class ClipTokenizer(AnyTokenizer):
         letters = byte_letters()
         pieces = letters + [letter + END_OF_WORD for letter in letters]
         ids, self._ranks = {piece: i for i, piece in enumerate(pieces)}, {}
-        self._merges = list(merges)
-        for number, merge in enumerate(self._merges, 1):
+        self.merges = list(merges)
+        for number, merge in enumerate(self.merges, 1):
             parts = merge.split(" ") if isinstance(merge, str) else ()
             if len(parts) != 2 or not all(part in ids for part in parts):
                 raise ValueError(f"merge {number}, {str(merge)[:60]!r}, is not of two known pieces")
@@ -104,7 +104,7 @@ class ClipTokenizer(AnyTokenizer):
         return cls(merges)
 
     def serialised(self) -> bytes:
-        return json.dumps(sealed({"kind": "clip", "merges": self._merges})).encode()
+        return json.dumps(sealed({"kind": "clip", "merges": self.merges})).encode()
 
     @property
     def vocab_size(self) -> int:

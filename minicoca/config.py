@@ -1,10 +1,12 @@
-"""Every choice a run can make: one frozen dataclass, named presets, flags made from its fields."""
+"""Every choice a run can make: one frozen dataclass, flags made from its fields."""
 
 import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
 from functools import partial
+
+from .presets import PRESETS
 
 PAD, START, END, UNKNOWN = range(4)  # the token ids that stand for no text
 BUILT_IN = ("shapes", "emoji")  # data sets; any other is a person's own
@@ -14,14 +16,15 @@ MOST_SIDE, MOST_LAYERS, MOST_STEPS = 4097, 1001, 10**9 + 1
 MOST_LETTERS = 4096  # of a setting that is text; as long as a path may be on Linux
 
 
-def _option(group, default, help, choices=None, low=None, high=None):
+def _option(group, default, help, choices=None, low=None, high=None, part=False):
     """A field, shown in its group of `train --help`. Numbers are from `low` (1 for whole ones, else
     0) to `high` (a million and one for whole ones, else a million), which is left out: more than
-    anyone trains, and few enough that nothing overflows."""
+    anyone trains, and few enough that nothing overflows. A `part` is over 0 and at most 1."""
     whole = type(default) is int
     low = low if low is not None else int(whole)
     high = high if high is not None else 10**6 + whole
     metadata = {"group": group, "help": help, "choices": choices, "low": low, "high": high}
+    metadata["part"] = part
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -90,6 +93,9 @@ class Config:
     )
     distinct: bool = _data(False, "no step holds two pairs that share a caption")
     augment: float = _data(0.0, "strength of random changes to training images; 0: none")
+    patch_keep: float = _data(
+        1.0, "part of each training image's patches that is seen, drawn anew (FLIP)", part=True
+    )
     pixel_mean: tuple = _data((0.5, 0.5, 0.5), "mean of red, green, blue; set by the data")
     pixel_std: tuple = _data((0.5, 0.5, 0.5), "their standard deviation; set by the data")
     # Optimisation.
@@ -105,6 +111,9 @@ class Config:
         ("auto", "float32", "bfloat16"),
     )
     compile: bool = _run(False, "compile the training step with torch.compile")
+    recompute: bool = _run(
+        False, "compute the image layers again in the backward pass: less memory, the same result"
+    )
     steps: int = _optimiser(3100, "optimiser steps", high=MOST_STEPS)
     batch_size: int = _optimiser(64, "pairs per step")
     accumulate: int = _optimiser(1, "micro-batches per step: less memory, the same gradient")
@@ -120,7 +129,12 @@ class Config:
     ema: float = _optimiser(
         0.0, "decay of the averaged weights that are evaluated; 0: none", high=1
     )
-    freeze_image: bool = _optimiser(False, "keep the image encoder as it is (LiT: with --init)")
+    image_rate: float = _optimiser(1.0, "factor of the rate for the image encoder; 0: frozen")
+    pooler_rate: float = _optimiser(1.0, "factor of the rate for the poolers; 0: frozen")
+    text_rate: float = _optimiser(1.0, "factor of the rate for both halves of the text decoder")
+    freeze: str = _optimiser(
+        "", "what stays as it is, by names: image (LiT, with --init), image.blocks.0-5,text.token"
+    )
     seed: int = _run(0, "seed of weights, data and order", low=0, high=2**40)
     evaluate_every: int = _run(
         1000, "steps between quick looks at validation data", low=0, high=MOST_STEPS
@@ -166,6 +180,11 @@ class Config:
         return (self.image_size // self.patch_size) ** 2
 
     @property
+    def kept_patches(self):
+        """How many of them a training step reads: patch_keep of them, rounded, and at least 1."""
+        return max(1, int(self.patches * self.patch_keep + 0.5))
+
+    @property
     def memory_width(self):
         """M: width of the image tokens that the decoder's cross-attention reads."""
         return self.image_width if self.pooler == "none" else self.text_width
@@ -179,7 +198,7 @@ def _check(field, value):
     name, kind, choices = field.name, type(field.default), field.metadata["choices"]
     if type(value) not in ((int, float) if kind is float else (kind,)):
         raise ValueError(f"{name}={shown(value)} is not of type {kind.__name__}{_limit(field)}")
-    if kind in (int, float) and not field.metadata["low"] <= value < field.metadata["high"]:
+    if kind in (int, float) and not _inside(value, **field.metadata):
         raise ValueError(f"{name}={shown(value)}{_limit(field)}")
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value)[:40], map(str, choices), 1, 0)
@@ -190,6 +209,10 @@ def _check(field, value):
         _check_text(name, value)
     if kind is tuple:
         _check_colours(name, value, *((1e-9, 1e3) if name == "pixel_std" else (-1e3, 1e3)))
+
+
+def _inside(value, low, high, part, **_):
+    return 0 < value <= 1 if part else low <= value < high
 
 
 def _check_text(name, value):
@@ -212,6 +235,8 @@ def _limit(field):
     kind, low, high = type(field.default), field.metadata["low"], field.metadata["high"]
     if kind not in (int, float) or field.metadata["choices"]:
         return ""
+    if field.metadata["part"]:
+        return "; it must be over 0 and at most 1"
     most = f"at most {high - 1:,}" if kind is int else f"under {high:,}"
     return f"; it must be at least {low:.0f} and {most}"
 
@@ -239,127 +264,6 @@ def _divides(config, whole, part):
         )
 
 
-def _square(width, heads, hidden, unimodal, multimodal, image_layers, image_hidden):
-    """The paper's models: one width and one head count for image and text (Table 1)."""
-    return dict(
-        image_size=288,
-        patch_size=18,
-        image_width=width,
-        image_layers=image_layers,
-        image_heads=heads,
-        image_hidden=image_hidden,
-        pooler="cascade",
-        caption_queries=256,
-        pooler_heads=heads,
-        vocabulary=64_000,
-        text_length=64,
-        text_width=width,
-        text_heads=heads,
-        text_hidden=hidden,
-        unimodal_layers=unimodal,
-        multimodal_layers=multimodal,
-        tokenizer="unigram",
-        fold=False,
-        weight_decay=0.01,
-        beta2=0.999,
-        learning_rate=8e-4,
-        schedule="linear",
-        final_rate=0.0,
-        steps=500_000,
-        warmup=10_000,
-    )
-
-
-def _open_clip(size, patch, width, layers, heads, embed, text_heads):
-    """open_clip's models: CLIP's image tower, one shared pooler, two MLPs a multimodal layer."""
-    return dict(
-        image_size=size,
-        patch_size=patch,
-        image_width=width,
-        image_layers=layers,
-        image_heads=heads,
-        image_hidden=4 * width,
-        stem="clip",
-        pooler="shared",
-        caption_queries=255,
-        pooler_heads=8,
-        vocabulary=49_408,
-        text_length=76,
-        text_width=embed,
-        text_heads=text_heads,
-        text_hidden=4 * embed,
-        unimodal_layers=12,
-        multimodal_layers=12,
-        multimodal_mlps=2,
-        embed_width=embed,
-        gelu="exact",
-        fold=True,  # as CLIP's own tokenizer does
-        learning_rate=5e-4,
-        weight_decay=0.2,
-        epsilon=1e-6,
-        clip_norm=0.0,
-        final_rate=0.0,
-    )
-
-
-# `tiny` decodes from all patch tokens: with 16 patches there is nothing for 256 queries to pool
-# (DECISIONS.md), and the paper finds the two alike (Table 8f, n_query = 0).
-PRESETS = {
-    "tiny": dict(pooler="none", fold=False),
-    # Chosen with Noto's drawings held out and Twemoji's, the test, left out (DECISIONS.md).
-    "emoji": dict(
-        pooler="none",
-        image_width=96,
-        image_layers=4,
-        image_hidden=384,
-        text_width=96,
-        text_hidden=384,
-        unimodal_layers=2,
-        multimodal_layers=2,
-        data="emoji",
-        tokenizer="word",
-        fold=False,
-        vocabulary=2000,
-        text_length=16,
-        distinct=True,
-        augment=1.0,
-        caption_weight=1.0,
-        batch_size=128,
-        steps=6400,
-        weight_decay=0.2,
-    ),
-    "small": dict(
-        image_size=224,
-        patch_size=16,
-        image_width=384,
-        image_layers=12,
-        image_heads=6,
-        image_hidden=1536,
-        caption_queries=64,
-        pooler_heads=6,
-        vocabulary=16_000,
-        text_length=64,
-        text_width=384,
-        text_heads=6,
-        text_hidden=1536,
-        unimodal_layers=6,
-        multimodal_layers=6,
-        tokenizer="unigram",
-        fold=False,
-        batch_size=256,
-        learning_rate=1e-3,
-        warmup=1000,
-        steps=50_000,
-    ),
-    "base": _square(768, 12, 3072, 12, 12, 12, 3072),
-    "large": _square(1024, 16, 4096, 12, 12, 24, 4096),
-    "2b": _square(1408, 16, 5632, 18, 18, 40, 6144),
-    "open_clip_base": _open_clip(288, 18, 768, 12, 12, 768, 12),  # the paper's size: to compare
-    "open_clip_b32": _open_clip(224, 32, 768, 12, 12, 512, 8),
-    "open_clip_l14": _open_clip(224, 14, 1024, 24, 16, 768, 12),
-}
-
-
 def preset(name, **overrides):
     """The named preset as a Config, with some fields replaced. Raises ValueError."""
     if name not in PRESETS:
@@ -379,6 +283,9 @@ def from_dict(fields):
     if not isinstance(fields, dict):
         raise ValueError("the settings are not a JSON object")
     known = [field.name for field in dataclasses.fields(Config)]
+    if type(fields.get("freeze_image")) is bool:  # what `freeze` was, in earlier versions
+        fields = dict(fields)
+        fields |= {"freeze": "image"} if fields.pop("freeze_image") else {}
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(str(name)[:40], known, 1, 0)[0]

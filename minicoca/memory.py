@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .config import Config
 from .params import count, specs
+from .tuning import factors, learning
 
 FLOAT = 4  # bytes of a number: weights, gradients and moments are float32
 DRAWN = 63_000  # pictures that `shapes` draws and keeps
@@ -42,23 +43,39 @@ def check(config: Config, training: bool = False, known: bool = True) -> None:
 
 
 def needed(config: Config, training: bool = False, known: bool = True) -> int:
-    """The fewest bytes for a model's weights; in training also for gradients, AdamW's two moments,
-    averaged weights, what a micro-batch leaves for the backward pass on a CPU, and the pictures of
-    data that are drawn at the start. known: as in `check`."""
+    """The fewest bytes for a model's weights; in training also for averaged weights, for gradients
+    and AdamW's two moments of what learns, for what a micro-batch leaves for the backward pass on a
+    CPU, and for the pictures of data that are drawn at the start. known: as in `check`."""
     if not known:
         config = replace(config, vocabulary=5, batch_size=1)
     weights = FLOAT * count(specs(config))
     if not training:
         return weights
     pictures = 3 * DRAWN * config.image_size**2 if config.data == "shapes" else 0
-    return (4 + bool(config.ema)) * weights + pictures + (_left(config) if _on_cpu(config) else 0)
+    learns = FLOAT * learning(config)
+    if config.backend == "numpy":  # there all have them
+        learns = weights
+    kept = (1 + bool(config.ema)) * weights + 3 * learns
+    return kept + pictures + (_left(config) if _on_cpu(config) else 0)
 
 
 def _left(config: Config) -> int:
-    """Bytes of the pixels of a micro-batch, and of every image layer's input and hidden layer."""
-    images = -(-config.batch_size // config.accumulate)
-    layer = config.patches * (config.image_width + config.image_hidden)
-    return FLOAT * images * (3 * config.image_size**2 + config.image_layers * layer)
+    """Bytes of the pixels of a micro-batch, and of the inputs and hidden layers of image layers."""
+    images, layers = -(-config.batch_size // config.accumulate), _passed(config)
+    hidden = min(layers, 1) if config.recompute else layers
+    layer = config.kept_patches * (layers * config.image_width + hidden * config.image_hidden)
+    return FLOAT * images * (3 * config.image_size**2 + layer)
+
+
+def _passed(config: Config) -> int:
+    """How many image layers the backward pass goes through: down to the first that learns."""
+    if config.backend == "numpy":
+        return config.image_layers
+    found = factors(specs(config), config)
+    learn = (name.split(".") for name, factor in found.items() if factor)
+    image = [words for words in learn if words[0] == "image"]
+    first = [int(words[2]) if words[1] == "blocks" else 0 for words in image]
+    return config.image_layers - min(first, default=config.image_layers)
 
 
 def _on_cpu(config: Config) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,25 +28,23 @@ from .tasks.retrieval import Found, best
 from .tasks.scoring import Scores, scores
 from .tasks.zero_shot import Classification, check_labels, classifier, fill_templates
 from .tokenizer import Tokenizer
-from .training.checkpoint import CONFIG, RUNS, load_model
+from .training.checkpoint import find_run, load_model
 from .words import clip
 
 Pictures = Picture | Iterable[Picture]
 
 
 def load(folder_or_name: str | os.PathLike, device: str = "auto", backend: str = "auto") -> Model:
-    """A trained model: a run's folder, or the name of one in runs/.
+    """A trained model: a run's folder, the name of one in runs/, or one that comes with minicoca,
+    "emoji" or "shapes".
 
     backend: "auto", "torch", "triton" or "numpy"; device: a name of torch's, or "auto", a GPU where
     there is one. Models of different backends do not disturb each other. Raises ValueError where
     there is no such run, where its files are not what they should be, or where this machine does
     not have the device or the backend.
     """
-    folder = Path(folder_or_name)
-    if not (folder / CONFIG).is_file() and (Path(RUNS) / folder).is_dir():
-        folder = Path(RUNS) / folder
     said: list[str] = []
-    coca, tokenizer = load_model(folder, backend, device, said.append)
+    coca, tokenizer = load_model(find_run(folder_or_name), backend, device, said.append)
     _tell(said)
     return Model(coca, tokenizer)
 

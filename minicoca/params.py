@@ -155,7 +155,7 @@ def _sincos(patches, width):
 
 
 # What is drawn beside first values, which have the seed's own stream.
-STREAMS = ("order", "captions", "augment", "sample")
+STREAMS = ("order", "captions", "augment", "sample", "patches")
 
 
 def stream(use, seed, place):
@@ -280,19 +280,21 @@ def seal_of(path):
 
 
 def compare(found, want, path):
-    """Raise ValueError unless {name: shape} of a file is what is wanted."""
+    """Raise ValueError, with all that differs, unless {name: shape} of a file is what is wanted."""
     missing, extra = sorted(want.keys() - found.keys()), sorted(found.keys() - want.keys())
-    if missing or extra:
-        words = [_some("missing", missing), _some("not expected", extra)]
+    wrong = [
+        f"{name} has shape {found[name]}, expected {tuple(want[name])}"
+        for name in sorted(want.keys() & found.keys())
+        if tuple(want[name]) != found[name]
+    ]
+    words = [_some("missing ", missing), _some("not expected ", extra), _some("", wrong)]
+    if any(words):
         raise ValueError(f"{path}: {'; '.join(filter(None, words))}")
-    for name, shape in found.items():
-        if tuple(want[name]) != shape:
-            raise ValueError(f"{path}: {name} has shape {shape}, expected {tuple(want[name])}")
 
 
 def _some(what, names):
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{what} {', '.join(name[:80] for name in names[:3])}{more}" if names else ""
+    return f"{what}{', '.join(name[:99] for name in names[:3])}{more}" if names else ""
 
 
 def _read_all(path):

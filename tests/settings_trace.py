@@ -13,6 +13,7 @@ from runs import TRAINERS
 from minicoca import params
 from minicoca.config import preset
 from minicoca.data import emoji, emoji_drawings, shapes
+from minicoca.engine import ops
 from minicoca.params import flatten
 from minicoca.reference import train as reference_train
 from minicoca.training import loop, run
@@ -29,8 +30,8 @@ NO_TEXTS = shutil.ignore_patterns("*.txt")
 
 # What a run does, in the order of causes: a setting must change nothing before its own stage.
 STAGES = (
-    "data", "tokenizer", "weights", "batches", "compiled", "passes", "loss", "norm", "rates",
-    "step", "last", "kept", "looks", "checkpoints", "results",
+    "data", "tokenizer", "weights", "batches", "compiled", "passes", "recomputed", "loss", "norm",
+    "rates", "step", "last", "kept", "looks", "checkpoints", "results",
 )  # fmt: skip
 
 
@@ -114,6 +115,7 @@ class Recorder:
             self.put(trainer, "step", self.step_of(trainer.step))
         self.put(reference_train, "coca", self.passing(reference_train.coca))
         self.put(torch, "compile", lambda function: self.seen["compiled"].append(1) or function)
+        self.put(ops, "checkpoint", self.recomputing(ops.checkpoint))
         self.put(run.data, "load", self.data_of(run.data.load))
         self.put(loop, "_look", lambda trainer, t, d, step, *rest: self.seen["looks"].append(step))
         self.put(run, "evaluate", lambda m, t, pairs, *rest: ({"images": 1}, ["x"] * len(pairs)))
@@ -133,9 +135,16 @@ class Recorder:
         return recorded
 
     def passing(self, coca):
-        def recorded(tree, config, images, tokens):
+        def recorded(tree, config, images, *rest):
             self.seen["passes"].append(len(images))
-            return coca(tree, config, images, tokens)
+            return coca(tree, config, images, *rest)
+
+        return recorded
+
+    def recomputing(self, checkpoint):
+        def recorded(*given, **how):
+            self.seen["recomputed"].append(1)
+            return checkpoint(*given, **how)
 
         return recorded
 

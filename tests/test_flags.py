@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from downloads import LEARNED, downloaded
 from settings_trace import places, small_data
 from test_settings import FIELDS, ROWS, placed
 
@@ -17,6 +18,7 @@ from minicoca import __main__ as cli
 from minicoca import bench, data, params
 from minicoca.commands import COMMANDS, build_parser
 from minicoca.commands import export as export_command
+from minicoca.commands import imports as imports_command
 from minicoca.commands import train as train_command
 from minicoca.commands.data import SETTINGS
 from minicoca.config import DATA_FIELDS
@@ -33,6 +35,7 @@ MODEL = [
     ("--json", [], ["--json"], "out"),
 ]
 SAMPLED = ["--temperature", "1"]
+THEIRS = ["HERE/first_clip"]
 NAMED = ["HERE/red", "HERE/red/1.png"]
 
 # {command: (what is always given, lines of (flag, one way, another, what must differ))}.
@@ -98,6 +101,19 @@ FLAGS = {
             ("--out", ["onnx", "HERE/first"], ["onnx", "HERE/first", "--out", "o"], "trained"),
         ],
     ),
+    "import": (
+        ["open_clip"],
+        [
+            ("source", [*THEIRS, "--run", "r"], ["HERE/second_clip", "--run", "r"], "trained"),
+            ("--run", [*THEIRS, "--run", "r"], [*THEIRS, "--run", "q"], "trained"),
+            (
+                "--merges",
+                [*THEIRS, "--run", "r"],
+                [*THEIRS, "--run", "r", "--merges", "HERE/merges"],
+                "trained",
+            ),
+        ],
+    ),
     "info": (
         [],
         [
@@ -148,6 +164,9 @@ def here(tmp_path_factory):
     folder = places(tmp_path_factory.mktemp("places"))
     for name, text in (("a", "a\nthe\n"), ("b", "a\nred\n")):
         (folder / name).write_text(text)
+    for seed, name in enumerate(("first_clip", "second_clip")):
+        downloaded(folder / name, seed)
+    (folder / "merges").write_text("\n".join(["a b", *LEARNED]))
     newest = folder / "runs" / "newest"
     newest.parent.mkdir()
     newest.symlink_to(folder / "first")
@@ -186,11 +205,19 @@ def seen(here, tmp_path, monkeypatch):
     for name in export_command.FORMS:
         put = lambda *given, name=name: seen["trained"].append((name, given))  # noqa: E731
         monkeypatch.setitem(export_command.FORMS, name, (put, name))
+    monkeypatch.setattr(
+        imports_command, "write", lambda *given, **kept: train(as_text(*given), say=0)
+    )
     # None: torch computes, since Triton's interpreter takes seconds.
     note = lambda x: seen["kernels"].append(ops.implementations()["attention"])  # noqa: E731
     monkeypatch.setattr(ops, "has_kernels", note)
     with small_data():
         yield seen
+
+
+def as_text(folder, weights, config, tokenizer):
+    """What a run is to hold, to be compared."""
+    return str(folder), weights["text"]["token"].tolist(), config, tokenizer.serialised()
 
 
 def call(here, *arguments):
@@ -227,7 +254,7 @@ def flags_of(command):
 @pytest.mark.parametrize("command", FLAGS)
 def test_every_flag_is_listed(command):
     listed = {flag for flag, *_ in FLAGS[command][1]}
-    assert flags_of(command) - {"--preset"} <= listed, "a flag that nobody looks at"
+    assert flags_of(command) - {"--preset", "format"} <= listed, "a flag that nobody looks at"
     assert listed <= flags_of(command)
 
 

@@ -75,6 +75,7 @@ def same(**options):
 
 def optimizer():
     settings = dict(weight_decay=0.3, warmup=2, steps=5, learning_rate=0.1, clip_norm=1.0)
+    settings |= dict(image_rate=0.3, text_rate=2.0, freeze="pooler.contrast")
     engine_tests.check_optimizer(0, small_config(**settings))
 
 
@@ -191,6 +192,9 @@ BUGS = [
     (engine_optim, '"weight_decay": 0.0', '"weight_decay": config.weight_decay', optimizer),
     (engine_optim, "torch.clamp(limit / (norm + 1e-6), max=1.0)", "limit / (norm + 1e-6) * 1.001",
      optimizer),
+    (engine_optim, '"weight_decay": 0.0, "factor": factor', '"weight_decay": 0.0, "factor": 1',
+     optimizer),
+    (optim, "before, rate * factor, config", "before, rate, config", optimizer),
     # --- the engine ---------------------------------------------------------------------------
     (engine_text, 'masking = {"causal": True, "packing": rows.packing}',
      'masking = {"causal": False, "packing": rows.packing}', prop(C.check_causality, Engine)),

@@ -16,6 +16,7 @@ from minicoca.data import shapes
 from minicoca.data.order import Order
 from minicoca.engine.train import Trainer
 from minicoca.params import STREAMS, initialise, stream
+from minicoca.tuning import kept_tokens
 
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 # A model that writes any of 7 words, each as likely as the others, and never ends.
@@ -54,8 +55,20 @@ def written(seed, row):
     return sampled(Engine, seed, row, 1)
 
 
+def kept(seed, step):
+    """Of a picture of 256 patches, 128."""
+    config = from_dict(TINY.to_dict() | dict(seed=seed, patch_size=2, patch_keep=0.5))
+    return kept_tokens(config, step, 2)
+
+
 # What draws in training and use, from (seed, place). Scenes have Python's own generator: below.
-USES = {"order": ordered, "captions": chosen, "augment": augmented, "sample": written}
+USES = {
+    "order": ordered,
+    "captions": chosen,
+    "augment": augmented,
+    "sample": written,
+    "patches": kept,
+}
 
 
 def test_no_two_draws_share_a_stream(monkeypatch):

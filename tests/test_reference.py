@@ -9,6 +9,7 @@ from strategies import model_and_batch, small_config, tree_of
 from minicoca import reference
 from minicoca.params import initialise, specs, tree_map
 from minicoca.reference import generate, model, ops, optim, pooling, vision
+from minicoca.tuning import kept_tokens
 
 FOLDER = Path(reference.__file__).parent
 
@@ -78,10 +79,12 @@ def test_suffixes_are_true():
             {"pooler": "parallel", "embed_width": 22, "gelu": "exact"},
             {"pooler": "shared", "stem": "clip", "multimodal_mlps": 2, "legacy_cls_mask": True},
             {"pooler": "none"},
+            {"pooler": "none", "stem": "clip", "patch_keep": 0.7},
         ):
             config = small_config(**options)
             params, images, tokens = model_and_batch(config, 0)
-            _, cache = model.coca(params, config, images, tokens)
+            places = kept_tokens(config, 0, len(images))
+            _, cache = model.coca(params, config, images, tokens, places)
             gradients, _ = model.coca_backward(1.0, cache)
             optim.adamw(params, gradients, optim.adamw_init(params), 1e-3, config)
             prompt = np.array([[1], [1], [1]])

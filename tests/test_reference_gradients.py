@@ -9,6 +9,7 @@ from strategies import configs, model_and_batch, seeds, small_config, tree_of
 
 from minicoca.params import specs, tree_map
 from minicoca.reference import attention, losses, model, ops, pooling, text, vision
+from minicoca.tuning import kept_tokens
 
 TOLERANCE = 1e-10
 
@@ -118,10 +119,11 @@ def _pool(mode):
 def _image_encoder(rng, size, **options):
     config = small_config(**options)
     images = rng.standard_normal((size["B"], 6, 6, 3))
+    places = kept_tokens(config, int(rng.integers(99)), len(images))
     arguments = {"images": images, "params": tree_of(rng, specs(config)["image"])}
 
     def forward(images, params):
-        y, cache = vision.image_encoder(images, params, config)
+        y, cache = vision.image_encoder(images, params, config, places)
         return (y,), cache
 
     def backward(dy, cache):
@@ -248,6 +250,7 @@ OPS = {
     "patchify": _patchify,
     "image_encoder plain": lambda rng, z: _image_encoder(rng, z, stem="plain"),
     "image_encoder clip": lambda rng, z: _image_encoder(rng, z, stem="clip"),
+    "image_encoder of some": lambda rng, z: _image_encoder(rng, z, stem="clip", patch_keep=0.6),
     "pool cascade": _pool("cascade"),
     "pool parallel": _pool("parallel"),
     "pool shared": _pool("shared"),

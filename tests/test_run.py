@@ -153,7 +153,7 @@ def test_numpy_refuses_what_only_torch_can_do(option):
 
 
 def test_a_frozen_image_encoder_stays_as_it_is():
-    config = short(freeze_image=True)
+    config = short(freeze="image")
     start = initialise(config)
     trainer = engine_train.Trainer(start, config)
     rng = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path):
     """LiT: a trained image encoder, kept; the rest learns on."""
     silent(short(learning_rate=0.01), tmp_path / "first")
     begun = replace(read_config(tmp_path / "first"), init=str(tmp_path / "first"), steps=20)
-    silent(replace(begun, freeze_image=True), tmp_path / "second")
+    silent(replace(begun, freeze="image"), tmp_path / "second")
     first, second = (
         flatten(tensors(tmp_path / name, "model.safetensors")) for name in ("first", "second")
     )

@@ -216,6 +216,17 @@ def test_a_log_grows_by_whole_lines(tmp_path):
     assert [r["step"] for r in Log.read(Log(tmp_path / "log", 1).path)] == [0, 1]
 
 
+def test_a_damaged_line_of_a_log_costs_itself(tmp_path):
+    log = Log(tmp_path / "log", 0)
+    for n in range(4):
+        log.write({"step": n})
+    lines = (tmp_path / "log").read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b"1", b"7", 1)
+    (tmp_path / "log").write_bytes(b"".join(lines))
+    assert [r["step"] for r in Log.read(tmp_path / "log")] == [0, 2, 3]
+    assert Log(tmp_path / "log", 9).lost == 1
+
+
 def test_progress_is_counted_in_steps(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(training_run, "finish", lambda *given: {})
     silent(short(), tmp_path / "run")

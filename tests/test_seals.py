@@ -273,3 +273,9 @@ def test_results_of_the_same_run_before_it_went_on_are_of_other_weights(tmp_path
     (tmp_path / "run" / RESULTS).write_bytes(before)
     with pytest.raises(ValueError, match=f"{RESULTS} is of other weights than .*{WEIGHTS}"):
         read_results(tmp_path / "run")
+
+
+def test_names_of_files_are_written_as_the_system_has_them():
+    """... or, where Windows has half a pair of surrogates, as what stands for it."""
+    assert training_run.as_written("a \udcff é") == b"a \xff \xc3\xa9\n"
+    assert training_run.as_written("a \ud800") == b"a \\ud800\n"

@@ -71,10 +71,12 @@ ROWS = [
     ("fold", False, True, "tokenizer batches", dict(data="{}/red")),
     ("distinct", False, True, "batches", dict(data="{}/list.csv", image_root="{}/red")),
     ("augment", 0.3, 1.0, "loss last"),
+    ("patch_keep", 0.5, 0.75, "loss last"),
     ("pixel_mean", (0.1, 0.3, 0.9), (0.9, 0.3, 0.1), "loss last"),
     ("pixel_std", (0.1, 0.3, 0.9), (0.9, 0.3, 0.1), "loss last"),
     ("precision", "float32", "bfloat16", "loss"),
     ("compile", False, True, "compiled"),
+    ("recompute", False, True, "recomputed"),
     ("steps", 2, 3, "batches rates"),
     ("batch_size", 5, 7, "batches"),
     ("accumulate", 2, 3, "passes"),
@@ -88,14 +90,17 @@ ROWS = [
     ("epsilon", 1e-3, 1e-1, "step"),
     ("clip_norm", 0.01, 0.1, "step", dict(epsilon=0.1)),
     ("ema", 0.05, 0.2, "kept"),
-    ("freeze_image", False, True, "norm step"),
+    ("image_rate", 0.5, 2.0, "step last"),
+    ("pooler_rate", 0.0, 0.5, "norm step"),
+    ("text_rate", 0.5, 2.0, "step last"),
+    ("freeze", "image", "text.token,decoder.blocks.0-0", "norm step"),
     ("seed", 3, 4, "data weights batches"),
     ("evaluate_every", 1, 2, "looks"),
     ("checkpoint_every", 1, 2, "checkpoints"),
 ]
 # Looked at below: `backend` chooses between these columns, `device` is where tensors are.
 APART = {"backend", "device"}
-NUMPY_REFUSES = {"augment", "accumulate", "ema", "freeze_image", "compile", "precision", "device"}
+NUMPY_REFUSES = {"augment", "accumulate", "ema", "compile", "recompute", "precision", "device"}
 
 # Each number's least value, and the first one over its range.
 LIMITS = {
@@ -109,10 +114,11 @@ LIMITS = {
     "vocabulary": (5, 10**6 + 1),
     "text_length": (3, 10**6 + 1),
     "contrastive_weight caption_weight augment learning_rate final_rate weight_decay epsilon "
-    "clip_norm": (0.0, 1e6),
+    "clip_norm image_rate pooler_rate text_rate": (0.0, 1e6),
     "beta1 beta2 ema validation_part held_out_part": (0.0, 1.0),
     "seed": (0, 2**40),
 }
+PARTS = ("patch_keep",)  # over 0 and at most 1: see test_kept_patches.py
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 
@@ -156,7 +162,7 @@ def test_every_setting_is_listed():
         if type(field.default) in (int, float) and not field.metadata["choices"]
     }
     listed = " ".join(LIMITS).split()
-    assert set(listed) == numbers and len(listed) == len(numbers)
+    assert {*listed, *PARTS} == numbers and len([*listed, *PARTS]) == len(numbers)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
@@ -201,11 +207,12 @@ def test_the_same_settings_have_the_same_effect(backend, tmp_path):
     assert all(name.endswith("key.bias") for name in still), still
 
 
+@pytest.mark.parametrize("backend", TRAINERS)
 @pytest.mark.parametrize("pooler", FIELDS["pooler"].metadata["choices"])
-def test_freezing_keeps_the_image_encoder_and_nothing_else(pooler, tmp_path):
+def test_freezing_keeps_the_image_encoder_and_nothing_else(pooler, backend, tmp_path):
     """Not its poolers, and not its projection, whose name begins alike."""
-    options = dict(freeze_image=True, embed_width=6, pooler=pooler, stem="clip", weight_decay=0.5)
-    seen, _ = trace(preset("tiny", **TINY | options, backend="torch"), folder(tmp_path, "run"))
+    options = dict(freeze="image", embed_width=6, pooler=pooler, stem="clip", weight_decay=0.5)
+    seen, _ = trace(preset("tiny", **TINY | options, backend=backend), folder(tmp_path, "run"))
     for name, value in seen["weights"].items():
         frozen = name.split(".")[0] == "image"
         if frozen or not name.endswith("key.bias"):
@@ -272,7 +279,9 @@ def test_the_backend_is_who_computes(name, module, kernels, here, monkeypatch):
             assert {said.split()[0] for said in asked} == {kernels} - {""}
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "clip_norm", "precision", "compile"])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "clip_norm", "precision", "compile", "recompute"]
+)
 def test_what_is_changed_on_resuming_has_an_effect(name, here, tmp_path):
     """The rest of the run is another, and config.json says so for the next time."""
     _, *values, stages, others = (*next(row for row in ROWS if row[0] == name), {})[:5]

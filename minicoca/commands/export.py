@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from ..training.checkpoint import CONFIG, RUNS, load_model
+from ..training.checkpoint import RUNS, TRAINED, find_run, load_model
 from .model import note
 from .results import check_output
 
@@ -32,10 +32,9 @@ def add_flags(parser):
 
 
 def run(arguments):
-    folder = arguments.run
-    if not (folder / CONFIG).is_file() and (RUNS / folder / CONFIG).is_file():
-        folder = RUNS / folder
-    write, name = FORMS[arguments.form]
-    out = arguments.out or folder / name
+    folder, (write, name) = find_run(arguments.run), FORMS[arguments.form]
+    out = arguments.out or (
+        Path(f"{folder.name}-{name}") if folder.parent == TRAINED else folder / name
+    )
     check_output("--out", out)
     write(folder, out)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from .. import __version__, config, params
-from ..training.checkpoint import RESULTS, read_config, read_results
+from ..training.checkpoint import RESULTS, find_run, read_config, read_results
 from ..training.log import machine
 
 HELP = "what is installed, and what a run or a preset is"
@@ -28,9 +28,10 @@ def run(arguments):
         facts["warning"] = complaint()
     chosen = None
     if arguments.run:
-        chosen = read_config(arguments.run)
-        there = (arguments.run / RESULTS).exists()
-        facts["run"] = read_results(arguments.run) if there else "not finished"
+        folder = find_run(arguments.run)
+        chosen = read_config(folder)
+        there = (folder / RESULTS).exists()
+        facts["run"] = read_results(folder) if there else "not finished"
     elif arguments.preset:
         chosen = config.preset(arguments.preset)
     if chosen:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import config
-from ..training.checkpoint import CHANGEABLE, RUNS, new_folder, read_config
+from ..training.checkpoint import CHANGEABLE, RUNS, find_run, new_folder, read_config
 from ..training.run import train
 from .flags import Usage, add_settings, from_flags, settings_by_group
 from .results import unheard
@@ -70,11 +70,26 @@ def _settings(arguments):
     try:
         if arguments.init and arguments.preset:
             raise ValueError("--init takes the settings of its run; leave out --preset")
+        if arguments.init:
+            arguments.init = str(find_run(arguments.init))
         earlier = read_config(arguments.init) if arguments.init else None
+        if earlier:
+            _check_size(arguments, earlier)
         settings = from_flags(arguments, earlier)
     except ValueError as error:
         raise Usage(error) from error
     return replace(settings, **_wherever(settings.to_dict()))
+
+
+def _check_size(arguments, earlier):
+    """Raise ValueError for an image size that the patches of an earlier run do not fill."""
+    size, patch = arguments.image_size, earlier.patch_size
+    if size and size % patch and arguments.patch_size in (None, patch):
+        near = max(1, round(size / patch)) * patch
+        raise ValueError(
+            f"--image-size {size} is not a multiple of {patch}, the patches of {arguments.init}; "
+            f"the nearest is {near}"
+        )
 
 
 def _wherever(settings):

@@ -14,9 +14,9 @@ def embed(features_BD, params, projection):
     return l2_normalise(features_BD)
 
 
-def encode_image(params, config, images_BII3):
+def encode_image(params, config, images_BII3, places_BL=None):
     """Images -> (unit embedding [B, E], image tokens for the decoder)."""
-    tokens_BSM = image_encoder(images_BII3, params["image"], config)
+    tokens_BSM = image_encoder(images_BII3, params["image"], config, places_BL)
     contrast_BD, memory = pool(tokens_BSM, params["pooler"], config)
     return embed(contrast_BD, params, "image_projection"), memory
 
@@ -28,14 +28,15 @@ def encode_text(params, config, tokens_BT, rows=None):
     return embed(cls_BD, params, "text_projection"), x_BTD
 
 
-def coca(params, config, images_BII3, tokens_BT):
+def coca(params, config, images_BII3, tokens_BT, places_BL=None):
     """The whole objective. tokens: [B, T] ids, start and end included, padded with 0 at the end.
+    places: the image tokens that are kept, where not all are.
 
     Returns a dict: `loss` (Eq. 4), `contrastive`, `caption`, the embeddings `image`, `text` [B, E].
     A loss of weight 0 is not computed.
     """
     rows = TextRows(tokens_BT, config)
-    image_BE, memory = encode_image(params, config, images_BII3)
+    image_BE, memory = encode_image(params, config, images_BII3, places_BL)
     text_BE, x_BTD = encode_text(params, config, tokens_BT, rows)
     outputs = {"image": image_BE, "text": text_BE}
     if config.contrastive_weight:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..config import PAD
 from ..kernels.checks import LARGEST_GRID, LARGEST_HEAD
@@ -121,6 +122,19 @@ def linear(x, params):
     else:
         y = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
     return y.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def recomputed(function, *given):
+    """function(*given), whose own tensors are not kept but computed once more in the backward pass
+    (Chen et al. 2016), by the same operations: the same gradient, to the last bit on a CPU."""
+    chosen = _chosen.backend
+
+    def as_now(*given):  # the backward pass, which may run in another thread, knows no backend
+        with _using(chosen):
+            return function(*given)
+
+    again = function if torch.compiler.is_compiling() else as_now
+    return checkpoint(again, *given, use_reentrant=False, preserve_rng_state=False)
 
 
 def _has_onednn(x, weight):

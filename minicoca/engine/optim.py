@@ -5,15 +5,21 @@ import math
 import torch
 
 from ..params import flatten
+from ..tuning import factors
 
 
 def adamw(params, config):
-    """torch's AdamW over a tree's leaves. Only matrices decay: not vectors, not scales."""
-    leaves = [leaf for leaf in flatten(params).values() if leaf.requires_grad]
-    groups = [
-        {"params": [p for p in leaves if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in leaves if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """torch's AdamW over those of a tree's leaves that learn. Only matrices decay: not vectors, not
+    scales. A group's rate is to be the learning rate times its `factor`."""
+    leaves, own, groups = flatten(params), factors(params, config), []
+    for factor in sorted({*own.values()} - {0}):
+        parts = [leaves[name] for name in own if own[name] == factor]
+        matrices, others = [p for p in parts if p.ndim >= 2], [p for p in parts if p.ndim < 2]
+        groups += [
+            {"params": matrices, "weight_decay": config.weight_decay, "factor": factor},
+            {"params": others, "weight_decay": 0.0, "factor": factor},
+        ]
+    groups = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.epsilon, fused=True)
 
@@ -22,7 +28,7 @@ def clip_by_global_norm(leaves, limit):
     """Scale the gradients so that their global norm is at most `limit`; return it as it was."""
     gradients = [p.grad for p in leaves if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if limit > 0:
+    if limit > 0 and gradients:
         torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
     return norm
 

@@ -7,6 +7,7 @@ import torch
 from ..config import PAD
 from ..params import flatten, specs, stream, tree_map, unflatten
 from ..params import shapes as params_shapes
+from ..tuning import factors, kept_tokens
 from .augment import augment
 from .generate import CoCa
 from .losses import contrastive_loss
@@ -28,8 +29,8 @@ class Trainer:
             self.complaint = complaint() if self.device.type == "cuda" else ""
         self.params = tree_map(lambda a: torch.tensor(a, device=self.device), params)
         self.leaves = flatten(self.params)
-        for name, leaf in self.leaves.items():
-            leaf.requires_grad_(not (config.freeze_image and name.startswith("image.")))
+        for name, factor in factors(self.params, config).items():
+            self.leaves[name].requires_grad_(factor > 0)
         self.optimizer = adamw(self.params, config)
         for leaf in self.leaves.values():  # what torch would make at the first step, so that a
             if leaf.requires_grad:  # checkpoint holds the same arrays whenever it is written
@@ -46,16 +47,20 @@ class Trainer:
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T], both NumPy; what happened, as
         floats. If the loss or the gradient is not finite, nothing is changed."""
         images, tokens = self._images(step, images), torch.from_numpy(tokens).to(self.device)
+        places = kept_tokens(self.config, step, len(images))
+        if places is not None:
+            places = torch.from_numpy(places).to(self.device)
         self.optimizer.zero_grad()
-        losses = self._gradients(images, tokens)
+        losses = self._gradients(images, tokens, places)
         norm = clip_by_global_norm(self.leaves.values(), self.config.clip_norm)
         report = {k: float(v) for k, v in losses.items()} | {"gradient_norm": float(norm)}
         rate = learning_rate(step, self.config)
         if all(map(math.isfinite, report.values())):
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             self.optimizer.step()
-            clamp_temperature(self.params)
+            if self.leaves["log_temperature"].requires_grad:
+                clamp_temperature(self.params)
             if self.ema:  # less of an average at first, when the weights are still anything
                 decay = min(self.config.ema, (1 + step) / (10 + step))
                 new = [p.detach() for p in self.leaves.values()]
@@ -78,16 +83,16 @@ class Trainer:
         cast = tree_map(lambda p: p.to(self.dtype), self.params)
         return cast | {"log_temperature": self.params["log_temperature"]}
 
-    def _gradients(self, images, tokens):
+    def _gradients(self, images, tokens, places=None):
         if self.config.accumulate <= 1:
-            outputs = self.coca(self._compute_params(), self.config, images, tokens)
-            outputs["loss"].backward()
+            outputs = self.coca(self._compute_params(), self.config, images, tokens, places)
+            _backward(outputs["loss"])
             return {
                 k: outputs[k].detach() for k in ("loss", "contrastive", "caption") if k in outputs
             }
-        return self._accumulated(images, tokens)
+        return self._accumulated(images, tokens, places)
 
-    def _accumulated(self, images, tokens):
+    def _accumulated(self, images, tokens, places):
         """The same gradient in micro-batches (Gao et al. 2021, gradient caching).
 
         The contrastive loss compares all pairs, so all embeddings come first, without their graphs;
@@ -95,13 +100,14 @@ class Trainer:
         """
         config, parts = self.config, min(self.config.accumulate, len(tokens))
         batches = list(zip(images.chunk(parts), tokens.chunk(parts), strict=True))
+        kept = [None] * len(batches) if places is None else places.chunk(parts)
         losses, dimage, dtext = {}, None, None
         if config.contrastive_weight:
             params = self._compute_params()
             with torch.no_grad():
                 pairs = [
-                    (encode_image(params, config, x)[0], encode_text(params, config, t)[0])
-                    for x, t in batches
+                    (encode_image(params, config, x, p)[0], encode_text(params, config, t)[0])
+                    for (x, t), p in zip(batches, kept, strict=True)
                 ]
             image, text = (torch.cat(side).requires_grad_() for side in zip(*pairs, strict=True))
             losses["contrastive"] = contrastive_loss(image, text, params["log_temperature"])
@@ -109,7 +115,7 @@ class Trainer:
             dimage, dtext = image.grad.chunk(parts), text.grad.chunk(parts)
         targets = (tokens[:, 1:] != PAD).sum().clamp(min=1)
         for i, (x, t) in enumerate(batches):
-            outputs = self.coca(self._compute_params(), config, x, t)
+            outputs = self.coca(self._compute_params(), config, x, t, kept[i])
             objective = 0
             if dimage:
                 objective = (outputs["image"] * dimage[i]).sum() + (
@@ -119,7 +125,7 @@ class Trainer:
                 caption = outputs["caption"] * ((t[:, 1:] != PAD).sum() / targets)
                 objective = objective + config.caption_weight * caption
                 losses["caption"] = losses.get("caption", 0) + caption.detach()
-            objective.backward()
+            _backward(objective)
         losses = {k: v.detach() for k, v in losses.items()}
         return {"loss": total_loss(losses, config)} | losses
 
@@ -157,10 +163,15 @@ class Trainer:
 def shapes(config):
     """{name: shape} of what `Trainer.state` gives."""
     own = params_shapes(specs(config))
-    moved = {n: s for n, s in own.items() if not (config.freeze_image and n.startswith("image."))}
+    moved = {n: own[n] for n, factor in factors(specs(config), config).items() if factor}
     parts = {"params": own, **dict.fromkeys(KEPT[:2], moved), KEPT[2]: dict.fromkeys(moved, ())}
     parts |= {"ema": own} if config.ema else {}
     return {f"{part}.{name}": shape for part, of in parts.items() for name, shape in of.items()}
+
+
+def _backward(objective):
+    if objective.requires_grad:  # else the losses reach nothing that learns
+        objective.backward()
 
 
 def _numpy(leaves):

@@ -3,7 +3,7 @@
 import torch
 
 from .attention import block
-from .ops import layer_norm, linear
+from .ops import layer_norm, linear, recomputed
 
 
 def normalise(images, config):
@@ -37,9 +37,19 @@ def patch_embedding(images_BII3, params, patch_size):
     return layer_norm(x_BSD, params["norm_pre"]) if "norm_pre" in params else x_BSD
 
 
-def image_encoder(images_BII3, params, config):
-    """Images (normalised) to image tokens [B, S, D]; the poolers' key norm is the last norm."""
+def keep_tokens(x_BSD, places_BL):
+    """The tokens at these places, in each sample others: [B, L, D]."""
+    return torch.take_along_dim(x_BSD, places_BL[..., None], 1)
+
+
+def image_encoder(images_BII3, params, config, places_BL=None):
+    """Images (normalised) to image tokens [B, S, D]; the poolers' key norm is the last norm.
+
+    places: the tokens that are kept, in training; all where there are none."""
     x_BSD = patch_embedding(images_BII3, params, config.patch_size)
+    if places_BL is not None:
+        x_BSD = keep_tokens(x_BSD, places_BL)
     for i in range(config.image_layers):
-        x_BSD = block(x_BSD, params["blocks"][str(i)], config.image_heads, config.gelu)
+        given = x_BSD, params["blocks"][str(i)], config.image_heads, config.gelu
+        x_BSD = recomputed(block, *given) if config.recompute else block(*given)
     return x_BSD

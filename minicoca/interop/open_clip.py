@@ -4,10 +4,13 @@ A mapping is a list of (their name, which third of it or None, our name, turn): 
 array becomes ours and how ours becomes theirs. open_clip stacks query, key and value in one array.
 """
 
+import base64
 from collections.abc import Mapping
 
 import numpy as np
 
+from ..clip_tokenizer import theirs as their_ids
+from ..config import END, PAD, START, UNKNOWN
 from ..params import compare, flatten, shapes, specs, unflatten
 
 
@@ -106,7 +109,7 @@ def _mapping(config):
 _CLS, _POSITION = "text.cls_emb", "text.positional_embedding"
 
 
-def _shapes(config):
+def their_shapes(config):
     """{their name: the shape it has}, for all that the config's model has there."""
     ours, found = flatten(specs(config)), {}
     for name, third, our, (_, turn) in _mapping(config):
@@ -138,43 +141,48 @@ def _array(name, value, dtype):
     return array
 
 
-def _arrays(state_dict, config, dtype):
-    """{their name: array}, or a ValueError that says what is missing, too many or otherwise."""
-    if not isinstance(state_dict, Mapping):
-        kind = type(state_dict).__name__
-        raise ValueError(f"open_clip weights: a {kind} is no state dict; give model.state_dict()")
-    want, have = _shapes(config), {str(name) for name in state_dict}
-    if want.keys() != have:
-        missing, extra = sorted(want.keys() - have), sorted(have - want.keys())
-        raise ValueError(f"open_clip weights: missing {missing[:3]}, not expected {extra[:3]}")
-    theirs = {name: _array(name, value, dtype) for name, value in state_dict.items()}
-    for name, array in theirs.items():
-        if array.shape != want[name]:
-            found = f"{name} has shape {array.shape}, expected {want[name]}"
-            raise ValueError(f"open_clip weights: {found}")
-    return theirs
-
-
 def from_open_clip(state_dict, config, dtype=np.float32):
     """Our tree of arrays from the state dict of open_clip's model, of whatever holds floats: torch
     tensors and parameters of any precision, on any device, or arrays.
 
     Raises ValueError where names or shapes are not those of `config`, or one is not of floats.
     """
-    theirs = _arrays(state_dict, config, dtype)
-    flat = {
-        "text.cls": theirs[_CLS] + theirs[_POSITION][-1],
-        "text.position": theirs[_POSITION][:-1],
-    }
+    if not isinstance(state_dict, Mapping):
+        kind = type(state_dict).__name__
+        raise ValueError(f"open_clip weights: a {kind} is no state dict; give model.state_dict()")
+    want, parts, flat = their_shapes(config), {}, {}
+    # A list says no shape; `array` finds it.
+    found = {str(n): tuple(getattr(x, "shape", want.get(n, ()))) for n, x in state_dict.items()}
+    compare(found, want, "open_clip weights")
+
+    def array(name):
+        value = _array(name, state_dict[name], dtype)
+        compare({name: value.shape}, {name: want[name]}, "open_clip weights")
+        return value
+
     for name, third, ours, (turn, _) in _mapping(config):
-        array = theirs[name]
-        flat[ours] = turn(array if third is None else np.split(array, 3)[third])
-    return unflatten({name: np.array(array, order="C") for name, array in flat.items()})
+        parts.setdefault(name, []).append((third, ours, turn))
+    for name, own in parts.items():  # one after the other: all at once take as much again
+        whole = array(name)
+        for third, ours, turn in own:
+            part = whole if third is None else np.split(whole, 3)[third]
+            flat[ours] = np.array(turn(part), order="C")
+    position = array(_POSITION)
+    flat["text.cls"], flat["text.position"] = array(_CLS) + position[-1], position[:-1].copy()
+    return unflatten(flat)
 
 
-def to_open_clip(tree, config, dtype=np.float32):
+def cls_apart(state_dict):
+    """open_clip's CLS and its position, whose sum is ours, as text: for to_open_clip."""
+    rows = [_array(_CLS, state_dict[_CLS], "<f4")]
+    rows.append(_array(_POSITION, state_dict[_POSITION], "<f4")[-1])
+    return base64.b64encode(np.stack(rows).tobytes()).decode()
+
+
+def to_open_clip(tree, config, dtype=np.float32, apart=""):
     """The state dict (NumPy arrays) that open_clip's model loads; undoes from_open_clip.
 
+    apart: what cls_apart gave; without it, or if CLS was trained since, its position is zero.
     Raises ValueError where the tree is not that of `config`, or a leaf not of floats.
     """
     mapping = _mapping(config)
@@ -183,6 +191,37 @@ def to_open_clip(tree, config, dtype=np.float32):
     for name, _, ours, (_, turn) in mapping:  # thirds come in order
         parts.setdefault(name, []).append(turn(flat[ours]))
     theirs = {name: np.concatenate(p) if len(p) > 1 else p[0] for name, p in parts.items()}
-    theirs[_CLS] = flat["text.cls"]
-    theirs[_POSITION] = np.pad(flat["text.position"], ((0, 1), (0, 0)))
+    own, last = flat["text.cls"], np.zeros_like(flat["text.cls"])
+    if len(content := base64.b64decode(apart)) == 8 * len(own):
+        rows = np.frombuffer(content, "<f4").reshape(2, -1).astype(dtype)
+        if np.array_equal(rows.sum(0), own):
+            own, last = rows
+    theirs[_CLS], theirs[_POSITION] = own, np.concatenate([flat["text.position"], last[None]])
     return {name: np.array(array, order="C") for name, array in theirs.items()}
+
+
+def to_our_ids(tree):
+    """A tree whose rows of words are open_clip's, with the two more that ours have: its ids are
+    ClipTokenizer's. A leaf that need not change stays the same array."""
+    token, head = tree["text"]["token"], tree["decoder"]["head"]["weight"]
+    ids = their_ids(len(token) + 2)
+    head = np.take(head, ids, 1)
+    head[:, [PAD, UNKNOWN]] = 0  # never written: no second and third column of "!"
+    return _with_words(tree, token[ids], head)
+
+
+def to_their_ids(tree):
+    """Undoes to_our_ids, bit for bit."""
+    token, head = tree["text"]["token"], tree["decoder"]["head"]["weight"]
+    ids = their_ids(len(token))
+    ours = np.empty(len(token) - 2, np.int64)
+    ours[ids[UNKNOWN + 1 :]] = np.arange(UNKNOWN + 1, len(token))
+    ours[ids[[START, END]]] = START, END
+    return _with_words(tree, token[ours], np.take(head, ours, 1))
+
+
+def _with_words(tree, token, head):
+    return tree | {
+        "text": tree["text"] | {"token": token},
+        "decoder": tree["decoder"] | {"head": {"weight": head}},
+    }

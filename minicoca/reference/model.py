@@ -37,9 +37,9 @@ def embed_backward(dy_BE, cache):
     return dfeatures_BD, {projection: dprojection}
 
 
-def encode_image(params, config, images_BII3):
+def encode_image(params, config, images_BII3, places_BL=None):
     """Images -> (unit embedding [B, E], image tokens for the decoder)."""
-    tokens_BSM, encoder_cache = image_encoder(images_BII3, params["image"], config)
+    tokens_BSM, encoder_cache = image_encoder(images_BII3, params["image"], config, places_BL)
     contrast_BD, memory, pool_cache = pool(tokens_BSM, params["pooler"], config)
     image_BE, embed_cache = embed(contrast_BD, params, "image_projection")
     return image_BE, memory, (encoder_cache, pool_cache, embed_cache)
@@ -67,13 +67,14 @@ def encode_text_backward(dtext_BE, dx_BTD, cache):
     return dparams
 
 
-def coca(params, config, images_BII3, tokens_BT):
+def coca(params, config, images_BII3, tokens_BT, places_BL=None):
     """The whole objective. tokens: [B, T] ids, start and end included, padded with 0 at the end.
+    places: the image tokens that are kept, where not all are.
 
     Returns (outputs, cache); outputs has `loss` (Eq. 4), `contrastive`, `caption`, the embeddings
     `image` and `text` [B, E], and `logits` [B, T - 1, V]: what follows tokens 0 to T - 2.
     """
-    image_BE, memory, image_cache = encode_image(params, config, images_BII3)
+    image_BE, memory, image_cache = encode_image(params, config, images_BII3, places_BL)
     text_BE, x_BTD, text_cache = encode_text(params, config, tokens_BT)
     contrastive, contrastive_cache = contrastive_loss(image_BE, text_BE, params["log_temperature"])
     n, decoder_cache = multimodal_decoder(x_BTD[:, :-1], memory, params["decoder"], config)

@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 
-from ..params import flatten, tree_map
+from ..params import flatten, tree_map, unflatten
+from ..tuning import factors
 
 
 def adamw_init(params):
@@ -32,6 +33,23 @@ def adamw(params, gradients, state, rate, config):
 
     new = tree_map(move, params, mean, square)
     return new, {"mean": mean, "square": square, "step": step}
+
+
+def adamw_of_parts(params, gradients, state, rate, config):
+    """`adamw` on each part at its own factor of the rate; what is frozen stays, and its moments.
+
+    gradients: a tree, or {name: gradient} of what learns."""
+    trees = [flatten(tree) for tree in (params, state["mean"], state["square"], gradients)]
+    own = factors(params, config)
+    for factor in sorted({*own.values()} - {0}):
+        names = [name for name in own if own[name] == factor]
+        p, mean, square, g = ({name: tree[name] for name in names} for tree in trees)
+        before = {"mean": mean, "square": square, "step": state["step"]}
+        p, after = adamw(p, g, before, rate * factor, config)
+        for tree, new in zip(trees, (p, after["mean"], after["square"]), strict=False):
+            tree.update(new)
+    params, mean, square = map(unflatten, trees[:3])
+    return params, {"mean": mean, "square": square, "step": state["step"] + 1}
 
 
 def global_norm(gradients):

@@ -4,19 +4,20 @@ import math
 
 import numpy as np
 
+from ..params import flatten, specs, tree_map
 from ..params import shapes as params_shapes
-from ..params import specs, tree_map
+from ..tuning import factors, kept_tokens
 from .generate import CoCa
 from .model import coca, coca_backward
-from .optim import adamw, adamw_init, clamp_temperature, clip_by_global_norm, learning_rate
+from .optim import adamw_init, adamw_of_parts, clamp_temperature, clip_by_global_norm, learning_rate
 from .vision import normalise
 
 PLAIN = {  # what the settings that only the engine serves may be here
     "augment": (0,),
     "accumulate": (1,),
     "ema": (0,),
-    "freeze_image": (False,),
     "compile": (False,),
+    "recompute": (False,),
     "precision": ("auto", "float32"),
     "device": ("auto", "cpu"),
 }
@@ -30,13 +31,17 @@ class Trainer:
             if getattr(config, name) not in plain:
                 raise ValueError(f"{name} needs --backend torch; here it is {plain[-1]}")
         self.params, self.config = params, config
+        self.learns = [name for name, factor in factors(params, config).items() if factor]
         self.adam = adamw_init(params)
 
     def step(self, step, images, tokens):
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T]; what happened, as floats.
         If the loss or the gradient is not finite, nothing is changed."""
-        outputs, cache = coca(self.params, self.config, normalise(images, self.config), tokens)
-        gradients, _ = coca_backward(1.0, cache)
+        places = kept_tokens(self.config, step, len(images))
+        images = normalise(images, self.config)
+        outputs, cache = coca(self.params, self.config, images, tokens, places)
+        gradients = flatten(coca_backward(1.0, cache)[0])
+        gradients = {name: gradients[name] for name in self.learns}
         gradients, norm = clip_by_global_norm(gradients, self.config.clip_norm)
         weights = {"contrastive": self.config.contrastive_weight}
         weights["caption"] = self.config.caption_weight
@@ -44,8 +49,10 @@ class Trainer:
         report["gradient_norm"] = norm
         rate = learning_rate(step, self.config)
         if all(math.isfinite(value) for value in report.values()):
-            params, self.adam = adamw(self.params, gradients, self.adam, rate, self.config)
-            self.params = clamp_temperature(params)
+            given = self.params, gradients, self.adam
+            self.params, self.adam = adamw_of_parts(*given, rate, self.config)
+            if "log_temperature" in self.learns:
+                self.params = clamp_temperature(self.params)
         temperature = float(np.exp(self.params["log_temperature"]))
         return report | {"learning_rate": rate, "temperature": temperature}
 

@@ -2,7 +2,8 @@
 
 The paper does not say whether its ViT has a class token; attentional pooling needs none, so the
 plain stem has none. The `clip` stem (open_clip's) puts a class token first and a norm after it.
-Letters of this file: I side of the square image, P pixels per patch (height x width x 3).
+Letters of this file: I side of the square image, P pixels per patch (height x width x 3), L tokens
+that are kept.
 """
 
 import numpy as np
@@ -58,20 +59,38 @@ def patch_embedding_backward(dx_BSD, cache):
     return unpatchify(dpatches_BNP, patch_size), dparams
 
 
-def image_encoder(images_BII3, params, config):
-    """Images (normalised) to image tokens [B, S, D]; the poolers' key norm is the last norm."""
+def keep_tokens(x_BSD, places_BL):
+    """The tokens at these places, in each sample others: [B, L, D]."""
+    return np.take_along_axis(x_BSD, places_BL[..., None], 1), (x_BSD.shape, places_BL)
+
+
+def keep_tokens_backward(dy_BLD, cache):
+    shape, places_BL = cache
+    dx_BSD = np.zeros(shape, dy_BLD.dtype)
+    np.put_along_axis(dx_BSD, places_BL[..., None], dy_BLD, 1)
+    return dx_BSD
+
+
+def image_encoder(images_BII3, params, config, places_BL=None):
+    """Images (normalised) to image tokens [B, S, D]; the poolers' key norm is the last norm.
+
+    places: the tokens that are kept, in training; all where there are none."""
     x_BSD, embedding_cache = patch_embedding(images_BII3, params, config.patch_size)
-    caches = []
+    caches, keep_cache = [], None
+    if places_BL is not None:
+        x_BSD, keep_cache = keep_tokens(x_BSD, places_BL)
     for i in range(config.image_layers):
         x_BSD, cache = block(x_BSD, params["blocks"][str(i)], config.image_heads, config.gelu)
         caches.append(cache)
-    return x_BSD, (embedding_cache, caches)
+    return x_BSD, (embedding_cache, keep_cache, caches)
 
 
 def image_encoder_backward(dx_BSD, cache):
-    embedding_cache, caches = cache
+    embedding_cache, keep_cache, caches = cache
     dblocks = {}
     for i in reversed(range(len(caches))):
         dx_BSD, dblocks[str(i)] = block_backward(dx_BSD, caches[i])
+    if keep_cache:
+        dx_BSD = keep_tokens_backward(dx_BSD, keep_cache)
     dimages_BII3, dparams = patch_embedding_backward(dx_BSD, embedding_cache)
     return dimages_BII3, {"blocks": dblocks} | dparams

@@ -23,10 +23,13 @@ CONFIG, TOKENIZER, LOG = "config.json", "tokenizer.model", "metrics.jsonl"
 CHECKPOINT, WEIGHTS, RESULTS = "resume.safetensors", "model.safetensors", "results.json"
 LEFT_OUT, CARD = "left_out.txt", "README.md"
 FILES = (CONFIG, TOKENIZER, LOG, CHECKPOINT, WEIGHTS, RESULTS, LEFT_OUT)
+TRAINED = Path(__file__).parents[1] / "trained"  # models that come with the package
+SHIPPED = ("emoji", "shapes")  # of them the first is used where a person has none
 MOST_SECONDS = 1e10
 UNREACHED = {"pooler.contrast.attention.key.bias"}  # one query: its softmax cancels it
 # What may change when a run is taken up; all else is what its weights are.
-CHANGEABLE = ("learning_rate", "clip_norm", "device", "precision", "compile", "steps", "data")
+CHANGEABLE = ("learning_rate", "clip_norm", "device", "precision", "compile", "recompute")
+CHANGEABLE += ("steps", "data")
 FREE = (*CHANGEABLE, "image_root", "warmup", "backend", "evaluate_every", "checkpoint_every")
 
 
@@ -57,6 +60,23 @@ def new_folder(parent, name):
         except FileExistsError:
             continue
     raise ValueError(f"{parent}: too many runs named {name}")
+
+
+def find_run(name):
+    """The folder that a person means: one of this name, one in runs/, or a model that comes with
+    minicoca. Raises ValueError where the last is not there any more."""
+    named = Path(name)
+    for folder in (named, RUNS / named):
+        if (folder / CONFIG).is_file():
+            return folder
+    if str(name) not in SHIPPED:
+        return named
+    if not (TRAINED / named / CONFIG).is_file():
+        raise ValueError(
+            f"the model {name!r}, which comes with minicoca, is not in {TRAINED}: install minicoca "
+            "again"
+        )
+    return TRAINED / named
 
 
 def identity(config, tokenizer, dataset):

@@ -33,12 +33,10 @@ def owned(folder):
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
         file.flush()
-        first = os.stat(folder)
 
         def check():
             with suppress(OSError):
-                ours = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-                if ours and os.path.samestat(os.stat(folder), first):
+                if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
                     return
             raise LostError(
                 f"{folder}, or the {LOCK} in it, was removed or replaced while its run was being "

@@ -20,6 +20,7 @@ from ..evaluate import evaluate, nearest_truth, written
 from ..files import OURS, make_folder, read_bytes, unfinished, write_atomically, write_json
 from ..report import make_picture, table
 from ..tokenizer import Tokenizer
+from ..tuning import learning, move_positions
 from ..words import clean
 from .card import write_card
 from .checkpoint import (
@@ -111,6 +112,8 @@ def _train(config, folder, taking_up, changes, command, say, still_ours):
     if cut := tokenizer.too_long(all_captions(dataset), config.text_length):
         say(f"{cut:,} captions are cut at {config.text_length} tokens (--text-length)")
     say(f"{size:,} parameters; {config.steps:,} steps of {config.batch_size} pairs")
+    if fixed := size - learning(config):
+        say(f"{fixed:,} of them stay as they are (--freeze, or a rate of 0)")
     begun = time.perf_counter() - seconds
 
     def checkpoint(step):
@@ -184,7 +187,7 @@ def start(config, folder, say, tokenizer=None):
     memory.check(config, training=True, known=False)
     weights = None
     if config.init:
-        weights, tokenizer = read_weights(config.init, config, say)
+        weights, tokenizer = first_weights(config, say)
     dataset = data.load(config)
     texts = all_captions(dataset)
     tokenizer = tokenizer or Tokenizer.train(
@@ -217,6 +220,22 @@ def start(config, folder, say, tokenizer=None):
     trainer = make_trainer(weights, config)
     tokenizer.save(folder / TOKENIZER)
     return trainer, tokenizer, dataset, config
+
+
+def first_weights(config, say):
+    """(weights, Tokenizer) of the run that --init names, for the config's image size."""
+    earlier = read_config(config.init)
+    sides = earlier.image_size // earlier.patch_size, config.image_size // config.patch_size
+    if config.patch_size != earlier.patch_size:
+        raise ValueError(
+            f"patch_size={config.patch_size}, but {config.init} was trained with patches of "
+            f"{earlier.patch_size} pixels, and its weights fit no other; leave --patch-size out"
+        )
+    before = replace(config, image_size=earlier.image_size)
+    weights, tokenizer = read_weights(config.init, before, say)
+    if sides[0] != sides[1]:
+        say("positions of {0} x {0} patches are interpolated to {1} x {1}".format(*sides))
+    return move_positions(weights, config), tokenizer
 
 
 def resume(folder, say, **changes):

@@ -15,7 +15,6 @@ from minicoca import params
 from minicoca.data import shapes
 from minicoca.training import run as training_run
 from minicoca.training.checkpoint import CHECKPOINT, WEIGHTS, read_json
-from minicoca.training.owner import LOCK
 
 CALLS = ("open", "write", "fsync", "replace", "ftruncate", "unlink", "close")
 STEPS = dict(steps=4, checkpoint_every=2, evaluate_every=0, batch_size=4)
@@ -143,6 +142,7 @@ class Disk:
         self.names, self.kept_names = {}, {}  # a name -> an inode's number
         self.content, self.kept = {}, {}  # an inode's number -> bytes
         self.open, self.states = {}, []
+        self.loose, self.left = set(), set()  # names that are written, not kept; left so, and on
 
     def hear(self, name, given, result):
         if name == "open":
@@ -150,6 +150,7 @@ class Disk:
             if path.is_dir():
                 self.open[result] = None
                 return
+            self.left |= self.loose
             if path.name not in self.names:
                 self.names[path.name] = len(self.content)
                 self.content[len(self.content)] = b""
@@ -160,10 +161,12 @@ class Disk:
             node = self.open[given[0]]
             if node is None:
                 self.kept_names = dict(self.names)
+                self.loose.clear()
             else:
                 self.kept[node] = self.content[node]
         elif name == "replace":
             self.names[Path(given[1]).name] = self.names.pop(Path(given[0]).name)
+            self.loose.add(Path(given[1]).name)
         elif name == "unlink":
             self.names.pop(Path(given[0]).name, None)
         elif name == "close":
@@ -172,11 +175,6 @@ class Disk:
             state = {n: self.kept.get(node, b"") for n, node in found.items()}
             if state not in self.states:
                 self.states.append(state)
-
-    def whole(self):
-        """Whether a loss of power now takes nothing."""
-        kept = {n: self.kept.get(node) for n, node in self.kept_names.items() if n != LOCK}
-        return kept == {n: self.content[node] for n, node in self.names.items() if n != LOCK}
 
 
 def lay_out(state, folder):

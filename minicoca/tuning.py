@@ -1,0 +1,121 @@
+"""What fine-tuning asks beyond a model, shared by reference and engine: positions at another image
+size; which parameters learn, and how fast; which patches a step reads.
+
+Letters as in params.py; G is the patches of a side, L the image tokens that are kept.
+"""
+
+import difflib
+import math
+import re
+from itertools import accumulate, product
+from typing import Any
+
+import numpy as np
+
+from .config import Config, shown
+from .params import flatten, shapes, specs, stream
+
+# The branches of the tree that --image-rate, --pooler-rate and --text-rate are for. What is in none
+# is the temperature: it has the rate itself.
+PARTS = {
+    "image": ("image",),
+    "pooler": ("pooler", "image_projection"),
+    "text": ("text", "decoder", "text_projection"),
+}
+
+
+def factors(tree: dict[str, Any], config: Config) -> dict[str, float]:
+    """{name: factor of the learning rate} of every leaf of a tree of parameters, in order of name.
+
+    0 is frozen: such a leaf has no gradient, counts in no norm, and neither moves nor decays.
+    Raises ValueError for a name in `freeze` that the tree has not, and where nothing is to learn.
+    """
+    rates = {top: getattr(config, f"{part}_rate") for part, tops in PARTS.items() for top in tops}
+    found = {name: rates.get(name.split(".")[0], 1.0) for name in flatten(tree)}
+    for pattern in filter(None, map(str.strip, config.freeze.split(","))):
+        found |= dict.fromkeys(_named(pattern, found), 0.0)
+    if not any(found.values()):
+        raise ValueError(
+            f"freeze={shown(config.freeze)} and the rates of the parts leave nothing to learn"
+        )
+    return found
+
+
+def learning(config: Config) -> int:
+    """How many numbers of a model learn. Raises ValueError as `factors`."""
+    tree = specs(config)
+    sizes = {name: math.prod(shape) for name, shape in shapes(tree).items()}
+    return sum(sizes[name] for name, factor in factors(tree, config).items() if factor)
+
+
+def _named(pattern, names):
+    """Those of the names that a pattern means: one of them, or its beginning; `0-5` in it stands
+    for six numbers."""
+    below = {}
+    for name in names:
+        for at in accumulate(name.split("."), "{}.{}".format):
+            below.setdefault(at, []).append(name)
+    for at in map(".".join, product(*map(_counted, pattern.split(".")))):
+        if at not in below:
+            near = difflib.get_close_matches(at[:80], below, 1, 0)[0]
+            what = f"there is no parameter {shown(at)}; did you mean {near!r}?"
+            raise ValueError(f"freeze={shown(pattern)}: {what}")
+        yield from below[at]
+
+
+def _counted(word):
+    """What a word of a pattern stands for."""
+    if ends := re.fullmatch("([0-9]{1,3})-([0-9]{1,3})", word):
+        first, last = map(int, ends.groups())
+        if first <= last:
+            return [str(i) for i in range(first, last + 1)]
+    return [word]
+
+
+def move_positions(tree: dict[str, Any], config: Config) -> dict[str, Any]:
+    """A tree of weights for the image size of `config`: the positions of its patches, an even
+    square, are interpolated to the new one, and a class token's stays as it is. The same size
+    gives the same tree; no other leaf is touched. The patches' own size must be the same.
+    """
+    image, first = tree["image"], int(config.stem == "clip")
+    old_ND, new = image["position"][first:], config.image_size // config.patch_size
+    if len(old_ND) == new**2:
+        return tree
+    moved_ND = _resized(old_ND, new)
+    position = np.concatenate([image["position"][:first], moved_ND])
+    return tree | {"image": image | {"position": position}}
+
+
+def _resized(old_ND, new):
+    """Vectors on a square grid [G x G, D], interpolated to `new` x `new`."""
+    old = math.isqrt(len(old_ND))
+    along_GG = _cubic(old, new)
+    grid_GGD = old_ND.reshape(old, old, -1).astype(np.float64)
+    grid_GGD = np.einsum("ia,jb,abd->ijd", along_GG, along_GG, grid_GGD, optimize=True)
+    return grid_GGD.reshape(new**2, -1).astype(old_ND.dtype)
+
+
+def _cubic(old, new):
+    """[new, old]: what each new point of a line takes of the old ones (Keys 1981, a = -1/2).
+
+    Grids share their outer edges, not their outer centres; for fewer points the kernel is as wide
+    as they are apart, and where it hangs over an edge the rest counts for all.
+    """
+    centre_G1 = ((np.arange(new) + 0.5) * old / new)[:, None]
+    x = np.abs(np.arange(old) + 0.5 - centre_G1) / max(old / new, 1)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    weight = np.where(x < 1, near, np.where(x < 2, far, 0))
+    return weight / weight.sum(1, keepdims=True)
+
+
+def kept_tokens(config: Config, step: int, batch: int) -> np.ndarray | None:
+    """The image tokens that a training step reads (FLIP, Li et al. 2023): places [B, L], rising, a
+    class token's always among them; the patches are drawn for each image, by seed and step alone.
+    None where all are kept."""
+    if config.kept_patches == config.patches:
+        return None
+    drawn_BN = stream("patches", config.seed, step).random((batch, config.patches))
+    places_BL = np.sort(drawn_BN.argsort(1)[:, : config.kept_patches], 1)
+    if config.stem == "clip":
+        places_BL = np.concatenate([np.zeros((batch, 1), places_BL.dtype), places_BL + 1], 1)
+    return places_BL
