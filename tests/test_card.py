@@ -186,3 +186,14 @@ def test_a_new_run_is_not_begun_over_a_readme(tmp_path):
     with pytest.raises(ValueError, match="is not empty"):
         silent(short(steps=2), tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_imported_weights_have_a_card_that_says_where_they_are_from(tmp_path):
+    from minicoca.commands.imports import write
+    from minicoca.params import initialise
+
+    config = untrained(tmp_path / "first")
+    words = load_model(tmp_path / "first")[1]
+    write(tmp_path / "run", initialise(config), config, words, source="their weights")
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert "imported from their weights" in text and front_matter(text)["license"] == "unknown"
