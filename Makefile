@@ -44,7 +44,7 @@ $(SLOW)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SLOW)
 	grep -vE "^(torch|triton)==" constraints.txt > $(SLOW)/constraints.txt
 	$(SLOW)/bin/python -m pip install --quiet --constraint $(SLOW)/constraints.txt \
-	    torch==2.14.1 torchvision==0.29.1 --editable ".[dev,emoji,open-clip,notebook,eval,parquet]"
+	    torch==2.14.1 torchvision==0.29.1 --editable ".[dev,emoji,open-clip,notebook,eval,parquet,export,clip-benchmark]"
 	touch $@
 
 # Twemoji's and Fluent's drawings; Noto's as pictures where its font is not installed.

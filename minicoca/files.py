@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ FORM = 2  # of sealed files; raise it when they are written differently
 MARK, SEAL = "minicoca", "sha256"
 BINARY = getattr(os, "O_BINARY", 0)  # Windows
 PIECE = 2**26  # bytes of one write
+OURS = re.compile(r"(.+)\.[0-9a-f]{8}")  # ... beside a file that a person may keep others beside
 UNFINISHED = re.compile(r"(.+)\.[0-9a-z_]{8}")  # what a save that was killed leaves beside a file
 
 
@@ -112,6 +114,30 @@ def make_folder(folder: Path, there: bool = True) -> None:
         sync_folder(made.parent)
 
 
+@contextlib.contextmanager
+def folder_atomically(folder: Path) -> Iterator[Path]:
+    """For a `with`: a folder to write files into, which has its name once all of them are there.
+
+    Raises OSError where there is one of this name that is not empty, or it cannot be written:
+    nothing is left behind then, and nothing of an error inside.
+    """
+    with saving(folder):
+        make_folder(folder.absolute().parent)
+        inside = folder.absolute().with_name(f".{folder.name[:40]}.{secrets.token_hex(4)}")
+        inside.mkdir()
+    try:
+        yield inside
+        for path in inside.iterdir():
+            sync(path)
+        with saving(folder):
+            sync_folder(inside)
+            os.replace(inside, folder)
+            sync_folder(folder.absolute().parent)
+    except BaseException:
+        shutil.rmtree(inside, ignore_errors=True)
+        raise
+
+
 def append(path: str | os.PathLike, data: bytes) -> None:
     """Add bytes at the end of a file. Where not all of them fit it stays as it was: OSError."""
     with saving(path):
@@ -144,10 +170,12 @@ def sync(path: Path) -> None:
             os.close(handle)
 
 
-def unfinished(folder: Path, names: Iterable[str]) -> list[Path]:
+def unfinished(
+    folder: Path, names: Iterable[str], form: re.Pattern[str] = UNFINISHED
+) -> list[Path]:
     """What killed saves of these files left in a folder."""
     wanted = {name[:40] for name in names}
-    found = [(path, UNFINISHED.fullmatch(path.name)) for path in folder.iterdir()]
+    found = [(path, form.fullmatch(path.name)) for path in folder.iterdir()]
     return [path for path, match in found if match and match[1] in wanted]
 
 

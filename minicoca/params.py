@@ -214,7 +214,7 @@ def save(path, tree, config, **metadata):
     """Write a tree and the config it belongs to as one sealed safetensors file; its seal."""
     flat = {name: np.array(leaf, order="C") for name, leaf in flatten(tree).items()}
     text = {"config": json.dumps(config.to_dict())} | {k: str(v) for k, v in metadata.items()}
-    text[MARK] = str(FORM)
+    text |= {"format": "pt", MARK: str(FORM)}  # format: what other readers of the kind ask for
     text[SEAL] = _seal(flat, text)
     write_atomically(path, to_bytes(flat, metadata=text))
     return text[SEAL]
@@ -273,10 +273,15 @@ def _opened(path):
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
 
+def said_in(path):
+    """What a file of weights says beside them: {name: text}."""
+    with _opened(Path(path)) as file:
+        return file.metadata() or {}
+
+
 def seal_of(path):
     """The seal that a file of weights says it has; empty for one that has none."""
-    with _opened(Path(path)) as file:
-        return (file.metadata() or {}).get(SEAL, "")
+    return said_in(path).get(SEAL, "")
 
 
 def compare(found, want, path):

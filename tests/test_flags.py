@@ -18,6 +18,7 @@ from test_settings import FIELDS, ROWS, placed
 from minicoca import __main__ as cli
 from minicoca import bench, bench_generate, data, params
 from minicoca.commands import COMMANDS, build_parser
+from minicoca.commands import export as export_command
 from minicoca.commands import imports as imports_command
 from minicoca.commands import train as train_command
 from minicoca.commands.data import SETTINGS
@@ -124,6 +125,14 @@ FLAGS = {
             *[(flag, [*a, *NPZ], [*b, *NPZ], what) for flag, a, b, what in FIT],
             ("--index", ["own", "--index", "own/a"], ["own", "--index", "own/b"], "out"),
             *[(f, ["HERE/red", *NPZ, *a], ["HERE/red", *NPZ, *b], what) for f, a, b, what in MODEL],
+        ],
+    ),
+    "export": (
+        [],
+        [
+            ("form", ["onnx", "HERE/first"], ["torch", "HERE/first"], "trained"),
+            ("run", ["onnx", "HERE/first"], ["onnx", "HERE/second"], "trained"),
+            ("--out", ["onnx", "HERE/first"], ["onnx", "HERE/first", "--out", "o"], "trained"),
         ],
     ),
     "import": (
@@ -239,6 +248,9 @@ def seen(here, tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, put)
     train = lambda *given, say, **how: seen["trained"].append((given, how)) or {}  # noqa: E731
     monkeypatch.setattr(train_command, "train", train)
+    for name in export_command.FORMS:
+        put = lambda *given, name=name: seen["trained"].append((name, given))  # noqa: E731
+        monkeypatch.setitem(export_command.FORMS, name, (put, name))
     monkeypatch.setattr(
         imports_command, "write", lambda *given, **kept: train(as_text(*given), say=0)
     )

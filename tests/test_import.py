@@ -113,12 +113,13 @@ def test_every_command_takes_it(source, tmp_path, capsys):
 def test_there_and_back_bit_for_bit(source, state, tmp_path):
     assert bring(source, "--run", "run") == 0
     model, tokenizer = load_model("run", "numpy")
-    kept = params.load(Path("run/model.safetensors"))[1]["open_clip_cls"]
-    write_folder(tmp_path / "again", model.params, model.config, tokenizer, kept)
+    kept = params.said_in("run/model.safetensors")["open_clip_cls"]
+    assert cli.main(["export", "open_clip", "run", "--out", "again"]) == 0
     back = load_file(tmp_path / "again" / WEIGHTS[0])
     assert back.keys() == state.keys()
     for name, tensor in state.items():
         np.testing.assert_array_equal(back[name], tensor.numpy(), err_msg=name)
+    assert cli.main(["export", "open_clip", "run", "--out", "again"]) == 2  # it is there
     assert bring(tmp_path / "again", "--run", "second") == 0
     for name, leaf in tree_of("run").items():
         np.testing.assert_array_equal(leaf, tree_of("second")[name], err_msg=name)
@@ -133,6 +134,13 @@ def test_there_and_back_bit_for_bit(source, state, tmp_path):
 
 
 # --- what is none of theirs is told so, and nothing is left behind --------------------------------
+
+
+def test_a_run_that_open_clip_cannot_have_is_told_why(source, capsys):
+    for name, said in (("shapes", "CLIP's tokenizer only"), ("no such", "is not a run folder")):
+        assert cli.main(["export", "open_clip", name, "--out", "there"]) == 1
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1 and not Path("there").exists()
 
 
 class Evil:

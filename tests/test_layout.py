@@ -38,8 +38,9 @@ OURS = {
     },
     "interop": {
         "numpy", "torch", "safetensors", "minicoca.config", "minicoca.params", "minicoca.files",
-        "minicoca.clip_tokenizer", "minicoca.images", "minicoca.interop", "minicoca.presets",
-        "minicoca.tokenizer",
+        "minicoca.clip_tokenizer", "minicoca.engine", "minicoca.images", "minicoca.interop",
+        "minicoca.model", "minicoca.presets", "minicoca.tasks", "minicoca.tokenizer",
+        "onnxruntime", "PIL",
     },
     "bounds.py": {"PIL"},
     "colours.py": {"numpy", "PIL"},

@@ -349,7 +349,7 @@ def test_results_hold_what_they_should(tmp_path):
     assert read_config(tmp_path / "run").vocabulary < 64
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "config.json", "tokenizer.model", "metrics.jsonl", "resume.safetensors",
-        "model.safetensors", "results.json", "held_out.png", "compositional.png",
+        "model.safetensors", "results.json", "README.md", "held_out.png", "compositional.png",
     }  # fmt: skip
 
 

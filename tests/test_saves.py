@@ -23,7 +23,7 @@ from minicoca.training.loop import Stopped
 
 RUN_FILES = (
     "tokenizer.model", "config.json", "metrics.jsonl", "resume.safetensors", "model.safetensors",
-    "results.json", "left_out.txt",
+    "results.json", "README.md", "left_out.txt",
 )  # fmt: skip
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from .. import memory, params
 from ..files import digest, make_folder
+from ..training.card import write_card
 from ..training.checkpoint import (
+    CARD,
     CONFIG,
     LOG,
     RUNS,
@@ -45,14 +47,15 @@ def run(arguments):
     weights = to_our_ids(from_open_clip(state, config))
     config = replace(config, vocabulary=tokenizer.vocab_size)
     folder = arguments.run or new_folder(RUNS, path.parent.name if about else path.stem)
-    write(folder, weights, config, tokenizer, open_clip_cls=cls_apart(state))
+    source = path.parent.name if about else path.name
+    write(folder, weights, config, tokenizer, open_clip_cls=cls_apart(state), source=source)
     print(f"{params.count(weights):,} parameters of {path} are in {folder}; use them with:")
     print(to_run("caption", "PICTURES", "--run", folder))
 
 
 def write(folder, weights, config, tokenizer, **kept):
     """A run folder that was not trained here. The config comes last: without one it is none.
-    kept: what else the file of weights is to say.
+    kept: what else the file of weights is to say; `source` stands in the card too.
 
     Raises ValueError where the folder holds anything.
     """
@@ -64,7 +67,7 @@ def write(folder, weights, config, tokenizer, **kept):
             try:
                 _write(folder, weights, config, tokenizer, still_ours, kept)
             except BaseException:
-                for name in (CONFIG, LOG, TOKENIZER, WEIGHTS):
+                for name in (CARD, CONFIG, LOG, TOKENIZER, WEIGHTS):
                     (folder / name).unlink(missing_ok=True)
                 raise
     finally:
@@ -82,3 +85,4 @@ def _write(folder, weights, config, tokenizer, still_ours, kept):
     Log(folder / LOG, 0).write({"step": 0, "command": shlex.join(["minicoca", *sys.argv[1:]])})
     still_ours()
     save_config(config, folder, of)
+    write_card(folder, source=kept.get("source", "elsewhere"), say=note)

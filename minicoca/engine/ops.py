@@ -199,8 +199,7 @@ def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None, finite=False):
     Any of the inputs may be a view of any stride; q of one sample serves the whole batch. A
     key that no query may look at is not read: it may be NaN, unless all are said to be finite.
     """
-    large = q_BTHK.shape[3] > LARGEST_HEAD or k_BSHK.shape[0] * k_BSHK.shape[2] > LARGEST_GRID
-    if mask is None and not large and has_kernels(q_BTHK):
+    if mask is None and has_kernels(q_BTHK) and _fits_grid(k_BSHK):
         from ..kernels.attention import attention as fused
 
         return fused(q_BTHK, k_BSHK, v_BSHK, causal=causal)
@@ -213,6 +212,12 @@ def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None, finite=False):
         mask = mask[:, None]
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return o.transpose(1, 2)
+
+
+def _fits_grid(k_BSHK):
+    """Whether the kernels serve these sizes. Asked last: an export for any batch has no answer."""
+    B, _, H, K = k_BSHK.shape
+    return K <= LARGEST_HEAD and B * H <= LARGEST_GRID
 
 
 def attention_pool(x_BSM, g_HM):

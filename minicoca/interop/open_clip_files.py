@@ -16,7 +16,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from ..clip_tokenizer import PIECES, ClipTokenizer, read_merges
 from ..config import Config
-from ..files import write_output
+from ..files import folder_atomically
 from ..tokenizer import AnyTokenizer
 from .open_clip import to_open_clip, to_their_ids
 from .open_clip_config import JSON, Say, to_json
@@ -147,9 +147,9 @@ def _candidates(folder):
 
 def write_folder(
     folder: Path, weights: dict, config: Config, tokenizer: AnyTokenizer, apart: str = ""
-) -> list[Path]:
-    """A folder as open_clip reads it, and find_weights here: weights, JSON and merges, the files
-    returned. Undoes an import bit for bit. apart: as to_open_clip takes it.
+) -> None:
+    """A folder as open_clip reads it, and find_weights here: weights, JSON and merges. Undoes an
+    import bit for bit. apart: as to_open_clip takes it.
 
     Raises ValueError for a model that is none of theirs, and OSError.
     """
@@ -163,6 +163,6 @@ def write_folder(
         JSON: described.encode(),
         MERGES[0]: "\n".join(["#version: 0.2", *tokenizer.merges, ""]).encode(),
     }
-    for name, content in contents.items():
-        write_output(folder / name, content)
-    return [folder / name for name in contents]
+    with folder_atomically(folder) as inside:
+        for name, content in contents.items():
+            (inside / name).write_bytes(content)

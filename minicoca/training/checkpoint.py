@@ -21,7 +21,7 @@ from ..files import MARK, Damaged, digest, make_folder, read_bytes, read_json, w
 RUNS = "runs"
 CONFIG, TOKENIZER, LOG = "config.json", "tokenizer.model", "metrics.jsonl"
 CHECKPOINT, WEIGHTS, RESULTS = "resume.safetensors", "model.safetensors", "results.json"
-LEFT_OUT = "left_out.txt"
+LEFT_OUT, CARD = "left_out.txt", "README.md"
 FILES = (CONFIG, TOKENIZER, LOG, CHECKPOINT, WEIGHTS, RESULTS, LEFT_OUT)
 TRAINED = Path(__file__).parents[1] / "trained"  # models that come with the package
 SHIPPED = ("emoji", "shapes")  # of them the first is used where a person has none

@@ -1,8 +1,8 @@
 """A training run: data in, a run folder out. The backend's Trainer computes; this keeps the books.
 
 The folder holds config.json, tokenizer.model, metrics.jsonl, resume.safetensors (to go on),
-model.safetensors (to use), results.json, at the end pictures of what was learned, and left_out.txt
-where files or captions could not be used.
+model.safetensors (to use), results.json, README.md (its card), at the end pictures of what was
+learned, and left_out.txt where files or captions could not be used.
 """
 
 import math
@@ -17,12 +17,14 @@ import numpy as np
 from .. import data, memory, params
 from ..clip_tokenizer import tokenizer_of
 from ..evaluate import evaluate, nearest_truth, written
-from ..files import make_folder, read_bytes, unfinished, write_atomically, write_json
+from ..files import OURS, make_folder, read_bytes, unfinished, write_atomically, write_json
 from ..report import make_picture, table
 from ..tokenizer import Tokenizer
 from ..tuning import learning, move_positions
 from ..words import clean
+from .card import write_card
 from .checkpoint import (
+    CARD,
     CHECKPOINT,
     CONFIG,
     FILES,
@@ -138,7 +140,7 @@ def _train(config, folder, taking_up, changes, command, say, still_ours):
 def clear(folder, taking_up):
     """Remove what killed saves left. Raises ValueError where a run is to begin in a folder that
     holds anything but what came to no checkpoint."""
-    for path in unfinished(folder, FILES):
+    for path in unfinished(folder, FILES) + unfinished(folder, (CARD,), OURS):
         path.unlink(missing_ok=True)
     there = {path.name for path in folder.iterdir()} - {LOCK}
     if taking_up or not there:
@@ -307,6 +309,7 @@ def finish(model, tokenizer, dataset, config, folder, seconds, say=print, about=
             truth = nearest_truth(text, written(pairs, i))
             results["samples"].append({"split": name, "truth": truth, "caption": text})
     write_json(folder / RESULTS, results | (about or {}))
+    write_card(folder, results, say=say)
     say(table(results))
     if not dataset.evaluations:
         say(f"nothing is held out of {len(dataset.train)} images, too few to measure it on")
