@@ -1,5 +1,6 @@
 """A CoCa that was imported answers as open_clip's own: the same ids, vectors, logits, captions."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from backends import BACKENDS
 from downloads import IDS, LEARNED, MODEL, WEIGHTS, bring, described, drawn, weights
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from strategies import seeds
 from torch_oracle import OpenClip
@@ -20,7 +22,9 @@ from minicoca.clip_tokenizer import ClipTokenizer
 from minicoca.config import PAD, UNKNOWN
 from minicoca.interop.open_clip import from_open_clip, to_our_ids, to_their_ids
 from minicoca.interop.open_clip_config import JSON, config_of_json
-from minicoca.training.checkpoint import load_model, read_config
+from minicoca.training.checkpoint import load_model
+
+README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +126,26 @@ def test_a_downloaded_model_answers_as_open_clips_does(tmp_path, monkeypatch, ki
 @pytest.mark.slow
 @pytest.mark.extras
 @pytest.mark.filterwarnings("ignore")
-def test_b32_at_full_size_answers_as_open_clips_does(tmp_path, monkeypatch):
+def test_who_follows_the_readme_has_b32s_own_captions(tmp_path, monkeypatch, capsys):
+    """At full size, of random weights: the commands as they are printed, and what they print."""
     open_clip = pytest.importorskip("open_clip", exc_type=ImportError)
     monkeypatch.chdir(tmp_path)
+    section = README.read_text().partition("## A downloaded CoCa")[2]
+    commands, printed = section.split("```")[1], section.split("```text\n")[1].split("```")[0]
+    first, second, _ = (shlex.split(line) for line in commands.strip().splitlines())
     model_cfg = open_clip.get_model_config("coca_ViT-B-32")
     model = their_model(**{n: v for n, v in model_cfg.items() if n != "custom_text"})
-    torch.save({"state_dict": {f"module.{n}": t for n, t in model.state_dict().items()}}, "b32.pt")
-    assert bring("b32.pt", "--run", "run") == 0
-    assert read_config("run").pixel_mean == open_clip.OPENAI_DATASET_MEAN
-    beside_theirs(model, Path("run"), 1e-5)
+    published(model_cfg, tmp_path / first[-1], model)
+    (tmp_path / "photos").mkdir()
+    for n in range(2):
+        Image.new("RGB", (300, 260), (90 * n, 200, 30)).save(f"photos/{n}.jpg")
+    assert cli.main(first[1:]) == 0
+    assert capsys.readouterr().out == printed
+    assert cli.main([*second[1:], "--max-length", "4"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "photos/0.jpg", "photos/1.jpg"
+    ]  # fmt: skip
+    beside_theirs(model, Path("runs") / first[-1], 1e-5)
 
 
 CAPTIONS = ["a red star", "two cats! on a mat", "!!! wow != ok", "x " * 99, "a", "東京 😀"]

@@ -47,7 +47,7 @@ def test_cards_say_what_was_measured(name):
     for split in FIGURES[name]:
         for figure in ("caption_exact", "image_to_text_r1"):
             if figure in results[split]:
-                assert f"{100 * results[split][figure]:.1f}" in card, (split, figure)
+                assert f"{results[split][figure]:.1%}" in card, (split, figure)
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, "no such"])
@@ -56,7 +56,7 @@ def test_a_name_is_a_run_of_ones_own_first(name, tmp_path):
         with pytest.raises(ValueError, match="no such is not a run folder"):
             minicoca.load(name, backend="numpy")
         return
-    assert minicoca.load(name, backend="numpy").config == checkpoint.read_config(TRAINED / name)
+    assert minicoca.load(name).config == checkpoint.read_config(TRAINED / name)
     (tmp_path / name).mkdir()  # a folder of pictures, say
     assert checkpoint.find_run(name) == TRAINED / name
     shutil.copytree(TRAINED / SHIPPED[0], tmp_path / "runs" / name)

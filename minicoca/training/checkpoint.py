@@ -73,8 +73,8 @@ def find_run(name):
         return named
     if not (TRAINED / named / CONFIG).is_file():
         raise ValueError(
-            f"the model {name!r}, which comes with minicoca, is not in {TRAINED}: install minicoca "
-            "again"
+            f"the model {str(name)!r}, which comes with minicoca, is not in {TRAINED}: install "
+            "minicoca again"
         )
     return TRAINED / named
 
