@@ -203,6 +203,7 @@ def test_ratios_say_how_many_times_as_fast_ours_is(monkeypatch, capsys):
             assert f"{case}: {ratio:.2f} times as fast as open_clip" in out
 
 
+@pytest.mark.slow
 def test_a_step_of_any_preset_is_timed(tmp_path, capsys):
     path = tmp_path / "step.json"
     report = bench.step(batch=2, repeats=1, json_path=path, memory=False, preset_name="tiny")

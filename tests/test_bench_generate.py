@@ -46,6 +46,7 @@ def test_all_tokens_are_written(small, beams):
     assert not np.isin(rows, [PAD, START, UNKNOWN]).any() and not (rows[:, :-1] == END).any()
 
 
+@pytest.mark.slow
 def test_memory_is_of_a_fresh_process():
     """Of weights and of writing, and not of this process."""
     config = preset("tiny", vocabulary=60_000, text_length=9)

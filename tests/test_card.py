@@ -166,6 +166,7 @@ def test_a_persons_readme_stays(tmp_path, how):
     assert before is None or path.read_text() == before
 
 
+@pytest.mark.slow
 def test_a_persons_readme_and_its_copies_outlast_a_run_that_goes_on(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     silent(short(steps=2), folder)

@@ -117,6 +117,7 @@ def test_words_that_the_model_never_saw_are_named(run, capsys, monkeypatch):
     assert call(capsys, "search", "pictures", "a star")[2] == newest
 
 
+@pytest.mark.slow
 def test_a_file_whose_name_is_no_text(run, tmp_path, capsys, monkeypatch):
     name = os.fsdecode(b"caf\xe9.png")
     try:

@@ -158,6 +158,7 @@ def test_where_all_are_kept_nothing_is_drawn(backend, monkeypatch):
     assert report == make_trainer(initialise(plain), plain).step(0, *batch_of(plain))
 
 
+@pytest.mark.slow
 @both
 def test_what_is_taken_up_goes_on_with_the_same_patches(backend, tmp_path, monkeypatch):
     config = short(backend=backend, patch_keep=0.5, steps=8, image_width=8, text_width=8)

@@ -11,6 +11,8 @@ from minicoca.engine import decoding as engine_decoding
 from minicoca.engine import generate as engine_generate
 from minicoca.reference import decoding, generate
 
+pytestmark = pytest.mark.slow
+
 
 def may_follow(backend):
     for seed in range(6):

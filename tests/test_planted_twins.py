@@ -294,11 +294,12 @@ SLIPS = [
          'weight = (f"{theirs}.{dict(q=\'q\', k=\'v\', v=\'k\')[part[0]]}_proj_weight", None)')],
      theirs_apart),
     ("CLS without its position", [
-        (open_clip, "theirs[_CLS] + theirs[_POSITION][-1]", "theirs[_CLS] + 0")], theirs),
+        (open_clip, "array(_CLS) + position[-1]", "array(_CLS) + 0")], theirs),
     ("the first position is that of CLS", [
-        (open_clip, "theirs[_CLS] + theirs[_POSITION][-1]", "theirs[_CLS] + theirs[_POSITION][0]"),
-        (open_clip, "theirs[_POSITION][:-1]", "theirs[_POSITION][1:]"),
-        (open_clip, "((0, 1), (0, 0))", "((1, 0), (0, 0))")], theirs),
+        (open_clip, "array(_CLS) + position[-1]", "array(_CLS) + position[0]"),
+        (open_clip, "position[:-1].copy()", "position[1:].copy()"),
+        (open_clip, "[flat[\"text.position\"], last[None]]",
+         "[last[None], flat[\"text.position\"]]")], theirs),
     ("square matrices are not turned", [
         (open_clip, "(*weight, f\"{ours}.{part}.weight\", _TURN)",
          "(*weight, f\"{ours}.{part}.weight\", _KEEP)")], theirs),

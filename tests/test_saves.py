@@ -182,7 +182,7 @@ def test_outputs_that_a_person_names(tmp_path, monkeypatch, capsys):
     Image.new("RGB", (8, 8)).save("pictures/0.png")
     monkeypatch.setattr(bench.measure, "roofline", lambda *given: {"tflop_s": 1.0})
     small = ("--preset", "tiny", "--batch-size", "2", "--repeats", "1", "--device", "cpu")
-    monkeypatch.setattr(bench, "_in_fresh_process", lambda *given: 1)
+    monkeypatch.setattr(bench, "in_fresh_process", lambda *given: 1)
     before = set(tmp_path.rglob("*"))
     for path, *command in (
         ("v.npz", "embed", "pictures", "--out"),

@@ -110,6 +110,7 @@ def test_a_moved_model_computes(backend, stem, pooler):
     assert 0 < gap < np.abs(tree["image"]["position"]).max()
 
 
+@pytest.mark.slow
 def test_a_run_begins_at_another_size(tmp_path, monkeypatch):
     """Its first weights are those of the run it names, moved; its file says its own size."""
     monkeypatch.setattr(run, "make_picture", lambda *given: "")
@@ -297,6 +298,7 @@ def test_backends_agree_on_rates_and_frozen_parts():
         np.testing.assert_allclose(learned(b)[name], value, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @both_trainers
 def test_what_is_taken_up_keeps_what_was_frozen(backend, tmp_path, monkeypatch):
     """Stopped and gone on with is the same as never stopped, to the last bit."""
