@@ -4,7 +4,9 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from minicoca import params
 from minicoca.config import preset
@@ -80,3 +82,13 @@ def stop_after(monkeypatch, backend, step):
         return report
 
     monkeypatch.setattr(TRAINERS[backend], "step", pressed)
+
+
+def noisy_pictures(folder, count):
+    """A folder of random pictures, 0.png to the last, of which 1.png is none."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        pixels = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    (folder / "1.png").write_bytes(b"no picture")

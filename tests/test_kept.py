@@ -6,12 +6,11 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from runs import untrained
+from runs import noisy_pictures, untrained
 from test_results import at_image, call
 
 from minicoca.commands import kept
@@ -27,13 +26,8 @@ SINKS["both"] = [*SINKS["rows"], *SINKS["texts"]]
 def pictures(tmp_path_factory):
     """Pictures, the second of them broken, and a run."""
     folder = tmp_path_factory.mktemp("kept")
-    (folder / "whole").mkdir()
     untrained(folder / "run")
-    rng = np.random.default_rng(0)
-    for i in range(COUNT):
-        pixels = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / "whole" / f"{i}.png")
-    (folder / "whole" / "1.png").write_bytes(b"no picture")
+    noisy_pictures(folder / "whole", COUNT)
     return folder
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from runs import untrained
+from runs import noisy_pictures, untrained
 
 from minicoca import __main__ as cli
 from minicoca.commands import build_parser, results
@@ -47,13 +47,8 @@ ENDS = {
 def place(tmp_path_factory):
     """Pictures, the second of them broken, and a run."""
     folder = tmp_path_factory.mktemp("results")
-    (folder / "pictures").mkdir()
     untrained(folder / "runs" / "one")
-    rng = np.random.default_rng(0)
-    for i in range(COUNT):
-        pixels = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / "pictures" / f"{i}.png")
-    (folder / "pictures" / "1.png").write_bytes(b"no picture")
+    noisy_pictures(folder / "pictures", COUNT)
     return folder
 
 
