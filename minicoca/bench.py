@@ -23,7 +23,7 @@ import torch
 from .config import preset
 from .engine.model import coca
 from .engine.ops import pick_device, pick_dtype, use
-from .engine.optim import adamw, clamp_temperature
+from .engine.optim import clamp_temperature, optimizers
 from .files import write_output
 from .interop.open_clip import from_open_clip
 from .kernels.bench import measure
@@ -55,9 +55,9 @@ class Ours:
         leaf = lambda array: torch.tensor(array, device=device).requires_grad_()  # noqa: E731
         self.config, self.params = config, tree_map(leaf, tree or initialise(config))
         self.backend, self.dtype = backend, pick_dtype("auto", torch.device(device))
-        self.optimiser = adamw(self.params, config)
-        for group in self.optimiser.param_groups:
-            group["lr"] = config.learning_rate
+        self.optimizers = optimizers(self.params, config)
+        for group in (group for one in self.optimizers for group in one.param_groups):
+            group["lr"] = config.learning_rate * group["factor"]
 
     def gradients(self, images_BII3, tokens_BT):
         """Forward and backward: (contrastive, caption) loss as weighed; gradients in place."""
@@ -74,9 +74,14 @@ class Ours:
 
     def step(self, images_BII3, tokens_BT):
         self.gradients(images_BII3, tokens_BT)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.zero_grad()
         clamp_temperature(self.params)
+
+    def zero_grad(self):
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
 
 
 def import_open_clip():
@@ -142,9 +147,12 @@ class OpenClip:
     def step(self, images_BII3, tokens_BT):
         self.gradients(images_BII3, tokens_BT)
         self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.zero_grad()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
+
+    def zero_grad(self):
+        self.optimiser.zero_grad()
 
 
 def check_agreement(ours, theirs, batch):
@@ -169,7 +177,7 @@ def check_agreement(ours, theirs, batch):
     )
     theirs.model.text.correct_cls_mask = False
     for side in (ours, theirs):
-        side.optimiser.zero_grad()
+        side.zero_grad()
     if max(loss, gradient) > AGREE:
         raise RuntimeError(f"not the same function: loss {loss:.1e}, gradients {gradient:.1e}")
     return loss, gradient

@@ -5,14 +5,15 @@ What is counted is the least that will be needed: whoever is refused could not h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from .config import Config
-from .params import count, specs
-from .tuning import factors, learning
+from .params import count, shapes, specs
+from .tuning import by_muon, factors
 
 FLOAT = 4  # bytes of a number: weights, gradients and moments are float32
 DRAWN = 63_000  # pictures that `shapes` draws and keeps
@@ -44,7 +45,7 @@ def check(config: Config, training: bool = False, known: bool = True) -> None:
 
 def needed(config: Config, training: bool = False, known: bool = True) -> int:
     """The fewest bytes for a model's weights; in training also for averaged weights, for gradients
-    and AdamW's two moments of what learns, for what a micro-batch leaves for the backward pass on a
+    and moments of what learns, for what a micro-batch leaves for the backward pass on a
     CPU, and for the pictures of data that are drawn at the start. known: as in `check`."""
     if not known:
         config = replace(config, vocabulary=5, batch_size=1)
@@ -52,11 +53,20 @@ def needed(config: Config, training: bool = False, known: bool = True) -> int:
     if not training:
         return weights
     pictures = 3 * DRAWN * config.image_size**2 if config.data == "shapes" else 0
-    learns = FLOAT * learning(config)
-    if config.backend == "numpy":  # there all have them
-        learns = weights
-    kept = (1 + bool(config.ema)) * weights + 3 * learns
+    kept = (1 + bool(config.ema)) * weights + _moved(config)
     return kept + pictures + (_left(config) if _on_cpu(config) else 0)
+
+
+def _moved(config: Config) -> int:
+    """Bytes of gradients and moments: AdamW's two, and one of what Muon moves."""
+    tree = specs(config)
+    sizes = {name: math.prod(shape) for name, shape in shapes(tree).items()}
+    # In NumPy what is frozen has them too.
+    learn = {
+        n for n, factor in factors(tree, config).items() if factor or config.backend == "numpy"
+    }
+    matrices = by_muon(tree, config)
+    return FLOAT * sum((2 if name in matrices else 3) * sizes[name] for name in learn)
 
 
 def _left(config: Config) -> int:

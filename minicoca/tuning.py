@@ -7,6 +7,7 @@ Letters as in params.py; G is the patches of a side, L the image tokens that are
 import difflib
 import math
 import re
+from collections.abc import Iterator
 from itertools import accumulate, product
 from typing import Any
 
@@ -39,6 +40,27 @@ def factors(tree: dict[str, Any], config: Config) -> dict[str, float]:
             f"freeze={shown(config.freeze)} and the rates of the parts leave nothing to learn"
         )
     return found
+
+
+def by_muon(tree: dict[str, Any], config: Config) -> set[str]:
+    """The names of what Muon moves: the matrices of the blocks, where it is the optimizer. All else
+    (vectors, embeddings, the head, poolers, the temperature) is AdamW's."""
+    if config.optimizer != "muon":
+        return set()
+    return {name for name in flatten(tree) if ".blocks." in name and name.endswith(".weight")}
+
+
+def same_shapes(
+    leaves: dict[str, Any], own: dict[str, float], names: set[str]
+) -> Iterator[tuple[list[str], float]]:
+    """Those of the names that learn, by shape and factor (as `factors` gives them), so that
+    matrices of one kind are moved as one stack: a small model pays for few products then."""
+    kinds = {}
+    for name in sorted(names):
+        if own[name]:
+            kinds.setdefault((leaves[name].shape, own[name]), []).append(name)
+    for (_, factor), alike in kinds.items():
+        yield alike, factor
 
 
 def learning(config: Config) -> int:

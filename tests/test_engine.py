@@ -65,7 +65,7 @@ def _batch(config):
 ONLY_REFERENCE = {
     "ops.py": {"erf", "softmax", "log_softmax"},
     "attention.py": {"attention", "text_mask"},
-    "optim.py": {"adamw_init", "adamw_of_parts", "global_norm"},
+    "optim.py": {"start", "adamw", "muon", "optimise", "global_norm"},
     "generate.py": {"next_logits", "likeliest", "scores"},
 }
 ONLY_ENGINE = {
@@ -76,6 +76,7 @@ ONLY_ENGINE = {
     "decoding.py": {"largest"},
     "text.py": {"TextRows", "text_mask"},
     "model.py": {"total_loss"},
+    "optim.py": {"optimizers", "Muon"},
     "generate.py": {"Search"},
 }  # fmt: skip
 
@@ -98,10 +99,13 @@ def test_both_have_the_same_names_in_the_same_files():
 
 
 def check_optimizer(seed, config):
-    """Five steps of AdamW, clipped and scheduled, leave both with the same parameters."""
+    """Five steps, clipped and scheduled, leave both with the same parameters."""
     params, _, _ = model_and_batch(config, seed)
     leaves = tree_map(lambda a: torch.tensor(a, requires_grad=True), params)
-    optimizer, state = engine_optim.adamw(leaves, config), reference_optim.adamw_init(params)
+    optimizers, state = (
+        engine_optim.optimizers(leaves, config),
+        reference_optim.start(params, config),
+    )
     rng = np.random.default_rng(seed)
     for step in range(5):
         gradients = tree_map(lambda a: rng.standard_normal(a.shape), params)
@@ -114,11 +118,12 @@ def check_optimizer(seed, config):
         assert float(engine_optim.clip_by_global_norm(flat, config.clip_norm)) == pytest.approx(
             norm
         )
-        params, state = reference_optim.adamw_of_parts(params, gradients, state, rate, config)
+        params, state = reference_optim.optimise(params, gradients, state, rate, config)
         params = reference_optim.clamp_temperature(params)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
+            optimizer.step()
         engine_optim.clamp_temperature(leaves)
     a, b = flatten(params), flatten(leaves)
     for name in a:
@@ -131,8 +136,10 @@ def check_optimizer(seed, config):
     "parts",
     [{}, dict(image_rate=0.3, pooler_rate=2.0, text_rate=0.0), dict(freeze="image,text.token")],
 )
-def test_optimizer(schedule, clip, parts):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_optimizer(schedule, clip, parts, optimizer):
     settings = dict(weight_decay=0.3, warmup=2, steps=5, learning_rate=0.1, embed_width=22)
+    settings |= dict(optimizer=optimizer, momentum=0.8, muon_rate=0.7)
     check_optimizer(0, small_config(schedule=schedule, clip_norm=clip, **settings, **parts))
 
 
@@ -140,7 +147,7 @@ def check_adamw_by_hand():
     """One parameter, two steps, worked by hand from Loshchilov and Hutter's Algorithm 2."""
     config = small_config(beta1=0.5, beta2=0.75, weight_decay=0.1, epsilon=0.0)
     params = {"w": np.array([[2.0]]), "v": np.array([2.0])}
-    state = reference_optim.adamw_init(params)
+    state = reference_optim.start(params, config)
     for g in (1.0, 3.0):
         gradients = {"w": np.array([[g]]), "v": np.array([g])}
         params, state = reference_optim.adamw(params, gradients, state, 0.1, config)

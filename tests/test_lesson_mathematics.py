@@ -17,7 +17,7 @@ from minicoca.reference.ops import (
     softmax,
     softmax_backward,
 )
-from minicoca.reference.optim import adamw, adamw_init, learning_rate
+from minicoca.reference.optim import adamw, learning_rate, start
 
 MATHS = re.compile(r"^```math\n(.*?)^```", re.M | re.S)
 SIGN = re.compile(r" [-+] |(?<=[{(])[-+](?=[\w\\])")
@@ -233,7 +233,7 @@ def test_adamw_as_page_10_has_it():
     (block,) = blocks("10")
     config, rng = preset("tiny", weight_decay=0.1), np.random.default_rng(0)
     p, state = {"w": rng.standard_normal((2, 3))}, None
-    state = adamw_init(p)
+    state = start(p, config)
     names = {"p": p["w"], "m": np.zeros((2, 3)), "s": np.zeros((2, 3)), "rate": 0.01}
     names |= {"beta_1": config.beta1, "beta_2": config.beta2, "epsilon": config.epsilon}
     names["decay"] = config.weight_decay

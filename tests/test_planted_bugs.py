@@ -10,6 +10,7 @@ import test_coca as coca_tests
 import test_engine as engine_tests
 import test_generation as generation_tests
 import test_likelihood as likelihood_tests
+import test_muon as muon_tests
 import test_reference_gradients as reference_tests
 from backends import Engine, Reference
 from oracles import planted
@@ -85,10 +86,14 @@ def same(**options):
     return test_engine_equals_reference
 
 
-def optimizer():
+def optimizer(**more):
     settings = dict(weight_decay=0.3, warmup=2, steps=5, learning_rate=0.1, clip_norm=1.0)
     settings |= dict(image_rate=0.3, text_rate=2.0, freeze="pooler.contrast")
-    engine_tests.check_optimizer(0, small_config(**settings))
+    engine_tests.check_optimizer(0, small_config(**settings, **more))
+
+
+def muon():
+    optimizer(optimizer="muon", momentum=0.8, muon_rate=0.7)
 
 
 def cached():
@@ -207,6 +212,20 @@ BUGS = [
     (engine_optim, '"weight_decay": 0.0, "factor": factor', '"weight_decay": 0.0, "factor": 1',
      optimizer),
     (optim, "before, rate * factor, config", "before, rate, config", optimizer),
+    (optim, "(b * s + c * (s @ s))", "(b * s - c * (s @ s))", muon_tests.check_orthogonalised),
+    (optim, "x / np.maximum(np.sqrt((x * x)", "x / np.maximum(np.sqrt(abs(x)",
+     muon_tests.check_orthogonalised),
+    (optim, "ahead = b * mean + (1 - b) * gradients", "ahead = mean",
+     muon_tests.check_muon_by_hand),
+    (optim, "0.2 * max(params.shape[1:])", "0.2 * min(params.shape[1:])",
+     muon_tests.check_muon_by_hand),
+    (optim, "(move + config.weight_decay * params)", "move", muon_tests.check_muon_by_hand),
+    (optim, "rate * factor * config.muon_rate, config", "rate * config.muon_rate, config", muon),
+    (engine_optim, '1 - group["momentum"])', 'group["momentum"])', muon),
+    (engine_optim, 'gradients.lerp_(torch.stack(means), group["momentum"])',
+     "torch.stack(means)", muon),
+    (engine_optim, '"factor": factor * config.muon_rate', '"factor": factor', muon),
+    (engine_optim, '1 - group["lr"] * group["weight_decay"]', "1", muon),
     # --- the engine ---------------------------------------------------------------------------
     (engine_text, 'masking = {"causal": True, "packing": rows.packing}',
      'masking = {"causal": False, "packing": rows.packing}', prop(C.check_causality, Engine)),

@@ -86,7 +86,7 @@ def test_suffixes_are_true():
             places = kept_tokens(config, 0, len(images))
             _, cache = model.coca(params, config, images, tokens, places)
             gradients, _ = model.coca_backward(1.0, cache)
-            optim.adamw(params, gradients, optim.adamw_init(params), 1e-3, config)
+            optim.optimise(params, gradients, optim.start(params, config), 1e-3, config)
             prompt = np.array([[1], [1], [1]])
             generate.generate(params, config, images, prompt, temperature=0.9, top_k=5, top_p=0.9)
             generate.beam_search(params, config, images[0], np.array([1]), beams=3)

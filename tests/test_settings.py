@@ -80,7 +80,10 @@ ROWS = [
     ("steps", 2, 3, "batches rates"),
     ("batch_size", 5, 7, "batches"),
     ("accumulate", 2, 3, "passes"),
+    ("optimizer", "adamw", "muon", "step last"),
     ("learning_rate", 0.01, 0.03, "rates step"),
+    ("muon_rate", 0.5, 2.0, "step last", dict(optimizer="muon")),
+    ("momentum", 0.3, 0.7, "last", dict(optimizer="muon")),
     ("warmup", 2, 3, "rates step"),
     ("schedule", "cosine", "linear", "rates last", dict(steps=5)),
     ("final_rate", 0.1, 0.5, "rates last"),
@@ -114,8 +117,8 @@ LIMITS = {
     "vocabulary": (5, 10**6 + 1),
     "text_length": (3, 10**6 + 1),
     "contrastive_weight caption_weight augment learning_rate final_rate weight_decay epsilon "
-    "clip_norm image_rate pooler_rate text_rate": (0.0, 1e6),
-    "beta1 beta2 ema validation_part held_out_part": (0.0, 1.0),
+    "clip_norm muon_rate image_rate pooler_rate text_rate": (0.0, 1e6),
+    "beta1 beta2 momentum ema validation_part held_out_part": (0.0, 1.0),
     "seed": (0, 2**40),
 }
 PARTS = ("patch_keep",)  # over 0 and at most 1: see test_kept_patches.py

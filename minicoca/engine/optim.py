@@ -1,27 +1,75 @@
-"""AdamW, clipping, schedules: reference/optim.py by torch's own fused implementation."""
+"""Muon, AdamW (torch's own, fused), clipping, schedules: reference/optim.py in torch."""
 
 import math
 
 import torch
 
 from ..params import flatten
-from ..tuning import factors
+from ..tuning import by_muon, factors, same_shapes
+
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
+EPSILON = 1e-7
+STACKED = 1 << 22  # numbers at a time: enough for every product to be a large one
 
 
-def adamw(params, config):
-    """torch's AdamW over those of a tree's leaves that learn. Only matrices decay: not vectors, not
-    scales. A group's rate is to be the learning rate times its `factor`."""
+def optimizers(params, config):
+    """Those of torch over the leaves of a tree that learn: AdamW and, if it is to be, Muon. Only
+    matrices decay: not vectors, not scales. A group's rate is to be the learning rate times its
+    `factor`."""
     leaves, own, groups = flatten(params), factors(params, config), []
+    matrices, decay = by_muon(params, config), config.weight_decay
     for factor in sorted({*own.values()} - {0}):
-        parts = [leaves[name] for name in own if own[name] == factor]
-        matrices, others = [p for p in parts if p.ndim >= 2], [p for p in parts if p.ndim < 2]
-        groups += [
-            {"params": matrices, "weight_decay": config.weight_decay, "factor": factor},
-            {"params": others, "weight_decay": 0.0, "factor": factor},
-        ]
+        parts = [leaves[name] for name in own if own[name] == factor and name not in matrices]
+        for of, own_decay in ((lambda p: p.ndim >= 2, decay), (lambda p: p.ndim < 2, 0.0)):
+            part = [p for p in parts if of(p)]
+            groups.append({"params": part, "weight_decay": own_decay, "factor": factor})
     groups = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.epsilon, fused=True)
+    found = []
+    if groups:
+        found = [torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.epsilon, fused=True)]
+    groups = [
+        {"params": [leaves[name] for name in names], "factor": factor * config.muon_rate}
+        for names, factor in same_shapes(leaves, own, matrices)
+    ]
+    return [*found, Muon(groups, config.momentum, decay)] if groups else found
+
+
+class Muon(torch.optim.Optimizer):
+    """`muon` of the reference: each group's matrices, of one shape, are moved as a stack."""
+
+    def __init__(self, groups, momentum, weight_decay):
+        super().__init__(groups, dict(lr=0.0, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            matrices = [p for p in group["params"] if p.grad is not None]
+            many = max(1, STACKED // group["params"][0].numel())
+            for first in range(0, len(matrices), many):
+                self._move(matrices[first : first + many], group)
+
+    def _move(self, matrices, group):
+        for p in matrices:
+            self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+        means = [self.state[p]["exp_avg"] for p in matrices]
+        gradients = torch.stack([p.grad for p in matrices])
+        torch._foreach_lerp_(means, gradients.unbind(), 1 - group["momentum"])
+        ahead = gradients.lerp_(torch.stack(means), group["momentum"])
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        far = -0.2 * group["lr"] * max(ahead.shape[1:]) ** 0.5
+        torch._foreach_add_(matrices, orthogonalised(ahead).unbind(), alpha=far)
+
+
+def orthogonalised(g_LRC):
+    """Matrices with singular values near 1, as the reference's."""
+    tall, (a, b, c) = g_LRC.shape[1] > g_LRC.shape[2], NEWTON_SCHULZ
+    x = g_LRC.transpose(1, 2) if tall else g_LRC
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPSILON)
+    for _ in range(5):
+        s = x @ x.transpose(1, 2)
+        x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
+    return x.transpose(1, 2) if tall else x
 
 
 def clip_by_global_norm(leaves, limit):
@@ -34,14 +82,18 @@ def clip_by_global_norm(leaves, limit):
 
 
 def learning_rate(step, config):
-    """The rate of step 0, 1, ...: linear up over `warmup` steps, then cosine or linear down to
-    `final_rate` of the peak at the last step."""
+    """The rate of step 0, 1, ...: linear up over `warmup` steps, then down to `final_rate` of
+    the peak at the last step."""
     peak, last = config.learning_rate, config.final_rate
     if step < config.warmup:
         return peak * (step + 1) / config.warmup
     part = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
-    fall = 1 - part if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * part))
-    return peak * (last + (1 - last) * fall)
+    falls = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * part)),
+        "linear": 1 - part,
+        "trapezoid": min(1.0, 2 * (1 - part)),
+    }
+    return peak * (last + (1 - last) * falls[config.schedule])
 
 
 @torch.no_grad()

@@ -7,20 +7,20 @@ import torch
 from ..config import PAD
 from ..params import flatten, specs, stream, tree_map, unflatten
 from ..params import shapes as params_shapes
-from ..tuning import factors, kept_tokens
+from ..tuning import by_muon, factors, kept_tokens
 from .augment import augment
 from .generate import CoCa
 from .losses import contrastive_loss
 from .model import coca, encode_image, encode_text, total_loss
 from .ops import complaint, pick_device, pick_dtype, use, with_own_backend
-from .optim import adamw, clamp_temperature, clip_by_global_norm, learning_rate
+from .optim import clamp_temperature, clip_by_global_norm, learning_rate, optimizers
 from .vision import normalise
 
-KEPT = ("exp_avg", "exp_avg_sq", "step")  # of AdamW, as torch calls it
+KEPT = ("exp_avg", "exp_avg_sq", "step")  # as torch calls them; Muon has the first alone
 
 
 class Trainer:
-    """Parameters in float32, gradients, AdamW. `params` is a tree of NumPy arrays."""
+    """Parameters in float32, gradients, optimizers. `params` is a tree of NumPy arrays."""
 
     def __init__(self, params, config):
         self.config, self.device = config, pick_device(config.device)
@@ -31,14 +31,17 @@ class Trainer:
         self.leaves = flatten(self.params)
         for name, factor in factors(self.params, config).items():
             self.leaves[name].requires_grad_(factor > 0)
-        self.optimizer = adamw(self.params, config)
-        for leaf in self.leaves.values():  # what torch would make at the first step, so that a
-            if leaf.requires_grad:  # checkpoint holds the same arrays whenever it is written
-                self.optimizer.state[leaf] = {
-                    "step": torch.zeros((), device=self.device),
-                    "exp_avg": torch.zeros_like(leaf, memory_format=torch.preserve_format),
-                    "exp_avg_sq": torch.zeros_like(leaf, memory_format=torch.preserve_format),
-                }
+        self.optimizers = optimizers(self.params, config)
+        # What torch would make at the first step, so that a checkpoint holds the same arrays
+        # whenever it is written.
+        self.moments, names = {}, {id(leaf): name for name, leaf in self.leaves.items()}
+        for optimizer in self.optimizers:
+            for leaf in (p for group in optimizer.param_groups for p in group["params"]):
+                own = {"exp_avg": torch.zeros_like(leaf, memory_format=torch.preserve_format)}
+                if isinstance(optimizer, torch.optim.AdamW):
+                    own |= {"exp_avg_sq": torch.zeros_like(own["exp_avg"])}
+                    own |= {"step": torch.zeros((), device=self.device)}
+                self.moments[names[id(leaf)]] = optimizer.state[leaf] = own
         self.ema = tree_map(lambda p: p.detach().clone(), self.params) if config.ema else None
         self.coca = torch.compile(coca) if config.compile else coca
 
@@ -50,15 +53,17 @@ class Trainer:
         places = kept_tokens(self.config, step, len(images))
         if places is not None:
             places = torch.from_numpy(places).to(self.device)
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         losses = self._gradients(images, tokens, places)
         norm = clip_by_global_norm(self.leaves.values(), self.config.clip_norm)
         report = {k: float(v) for k, v in losses.items()} | {"gradient_norm": float(norm)}
         rate = learning_rate(step, self.config)
         if all(map(math.isfinite, report.values())):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group["factor"]
+                optimizer.step()
             if self.leaves["log_temperature"].requires_grad:
                 clamp_temperature(self.params)
             if self.ema:  # less of an average at first, when the weights are still anything
@@ -131,9 +136,9 @@ class Trainer:
 
     def state(self):
         """Everything that changes from step to step, as a tree of NumPy arrays of `shapes`."""
-        moved = {n: self.optimizer.state[p] for n, p in self.leaves.items() if p.requires_grad}
         flat = {"params": self.leaves} | {
-            key: {n: m[key] for n, m in moved.items()} for key in KEPT
+            key: {name: own[key] for name, own in self.moments.items() if key in own}
+            for key in KEPT
         }
         if self.ema:
             flat["ema"] = flatten(self.ema)
@@ -146,7 +151,7 @@ class Trainer:
             self.leaves[name].copy_(torch.from_numpy(value))
         for key in KEPT:
             for name, value in flatten(tree[key]).items():
-                self.optimizer.state[self.leaves[name]][key].copy_(torch.from_numpy(value))
+                self.moments[name][key].copy_(torch.from_numpy(value))
         if self.ema:
             for name, value in flatten(tree["ema"]).items():
                 flatten(self.ema)[name].copy_(torch.from_numpy(value))
@@ -164,7 +169,13 @@ def shapes(config):
     """{name: shape} of what `Trainer.state` gives."""
     own = params_shapes(specs(config))
     moved = {n: own[n] for n, factor in factors(specs(config), config).items() if factor}
-    parts = {"params": own, **dict.fromkeys(KEPT[:2], moved), KEPT[2]: dict.fromkeys(moved, ())}
+    squared = {n: s for n, s in moved.items() if n not in by_muon(own, config)}
+    parts = {
+        "params": own,
+        "exp_avg": moved,
+        "exp_avg_sq": squared,
+        "step": dict.fromkeys(squared, ()),
+    }
     parts |= {"ema": own} if config.ema else {}
     return {f"{part}.{name}": shape for part, of in parts.items() for name, shape in of.items()}
 

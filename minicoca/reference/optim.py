@@ -1,6 +1,7 @@
-"""AdamW, clipping by global norm, learning-rate schedules.
+"""Muon and AdamW, clipping by global norm, learning-rate schedules.
 
-The paper trains with Adafactor; AdamW (Loshchilov and Hutter 2019) is what fits on one machine.
+The paper trains with Adafactor; AdamW (Loshchilov and Hutter 2019) is what fits on one machine, and
+Muon (Jordan et al. 2024) takes half the steps where it moves the matrices of the blocks.
 """
 
 import math
@@ -8,13 +9,18 @@ import math
 import numpy as np
 
 from ..params import flatten, tree_map, unflatten
-from ..tuning import factors
+from ..tuning import by_muon, factors, same_shapes
+
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024: as steep at 0 as can be borne
+EPSILON = 1e-7  # of a norm, so that a gradient of 0 gives a move of 0
 
 
-def adamw_init(params):
-    """Moments of zero and no step taken."""
-    zeros = tree_map(np.zeros_like, params)
-    return {"mean": zeros, "square": tree_map(np.copy, zeros), "step": 0}
+def start(params, config):
+    """Moments of zero and no step taken. Muon's matrices have no second one."""
+    flat, matrices = flatten(params), by_muon(params, config)
+    mean = {name: np.zeros_like(p) for name, p in flat.items()}
+    square = {name: np.zeros_like(p) for name, p in flat.items() if name not in matrices}
+    return {"mean": unflatten(mean), "square": unflatten(square), "step": 0}
 
 
 def adamw(params, gradients, state, rate, config):
@@ -35,19 +41,49 @@ def adamw(params, gradients, state, rate, config):
     return new, {"mean": mean, "square": square, "step": step}
 
 
-def adamw_of_parts(params, gradients, state, rate, config):
-    """`adamw` on each part at its own factor of the rate; what is frozen stays, and its moments.
+def orthogonalised(g_RC):
+    """Matrices [..., R, C] with their singular vectors kept and their singular values brought near
+    1, by products alone: five times the odd polynomial a s + b s^3 + c s^5 of each of them."""
+    tall, (a, b, c) = g_RC.shape[-2] > g_RC.shape[-1], NEWTON_SCHULZ
+    x = g_RC.swapaxes(-2, -1) if tall else g_RC
+    # No singular value is larger than the root of the sum of squares of all entries.
+    x = x / np.maximum(np.sqrt((x * x).sum((-2, -1), keepdims=True)), EPSILON)
+    for _ in range(5):
+        s = x @ x.swapaxes(-2, -1)
+        x = a * x + (b * s + c * (s @ s)) @ x
+    return x.swapaxes(-2, -1) if tall else x
+
+
+def muon(params, gradients, mean, rate, config):
+    """One step of matrices [L, R, C] of one shape: (new params, new mean). Jordan et al. 2024; an
+    entry moves about as far as AdamW's (Liu et al. 2025), so that one rate can serve both."""
+    b = config.momentum
+    mean = b * mean + (1 - b) * gradients
+    ahead = b * mean + (1 - b) * gradients  # Nesterov's: as if the next gradient were this one
+    move = 0.2 * max(params.shape[1:]) ** 0.5 * orthogonalised(ahead)
+    reached = mean.any((1, 2), keepdims=True)  # as in `adamw`
+    return params - rate * (move + config.weight_decay * params) * reached, mean
+
+
+def optimise(params, gradients, state, rate, config):
+    """One step of each part at its own factor of the rate: `muon` for the matrices of the blocks,
+    where it is the optimizer, `adamw` for all else. What is frozen stays, and its moments.
 
     gradients: a tree, or {name: gradient} of what learns."""
     trees = [flatten(tree) for tree in (params, state["mean"], state["square"], gradients)]
-    own = factors(params, config)
+    own, matrices = factors(params, config), by_muon(params, config)
     for factor in sorted({*own.values()} - {0}):
-        names = [name for name in own if own[name] == factor]
+        names = [name for name in own if own[name] == factor and name not in matrices]
         p, mean, square, g = ({name: tree[name] for name in names} for tree in trees)
         before = {"mean": mean, "square": square, "step": state["step"]}
         p, after = adamw(p, g, before, rate * factor, config)
         for tree, new in zip(trees, (p, after["mean"], after["square"]), strict=False):
             tree.update(new)
+    for names, factor in same_shapes(trees[0], own, matrices):
+        p, mean, g = (np.stack([trees[i][name] for name in names]) for i in (0, 1, 3))
+        p, mean = muon(p, g, mean, rate * factor * config.muon_rate, config)
+        trees[0].update(zip(names, p, strict=True))
+        trees[1].update(zip(names, mean, strict=True))
     params, mean, square = map(unflatten, trees[:3])
     return params, {"mean": mean, "square": square, "step": state["step"] + 1}
 
@@ -65,14 +101,18 @@ def clip_by_global_norm(gradients, limit):
 
 
 def learning_rate(step, config):
-    """The rate of step 0, 1, ...: linear up over `warmup` steps, then cosine or linear down to
-    `final_rate` of the peak at the last step."""
+    """The rate of step 0, 1, ...: linear up over `warmup` steps, then down to `final_rate` of
+    the peak at the last step."""
     peak, last = config.learning_rate, config.final_rate
     if step < config.warmup:
         return peak * (step + 1) / config.warmup
     part = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
-    fall = 1 - part if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * part))
-    return peak * (last + (1 - last) * fall)
+    falls = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * part)),
+        "linear": 1 - part,
+        "trapezoid": min(1.0, 2 * (1 - part)),
+    }
+    return peak * (last + (1 - last) * falls[config.schedule])
 
 
 def clamp_temperature(params):

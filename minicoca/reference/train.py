@@ -6,10 +6,10 @@ import numpy as np
 
 from ..params import flatten, specs, tree_map
 from ..params import shapes as params_shapes
-from ..tuning import factors, kept_tokens
+from ..tuning import by_muon, factors, kept_tokens
 from .generate import CoCa
 from .model import coca, coca_backward
-from .optim import adamw_init, adamw_of_parts, clamp_temperature, clip_by_global_norm, learning_rate
+from .optim import clamp_temperature, clip_by_global_norm, learning_rate, optimise, start
 from .vision import normalise
 
 PLAIN = {  # what the settings that only the engine serves may be here
@@ -24,7 +24,7 @@ PLAIN = {  # what the settings that only the engine serves may be here
 
 
 class Trainer:
-    """Float32 parameters and AdamW. What only the engine can do raises ValueError."""
+    """Float32 parameters and their optimizer. What only the engine can do raises ValueError."""
 
     def __init__(self, params, config):
         for name, plain in PLAIN.items():
@@ -32,7 +32,7 @@ class Trainer:
                 raise ValueError(f"{name} needs --backend torch; here it is {plain[-1]}")
         self.params, self.config = params, config
         self.learns = [name for name, factor in factors(params, config).items() if factor]
-        self.adam = adamw_init(params)
+        self.adam = start(params, config)
 
     def step(self, step, images, tokens):
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T]; what happened, as floats.
@@ -50,7 +50,7 @@ class Trainer:
         rate = learning_rate(step, self.config)
         if all(math.isfinite(value) for value in report.values()):
             given = self.params, gradients, self.adam
-            self.params, self.adam = adamw_of_parts(*given, rate, self.config)
+            self.params, self.adam = optimise(*given, rate, self.config)
             if "log_temperature" in self.learns:
                 self.params = clamp_temperature(self.params)
         temperature = float(np.exp(self.params["log_temperature"]))
@@ -77,5 +77,9 @@ class Trainer:
 def shapes(config):
     """{name: shape} of what `Trainer.state` gives."""
     own = params_shapes(specs(config))
-    parts = ("params", "adam.mean", "adam.square")
-    return {f"{part}.{n}": s for part in parts for n, s in own.items()} | {"adam.step": ()}
+    parts = dict.fromkeys(("params", "adam.mean", "adam.square"), own)
+    matrices = by_muon(specs(config), config)
+    parts["adam.square"] = {name: shape for name, shape in own.items() if name not in matrices}
+    return {f"{part}.{n}": s for part, of in parts.items() for n, s in of.items()} | {
+        "adam.step": ()
+    }
