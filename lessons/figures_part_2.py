@@ -215,7 +215,7 @@ def page_18_rates(left, right):
     """The learning rate over a run; a weight of 1 to which 0.001 is added a thousand times."""
     steps = np.arange(3100)
     for schedule in ("cosine", "linear"):
-        config = preset("tiny", schedule=schedule)
+        config = preset("tiny", schedule=schedule, steps=len(steps))
         rates = [learning_rate(int(step), config) for step in steps]
         left.plot(steps[::20], rates[::20], label=schedule)
     left.set(xlabel="step", ylabel="learning rate", title="100 steps up, then down")

@@ -124,11 +124,7 @@ class Config:
     muon_rate: float = _optimiser(3.0, "Muon: factor of the rate for its matrices")
     momentum: float = _optimiser(0.95, "Muon: decay of the mean of gradients", high=1)
     warmup: int = _optimiser(100, "steps of linear warm-up", low=0, high=MOST_STEPS)
-    schedule: str = _optimiser(
-        "cosine",
-        "how the rate falls after warm-up; trapezoid: not before the last half, then linearly",
-        ("cosine", "linear", "trapezoid"),
-    )
+    schedule: str = _optimiser("cosine", "how the rate falls after warm-up", ("cosine", "linear"))
     final_rate: float = _optimiser(0.02, "last learning rate, as a part of the peak")
     weight_decay: float = _optimiser(0.05, "decoupled weight decay of matrices")
     beta1: float = _optimiser(0.9, "AdamW: decay of the mean of gradients", high=1)

@@ -101,18 +101,14 @@ def clip_by_global_norm(gradients, limit):
 
 
 def learning_rate(step, config):
-    """The rate of step 0, 1, ...: linear up over `warmup` steps, then down to `final_rate` of
-    the peak at the last step."""
+    """The rate of step 0, 1, ...: linear up over `warmup` steps, then cosine or linear down to
+    `final_rate` of the peak at the last step."""
     peak, last = config.learning_rate, config.final_rate
     if step < config.warmup:
         return peak * (step + 1) / config.warmup
     part = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
-    falls = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * part)),
-        "linear": 1 - part,
-        "trapezoid": min(1.0, 2 * (1 - part)),
-    }
-    return peak * (last + (1 - last) * falls[config.schedule])
+    fall = 1 - part if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * part))
+    return peak * (last + (1 - last) * fall)
 
 
 def clamp_temperature(params):
