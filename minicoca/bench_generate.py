@@ -28,7 +28,9 @@ TRANSFORMERS = "4.56"  # the first without what open_clip's beam search is made 
 class Ours:
     def __init__(self, config, tree=None, device="cpu"):
         self.config = config
-        self.params = tree_map(lambda a: torch.tensor(a, device=device), tree or initialise(config))
+        self.params = tree_map(
+            lambda a: torch.as_tensor(a, device=device), tree or initialise(config)
+        )
 
     def write(self, images_BII3, tokens, beams):
         """Ids [B, tokens] of captions of so many tokens; beams 0: greedily."""
