@@ -111,12 +111,12 @@ def planted(module, old, new, *more):
     namespace = dict(vars(module))
     exec(compile(source, module.__file__, "exec"), namespace)
     swapped = []
-    for holder, changed in _pairs_of(vars(module), namespace, module.__name__):
-        if holder.__code__ != changed.__code__:
-            swapped.append((holder, holder.__code__))
-            holder.__code__ = changed.__code__
-    assert swapped, f"{module.__name__}: {new!r} changes no function"
     try:
+        for holder, changed in _pairs_of(vars(module), namespace, module.__name__):
+            if holder.__code__ != changed.__code__:
+                swapped.append((holder, holder.__code__))
+                holder.__code__ = changed.__code__
+        assert swapped, f"{module.__name__}: {new!r} changes no function"
         yield
     finally:
         for function, code in swapped:
@@ -135,5 +135,5 @@ def _pairs_of(original, changed, module_name):
             for key, method in vars(value).items():
                 if isinstance(method, staticmethod):
                     yield method.__func__, vars(other)[key].__func__
-                elif inspect.isfunction(method):
-                    yield method, vars(other)[key]
+                elif inspect.isfunction(method):  # torch wraps an optimizer's step
+                    yield inspect.unwrap(method), inspect.unwrap(vars(other)[key])

@@ -211,7 +211,7 @@ def test_a_part_learns_as_at_its_own_rate_and_the_rest_as_before(part, backend):
 
 def test_factors_of_one_are_the_optimiser_itself():
     """Bit for bit: the reference's AdamW in one call, torch's in the two groups of before."""
-    config = small_config(**HARD)
+    config = small_config(**HARD, optimizer="adamw")
     tree, _, _ = model_and_batch(config, 0)
     gradients = model_and_batch(config, 1)[0]
     state = reference_optim.start(tree, config)
