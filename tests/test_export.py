@@ -162,74 +162,62 @@ needs_onnx = pytest.mark.skipif(
 
 def imported(folder):
     """A run of open_clip's weights, with CLIP's tokenizer."""
-    source = downloaded(folder / "CoCa-small")
-    assert bring(source, "--run", folder / "run") == 0
+    assert bring(downloaded(folder / "CoCa-small"), "--run", folder / "run") == 0
     return folder / "run"
 
 
 def pictures(folder):
-    """Of every kind that shows the same here as there: each a file, and what differs in it."""
+    """Files of pictures in which little is alike, of every kind that the guide's script reads."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 61, 4)).astype(np.uint8)
     pixels[:, 20:] //= 3
-    clear = Image.fromarray(pixels)
-    turned = Image.Exif()
+    clear, turned = Image.fromarray(pixels), Image.Exif()
     turned[0x0112] = 6
-    for name, picture in {
-        "square": Image.fromarray(pixels[:32, :32, :3]), "wide": clear.convert("RGB"),
-        "grey": Image.fromarray(pixels[:, :, 1]), "transparent": clear,
-        "palette": clear.convert("RGB").quantize(9),
-    }.items():  # fmt: skip
-        picture.save(folder / f"{name}.png", **(dict(transparency=3) * (name == "palette")))
-    clear.convert("RGB").save(folder / "turned.jpg", exif=turned)
-    return sorted(path for path in folder.iterdir() if path.suffix in (".png", ".jpg"))
+    plain, folder = clear.convert("RGB"), folder / "pictures"
+    folder.mkdir()
+    clear.save(folder / "transparent.png")
+    plain.save(folder / "wide.png")
+    plain.crop((30, 0, 50, 40)).save(folder / "high.png")
+    clear.getchannel("G").save(folder / "grey.png")
+    plain.quantize(9).save(folder / "palette.png", transparency=3)
+    plain.save(folder / "turned.jpg", exif=turned)
+    return sorted(folder.iterdir())
 
 
 @pytest.mark.extras
 @needs_onnx
-@pytest.mark.parametrize("run", ["drawn", "shapes", "emoji", "imported"])
+@pytest.mark.parametrize("beside", [False, True], ids=["emoji", "imported"])
 def test_the_guides_script_captions_from_the_onnx_files_alone(
-    run, request, tmp_path, monkeypatch, capsys
+    beside, tmp_path, monkeypatch, capsys
 ):
-    """Word for word what the definition says. The weights of one are beside its files, as all of
-    over 2 GB are."""
-    monkeypatch.setattr(export, "ONE_FILE", 0 if run == "imported" else export.ONE_FILE)
-    folder = {"drawn": lambda: request.getfixturevalue("drawn"),
-              "imported": lambda: imported(tmp_path)}.get(run, lambda: run)()  # fmt: skip
-    assert cli.main(["export", "onnx", str(folder), "--out", str(tmp_path / "out")]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"image.onnx.*, memory.onnx.*, step.onnx.*, text.onnx", out)
-    assert "checked against" in out and bool(list(tmp_path.glob("out/*.data"))) == (
-        run == "imported"
-    )
+    """Word for word what the definition says, also where weights are beside their programs, as of
+    over 2 GB."""
+    import onnx
+
+    monkeypatch.setattr(export, "ONE_FILE", 0 if beside else export.ONE_FILE)
+    run, out = imported(tmp_path) if beside else "emoji", tmp_path / "out"
+    capsys.readouterr()
+    assert cli.main(["export", "onnx", str(run), "--out", str(out)]) == 0
+    about, printed = json.loads((out / "about.json").read_text()), capsys.readouterr().out
+    assert "checked against" in printed and about["legacy_cls_mask"] == beside
+    files = {f"{name}.onnx" for name in ("image", "text", "memory", "step")}
+    files |= {f"{name}.data" for name in files if beside} | {"about.json", "tokenizer.model"}
+    assert {path.name for path in out.iterdir()} == files
+    assert printed.splitlines()[0] == f"{out}: {', '.join(sorted(files))}"
+    for name, program in about["programs"].items():
+        graph = onnx.load(out / program["file"], load_external_data=False).graph
+        assert [value.name for value in graph.input] == program["inputs"], name
+        assert [value.name for value in graph.output] == program["outputs"], name
+
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S)
     script = next(block for block in blocks if "onnxruntime" in block)
     assert len([line for line in script.splitlines() if line.strip()]) <= 20
     assert max(map(len, script.splitlines())) <= 100
     without = "import sys\nfor n in ('torch', 'minicoca', 'sentencepiece'): sys.modules[n] = None\n"
-    model, said = minicoca.load(folder, "cpu", "numpy"), []
+    model, said = minicoca.load(run, "cpu", "numpy"), []
     for picture in pictures(tmp_path):
-        command = [sys.executable, "-c", without + script, str(tmp_path / "out"), str(picture)]
+        command = [sys.executable, "-c", without + script, str(out), str(picture)]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        said.append(printed.removesuffix("\n"))
-        assert said[-1] == model.caption(picture), picture.name
-    assert len(set(said)) > 2
-
-
-@pytest.mark.extras
-@needs_onnx
-def test_onnx_of_an_imported_model_with_its_weights_beside(tmp_path, monkeypatch):
-    """As over 2 GB; the last check of `export` runs them all."""
-    import onnx
-
-    monkeypatch.setattr(export, "ONE_FILE", 0)
-    coca, said = coca_of(small_config(**ONE_LAYER, **IMPORTED)), []
-    export.export(coca, tokenizer(), "onnx", tmp_path / "out", said.append)
-    beside = {path.name for path in (tmp_path / "out").glob("*.data")}
-    assert beside == {f"{name}.onnx.data" for name in ("image", "text", "memory", "step")}
-    about = json.loads((tmp_path / "out" / "about.json").read_text())
-    for name, program in about["programs"].items():
-        graph = onnx.load(tmp_path / "out" / program["file"]).graph
-        assert [value.name for value in graph.input] == program["inputs"], name
-        assert [value.name for value in graph.output] == program["outputs"], name
-    assert about["legacy_cls_mask"] and about["left_out"] == []
+        assert printed == model.caption(picture) + "\n", picture.name
+        said.append(printed)
+    assert len(set(said)) > 1

@@ -134,7 +134,9 @@ def test_what_looks_the_same_is_the_same():
 
 
 @every_type
-@given(texts=st.lists(st.text(max_size=9) | st.sampled_from(AS_WRITTEN), max_size=4), data=st.data())
+@given(
+    texts=st.lists(st.text(max_size=9) | st.sampled_from(AS_WRITTEN), max_size=4), data=st.data()
+)
 def test_pieces_are_the_text_of_every_id(kind, texts, data):
     tokenizer = Tokenizer.train([*texts, "a"], 8000, kind)
     pieces = tokenizer.pieces()

@@ -1,8 +1,9 @@
 """A trained CoCa as files for other runtimes: ONNX, and torch.export's programs.
 
 A folder of them stands alone: programs.py says what is in it; about.json has what a caller must
-know, the text of every id included, and tokenizer.model how text is cut. Each program is run as it was written, on inputs of other sizes
-than it was traced with, and must give what the model does; a folder that fails that is never seen.
+know, the text of every id included, and tokenizer.model cuts texts. Each program is run as it was
+written, on inputs of other sizes than it was traced with, and must give what the model does; a
+folder that fails that is never seen.
 """
 
 from __future__ import annotations
