@@ -39,12 +39,12 @@ $(EMOJI_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[emoji]"
 	touch $@
 
-# open_clip needs torchvision, and that the torch that it was built for.
+# open_clip needs torchvision, and that the torch that it was built for; clip_benchmark NumPy below 2.4.
 $(SLOW)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SLOW)
-	grep -vE "^(torch|triton)==" constraints.txt > $(SLOW)/constraints.txt
+	grep -vE "^(torch|triton|numpy)==" constraints.txt > $(SLOW)/constraints.txt
 	$(SLOW)/bin/python -m pip install --quiet --constraint $(SLOW)/constraints.txt \
-	    torch==2.14.1 torchvision==0.29.1 --editable ".[dev,emoji,open-clip,notebook,eval,parquet,export,clip-benchmark]"
+	    torch==2.14.1 torchvision==0.29.1 "numpy<2.4" --editable ".[dev,emoji,open-clip,notebook,eval,parquet,export,clip-benchmark]"
 	touch $@
 
 # Twemoji's and Fluent's drawings; Noto's as pictures where its font is not installed.

@@ -122,6 +122,9 @@ class ClipTokenizer(AnyTokenizer):
         """Nothing: what is no piece is spelled in bytes."""
         return []
 
+    def pieces(self) -> list[bytes]:
+        return [b""] * SPECIAL + self._bytes
+
     def encode(self, captions: Sequence[str], length: int) -> np.ndarray:
         """As every tokenizer, with a column of padding where there is room: the mask that
         open_clip's weights were trained with lets CLS see one, so no row may depend on whether

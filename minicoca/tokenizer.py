@@ -61,6 +61,11 @@ class AnyTokenizer(ABC):
         """What in a text has no piece, each once."""
 
     @abstractmethod
+    def pieces(self) -> list[bytes]:
+        """What each id stands for, by id: those of a row, joined, read as UTF-8 and set in single
+        spaces, are what `decode` gives. Empty for pad, start and end."""
+
+    @abstractmethod
     def _split(self, captions: Sequence[str]) -> list[list[int]]:
         """The pieces' ids of each text, without start and end. Raises TypeError for one string."""
 
@@ -231,6 +236,12 @@ class Tokenizer(AnyTokenizer):
         unknown = (piece for piece, id in zip(pieces, ids, strict=True) if id == UNKNOWN)
         parts = " ".join(unknown).replace("\u2581", " ")
         return list(dict.fromkeys(self._plain(parts).split()))
+
+    def pieces(self) -> list[bytes]:
+        texts = [self._pieces.id_to_piece(id) for id in range(self.vocab_size)]
+        texts[PAD] = texts[START] = texts[END] = ""
+        texts[UNKNOWN] = self._pieces.decode([UNKNOWN])
+        return [text.replace("\u2581", " ").translate(STOOD_FOR).encode() for text in texts]
 
     def _joined(self, ids: list[int]) -> str:
         return self._plain(_text(self._pieces.decode, ids))

@@ -10,6 +10,7 @@ import minicoca
 from minicoca import params
 from minicoca.evaluate import evaluate
 from minicoca.interop.clip_benchmark import load_minicoca
+from minicoca.metrics import top_k_accuracy
 from minicoca.training.checkpoint import read_config, read_own
 
 
@@ -60,11 +61,10 @@ def test_a_model_that_cannot_compare_is_refused(tmp_path):
 
 @pytest.mark.extras
 @pytest.mark.filterwarnings("ignore")
-def test_its_tasks_and_ours_find_the_same(run, pairs):
-    """Of retrieval with one caption an image and none twice, as it counts; of classes by one
-    prompt each."""
+def test_its_retrieval_and_ours_find_the_same(run, pairs):
+    """One caption an image and none twice, as it counts."""
     pytest.importorskip("clip_benchmark.metrics", exc_type=ImportError)
-    from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+    from clip_benchmark.metrics import zeroshot_retrieval
 
     model, transform, tokenizer = load_minicoca("", str(run), device="cpu")
     ours = minicoca.load(run, "cpu")
@@ -85,20 +85,69 @@ def test_its_tasks_and_ours_find_the_same(run, pairs):
             assert have == pytest.approx(want[f"{way}_r{k}"], abs=1e-6), (way, k)
     assert 0 < found["text_retrieval_recall@10"] < 1
 
-    names = ["red star", "blue ring", "green cross", "black heart", "pink circle", "yellow star"]
-    target = np.arange(len(given)) % len(names)
-    labelled = torch.utils.data.TensorDataset(torch.stack(tensors), torch.from_numpy(target))
-    batches = torch.utils.data.DataLoader(labelled, batch_size=7)
-    # Not its `evaluate`, whose accuracy NumPy 2.4 refuses: float() of an array of one number.
+
+NAMES = ["red star", "blue ring", "green cross", "black heart", "pink circle", "yellow star"]
+
+
+@pytest.fixture
+def labelled(pairs):
+    """(pictures, their classes at random, a loader as its tasks want it: `classes` too)."""
+    given = pictures(pairs)
+    target = np.arange(len(given)) % len(NAMES)
+
+    def loader(transform):
+        tensors = torch.stack([transform(one) for one in given])
+        data = torch.utils.data.TensorDataset(tensors, torch.from_numpy(target))
+        data.classes = NAMES
+        return torch.utils.data.DataLoader(data, batch_size=7)
+
+    return given, target, loader
+
+
+@pytest.mark.extras
+@pytest.mark.filterwarnings("ignore")
+def test_its_classes_score_as_ours(run, labelled):
+    """By one prompt each."""
+    pytest.importorskip("clip_benchmark.metrics", exc_type=ImportError)
+    from clip_benchmark.metrics import zeroshot_classification
+
+    given, target, loader = labelled
+    model, transform, tokenizer = load_minicoca("", str(run), device="cpu")
     classes = zeroshot_classification.zero_shot_classifier(
-        model, tokenizer, names, ["a {c}"], "cpu", amp=True
+        model, tokenizer, NAMES, ["a {c}"], "cpu", amp=True
     )
-    logits, true = zeroshot_classification.run_classification(model, classes, batches, "cpu")
+    logits, true = zeroshot_classification.run_classification(
+        model, classes, loader(transform), "cpu"
+    )
     assert (true.numpy() == target).all()
-    rows = ours.classify(given, names, templates="a {}")
-    cosines = np.array([[row.cosines[name] for name in names] for row in rows])
+    rows = minicoca.load(run, "cpu").classify(given, NAMES, templates="a {}")
+    cosines = np.array([[row.cosines[name] for name in NAMES] for row in rows])
     np.testing.assert_allclose(logits / 100, cosines, atol=0.01)  # its own product is in bfloat16
     logits, _ = zeroshot_classification.run_classification(
-        model, classes.float(), batches, "cpu", False
+        model, classes.float(), loader(transform), "cpu", amp=False
     )
-    assert [names[i] for i in logits.argmax(1)] == [row.label for row in rows]
+    assert [NAMES[i] for i in logits.argmax(1)] == [row.label for row in rows]
+
+
+@pytest.mark.extras
+@pytest.mark.filterwarnings("ignore")
+def test_its_classification_and_ours_find_the_same(run, labelled):
+    pytest.importorskip("clip_benchmark.metrics", exc_type=ImportError)
+    from clip_benchmark.metrics import zeroshot_classification
+
+    try:
+        zeroshot_classification.accuracy(torch.eye(2), torch.arange(2))
+    except TypeError as error:
+        pytest.skip(f"clip_benchmark's own accuracy needs NumPy below 2.4: {error}")
+    given, target, loader = labelled
+    model, transform, tokenizer = load_minicoca("", str(run), device="cpu")
+    found = zeroshot_classification.evaluate(
+        model, loader(transform), tokenizer, NAMES, ["a {c}"], "cpu", amp=False
+    )
+    rows = minicoca.load(run, "cpu").classify(given, NAMES, templates="a {}")
+    want = top_k_accuracy(np.array([list(row.cosines.values()) for row in rows]), target, (1, 5))
+    assert (found["acc1"], found["acc5"]) == pytest.approx((want[1], want[5]), abs=1e-6)
+    labels = np.array([row.label for row in rows])
+    right = [np.mean(labels[target == i] == name) for i, name in enumerate(NAMES)]
+    assert found["mean_per_class_recall"] == pytest.approx(np.mean(right), abs=1e-6)
+    assert 0 < want[1] < want[5] < 1

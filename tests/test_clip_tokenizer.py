@@ -90,6 +90,15 @@ def test_no_text_is_lost(text):
     assert SMALL.count(text) == len(slowly(text))
 
 
+@given(st.lists(st.integers(0, SMALL.vocab_size - 1).filter(lambda id: id != END)))
+def test_pieces_are_the_bytes_of_every_id(row):
+    """Also those of ids whose bytes are no whole letters."""
+    pieces = SMALL.pieces()
+    assert len(pieces) == SMALL.vocab_size and pieces[:4] == [b""] * 4
+    whole = b"".join(pieces[id] for id in row).decode(errors="replace")
+    assert " ".join(whole.split()) == SMALL.decode(row)
+
+
 @given(st.lists(texts, min_size=1, max_size=4), st.integers(2, 12))
 def test_rows_are_cut_and_padded(texts, length):
     ids = SMALL.encode(texts, length)

@@ -134,6 +134,20 @@ def test_what_looks_the_same_is_the_same():
 
 
 @every_type
+@given(
+    texts=st.lists(st.text(max_size=9) | st.sampled_from(AS_WRITTEN), max_size=4), data=st.data()
+)
+def test_pieces_are_the_text_of_every_id(kind, texts, data):
+    tokenizer = Tokenizer.train([*texts, "a"], 8000, kind)
+    pieces = tokenizer.pieces()
+    assert len(pieces) == tokenizer.vocab_size and pieces[:3] == [b""] * 3
+    ids = st.integers(0, tokenizer.vocab_size - 1).filter(lambda id: id != tokenizer.end)
+    row = data.draw(st.lists(ids))
+    whole = b"".join(pieces[id] for id in row).decode()
+    assert " ".join(whole.split()) == tokenizer.decode(row)
+
+
+@every_type
 def test_folding_is_asked_for_and_told(kind):
     wide, composed, split = "ＲＥＤ ﬁsh", "caf\u00e9", "cafe\u0301"
     tokenizer = Tokenizer.train([wide, split] * 5, 60, kind, fold=True)

@@ -1,8 +1,9 @@
 """A trained CoCa as files for other runtimes: ONNX, and torch.export's programs.
 
 A folder of them stands alone: programs.py says what is in it; about.json has what a caller must
-know, tokenizer.model the words. Each program is run as it was written, on inputs of other sizes
-than it was traced with, and must give what the model does; a folder that fails that is never seen.
+know, the text of every id included, and tokenizer.model cuts texts. Each program is run as it was
+written, on inputs of other sizes than it was traced with, and must give what the model does; a
+folder that fails that is never seen.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import torch
 
 from ..clip_tokenizer import ClipTokenizer
 from ..config import END, PAD, START, UNKNOWN, Config
+from ..engine.decoding import restrict_logits
 from ..engine.generate import CoCa
 from ..engine.model import encode_image, encode_text
 from ..engine.ops import linear, use
 from ..engine.text import TextRows, multimodal_decoder
+from ..engine.vision import normalise
 from ..files import folder_atomically
 from ..params import flatten
 from ..tokenizer import STOOD_FOR, AnyTokenizer
@@ -104,15 +107,12 @@ def description(coca: CoCa, tokenizer: AnyTokenizer, form: str, made: dict[str, 
         },
         "left_out": left_out(config),
         "image_size": config.image_size,
-        "pixel_mean": list(config.pixel_mean),
-        "pixel_std": list(config.pixel_std),
         "text_length": config.text_length,
         "vocabulary": config.vocabulary,
         "pad": PAD,
         "start": START,
         "end": END,
         "unknown": UNKNOWN,
-        "never_written": [PAD, START, UNKNOWN],
         "legacy_cls_mask": config.legacy_cls_mask,
         "temperature": float(torch.exp(coca.params["log_temperature"])),
         "past": past_shape(config, 1, 0),
@@ -121,6 +121,7 @@ def description(coca: CoCa, tokenizer: AnyTokenizer, form: str, made: dict[str, 
             "kind": "clip" if is_clip else "sentencepiece",
             "stand_ins": {} if is_clip else {chr(n): text for n, text in STOOD_FOR.items()},
         },
+        "pieces": [piece.decode("latin-1") for piece in tokenizer.pieces()],  # JSON has no bytes
     }
 
 
@@ -177,7 +178,7 @@ def check(coca: CoCa, runs: dict[str, Run]) -> float:
     with use("torch"), torch.inference_mode():
         for batch in (1, 5):
             for name, what, have, want in outputs(coca, runs, batch):
-                apart = float(np.abs(have - want).max() / max(1.0, np.abs(want).max()))
+                apart = distance(have, want)
                 if have.shape != want.shape or not apart <= TOLERANCE:  # NaN is not either
                     raise ValueError(
                         f"the {name} program was written, but its {what} of a batch of {batch} are "
@@ -187,11 +188,19 @@ def check(coca: CoCa, runs: dict[str, Run]) -> float:
     return furthest
 
 
+def distance(have: np.ndarray, want: np.ndarray) -> float:
+    """The largest difference, as a part of the largest number of `want` or of 1. Equal infinities
+    do not differ."""
+    apart = np.subtract(have, want, out=np.zeros_like(want), where=have != want)
+    return float(np.abs(apart).max() / np.abs(want[np.isfinite(want)]).max(initial=1.0))
+
+
 def outputs(coca: CoCa, runs: dict[str, Run], batch: int) -> Iterator[tuple[str, str, Any, Any]]:
     """(program, output, as it computes it, as the model does), on random inputs."""
     config, params, rng = coca.config, coca.params, np.random.default_rng(batch)
-    pixels = rng.standard_normal((batch, config.image_size, config.image_size, 3)).astype("f4")
-    vectors, tokens = encode_image(params, config, torch.from_numpy(pixels))
+    pixels = rng.integers(0, 256, (batch, config.image_size, config.image_size, 3), np.uint8)
+    normal = normalise(torch.from_numpy(pixels).float() / 255, config)
+    vectors, tokens = encode_image(params, config, normal)
     kept = [("vectors", vectors)] * bool(config.contrastive_weight)
     kept += [("tokens", tokens)] * bool(config.caption_weight)
     for (what, want), have in zip(kept, runs["image"](pixels), strict=True):
@@ -207,10 +216,12 @@ def outputs(coca: CoCa, runs: dict[str, Run], batch: int) -> Iterator[tuple[str,
             yield "text", "vectors", runs["text"](texts)[0], want.numpy()
     if "step" in runs:
         memory = runs["memory"](have)[0]
-        rows = TextRows(torch.from_numpy(ids), config)
-        _, x_BTD = encode_text(params, config, torch.from_numpy(ids), rows)
+        texts_BT = torch.from_numpy(ids)
+        _, x_BTD = encode_text(params, config, texts_BT, TextRows(texts_BT, config))
         n_BTD = multimodal_decoder(x_BTD, tokens, params["decoder"], config)
         past = np.zeros(past_shape(config, batch, 0), np.float32)
         for at in range(config.text_length - 1):
             logits, past = runs["step"](ids[:, at], past, memory)
-            yield "step", "logits", logits, linear(n_BTD[:, at], params["decoder"]["head"]).numpy()
+            want = linear(n_BTD[:, at], params["decoder"]["head"])
+            restrict_logits(want, texts_BT[:, : at + 1], at)
+            yield "step", "logits", logits, want.numpy()

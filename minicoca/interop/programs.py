@@ -1,12 +1,13 @@
 """A CoCa as programs that other runtimes run, with their weights inside: what export.py writes.
 
-    image    pixels [B, I, I, 3], normalised             ->  vectors [B, E], tokens [B, S, M]
+    image    pixels [B, I, I, 3], uint8                  ->  vectors [B, E], tokens [B, S, M]
     text     ids [B, T], padded                          ->  vectors [B, E]
     memory   tokens [B, S, M]                            ->  memory [m, 2, B, S, H, K]
     step     token [B], past [n, 2, B, P, H, K], memory  ->  logits [B, V], past of P + 1
 
 `memory` is the image's keys and values for the m layers that read it, made once for a caption;
 `past` those of the P tokens read so far for all n layers (P is 0 at first). B, T and P may be any.
+Logits of ids that are never written are -inf.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch.export import Dim
 
-from ..config import START, Config
+from ..config import PAD, START, UNKNOWN, Config
 from ..engine.attention import mlp_layer
 from ..engine.model import encode_image, encode_text
 from ..engine.ops import attention, embedding, layer_norm, linear, use
+from ..engine.vision import normalise
 
 TRACED = (
     3  # samples that a program is traced with, and tokens; another number than it is checked on
@@ -59,6 +61,7 @@ class ImageTower(Part):
     """What the image encoder and its poolers make; what no loss has trained is left out."""
 
     def forward(self, pixels):
+        pixels = normalise(pixels.float() / 255, self.config)
         vectors, tokens = encode_image(self.weights.tree(), self.config, pixels)
         if not self.config.caption_weight:
             return (vectors,)
@@ -82,6 +85,11 @@ class Memory(Part):
 
 
 class Step(Part):
+    def __init__(self, params: dict, config: Config) -> None:
+        super().__init__(params, config)
+        self.register_buffer("never", torch.zeros(config.vocabulary))
+        self.never[[PAD, START, UNKNOWN]] = -torch.inf
+
     def forward(self, token, past, memory):
         config, params = self.config, self.weights.tree()
         at, grown = past.shape[3], []
@@ -100,7 +108,7 @@ class Step(Part):
             x_B1D = x_B1D + self._attend(n_B1D, layer["cross"], memory[i])
             x_B1D = mlp_layer(x_B1D, layer["norm_mlp"], layer["mlp"], config.gelu)
         n_BD = layer_norm(x_B1D[:, 0], params["decoder"]["norm"])
-        return linear(n_BD, params["decoder"]["head"]), torch.stack(grown)
+        return linear(n_BD, params["decoder"]["head"]) + self.never, torch.stack(grown)
 
     def _read(self, x_B1D, layer, past, grown):
         n_B1D = layer_norm(x_B1D, layer["norm_attention"])
@@ -140,11 +148,12 @@ class Program:
 def programs(params: dict, config: Config) -> dict[str, Program]:
     """{name: Program} of what the losses of a model have trained. params: tensors on a CPU."""
     c, found = config, {}
-    batch, sides = Dim("batch"), (TRACED, c.image_size, c.image_size, 3)
+    batch = Dim("batch")
+    pixels = torch.zeros(TRACED, c.image_size, c.image_size, 3, dtype=torch.uint8)
     tower = {name: params[name] for name in params if name.startswith(("image", "pooler"))}
     outputs = ("vectors",) * bool(c.contrastive_weight) + ("tokens",) * bool(c.caption_weight)
     found["image"] = Program(
-        ImageTower(tower, c), {"pixels": torch.zeros(sides)}, {"pixels": {0: batch}}, outputs
+        ImageTower(tower, c), {"pixels": pixels}, {"pixels": {0: batch}}, outputs
     )
     if c.contrastive_weight:
         text = {name: params[name] for name in params if name.startswith("text")}

@@ -196,7 +196,8 @@ def start(config, folder, say, tokenizer=None):
     if config.fold and not tokenizer.folds:
         raise ValueError("--fold: the run that --init names keeps captions as written")
     if tokenizer.folds and (folded := sum(tokenizer.normalise(t) != clean(t) for t in texts)):
-        say(f"{folded:,} captions are folded (--fold): case and letters are not kept as written")
+        by = "--fold" if config.fold else "by the tokenizer of the run that --init names"
+        say(f"{folded:,} captions are folded ({by}): case and letters are not kept as written")
     if unknown := tokenizer.unknown_share(texts):
         share = f"{unknown:.1%}" if unknown > 0.001 else "under 0.1%"
         advice = "the run that --init names had others" if weights else "more fit in --vocabulary"
