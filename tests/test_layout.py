@@ -147,12 +147,12 @@ def test_no_circle_of_imports():
 
 
 def test_budgets():
-    """A person can hold a file in the head: 200 lines in the reference (1,250 in all), else 400."""
+    """A person can hold a file in the head: 200 lines in the reference (1,300 in all), else 400."""
     lines = {path: len(path.read_text().splitlines()) for path in files()}
     reference = {
         p: n for p, n in lines.items() if "reference" in p.parts and "tests" not in p.parts
     }
-    assert sum(reference.values()) <= 1250, sum(reference.values())
+    assert sum(reference.values()) <= 1300, sum(reference.values())
     for path, n in lines.items():
         limit = 200 if path in reference else 400
         assert n <= limit, f"{path.relative_to(ROOT)} has {n} lines, more than {limit}"

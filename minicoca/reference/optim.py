@@ -41,11 +41,11 @@ def adamw(params, gradients, state, rate, config):
     return new, {"mean": mean, "square": square, "step": step}
 
 
-def orthogonalised(g_RC):
+def orthogonalised(matrices):
     """Matrices [..., R, C] with their singular vectors kept and their singular values brought near
     1, by products alone: five times the odd polynomial a s + b s^3 + c s^5 of each of them."""
-    tall, (a, b, c) = g_RC.shape[-2] > g_RC.shape[-1], NEWTON_SCHULZ
-    x = g_RC.swapaxes(-2, -1) if tall else g_RC
+    tall, (a, b, c) = matrices.shape[-2] > matrices.shape[-1], NEWTON_SCHULZ
+    x = matrices.swapaxes(-2, -1) if tall else matrices
     # No singular value is larger than the root of the sum of squares of all entries.
     x = x / np.maximum(np.sqrt((x * x).sum((-2, -1), keepdims=True)), EPSILON)
     for _ in range(5):
