@@ -12,7 +12,6 @@ pytest.importorskip("triton")
 from minicoca.kernels.bench import measure
 
 
-
 def product(given):
     return [given[0] @ given[0].T]
 
@@ -215,3 +214,30 @@ def test_what_is_kept_for_the_backward_is_exact():
         lambda: caption_loss(x, weight, targets, fused=False), (x, weight, targets)
     )
     assert everything - held < 4 * (x.numel() + weight.numel()) + 64
+
+
+def test_the_seam_takes_torch_where_that_was_measured_faster(monkeypatch):
+    """Up to the size in the table and no further, of that op alone; who asks for Triton gets it."""
+    from types import SimpleNamespace
+
+    from minicoca.engine import ops
+
+    on_card = SimpleNamespace(is_cuda=True, device="cuda")
+    monkeypatch.setattr(ops, "_fits", lambda device: True)
+    assert ops.has_kernels(on_card, "info_nce", 1)
+    monkeypatch.setitem(ops.EAGER_UP_TO, "info_nce", 1024)
+    taken = [ops.has_kernels(on_card, "info_nce", n) for n in (1, 1024, 1025)]
+    assert taken == [False, False, True] and ops.has_kernels(on_card, "attention", 1)
+    with ops._using("triton"):
+        assert ops.has_kernels(on_card, "info_nce", 1)
+
+
+def test_a_table_says_where_another_way_is_faster():
+    from minicoca.kernels.bench import suite
+
+    rows = [
+        dict(case="40 pairs", ratios={"eager": 0.8, "compiled": 1.1}),
+        dict(case="4096 pairs", ratios={"eager": 1.5}),
+    ]
+    (line,) = suite.crossovers({"rows": rows})
+    assert "40 pairs" in line and "eager is faster" in line and "0.8" in line

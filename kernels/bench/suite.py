@@ -217,7 +217,18 @@ def table(report):
         )
         targets = ", ".join(f"{label} {least}" for label, least in row["targets"].items())
         lines.append(f"| {row['case']} | {' | '.join(cells)} | {ratios} | {targets} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *crossovers(report)])
+
+
+def crossovers(report):
+    """Where another way is faster than the kernel: lines to go under the table."""
+    return [
+        f"\n{row['case']}: {label} is faster than the kernel ({ratio} of its time); "
+        "see EAGER_UP_TO in kernels/checks.py"
+        for row in report["rows"]
+        for label, ratio in row["ratios"].items()
+        if ratio < 1
+    ]
 
 
 def _megabytes(way):
