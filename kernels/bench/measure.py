@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROUNDS = 15
+AT_LEAST, SECONDS = 5, 1.0  # rounds there are in any case, and for a way in all when they are slow
 REPLAYED_UNDER = 0.1  # milliseconds: below, a launch costs as much as the work
 LATE = 0.1  # milliseconds (and half of the time itself) that may pass after the last event
 
@@ -49,7 +50,10 @@ def race(ways, sets, wrong, device, prepare=None, rounds=ROUNDS):
     clock = _Events() if device == "cuda" else _Clock()
     replays = {}
     labels = list(ways)
+    begun = time.perf_counter()
     for turn in range(-2, rounds):  # two rounds to warm up, which are looked at as well
+        if turn >= AT_LEAST and time.perf_counter() - begun > SECONDS * len(labels):
+            break
         place = turn % len(sets)
         first = turn % len(labels)
         for label in labels[first:] + labels[:first]:
