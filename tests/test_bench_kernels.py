@@ -86,6 +86,7 @@ def test_what_is_timed_has_numbers_as_in_a_model():
         )
 
 
+@pytest.mark.slow
 def test_every_row_is_said_as_it_comes():
     said = []
     report = suite.run(ops=["caption_loss"], say=lambda text, file: said.append(text))
