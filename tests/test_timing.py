@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -216,10 +217,33 @@ def test_what_is_kept_for_the_backward_is_exact():
     assert everything - held < 4 * (x.numel() + weight.numel()) + 64
 
 
+def test_fused_attention_keeps_what_grows_with_the_tokens_not_their_square():
+    from minicoca.kernels.attention import attention
+
+    own = []
+    for T in (64, 128):
+        q, k, v = (torch.randn(1, T, 1, 16, requires_grad=True) for _ in range(3))
+        everything, held = measure.kept(lambda q=q, k=k, v=v: [attention(q, k, v)], (q, k, v))
+        assert held == 3 * 4 * T * 16
+        own.append(everything - held)
+    assert own == [4 * T * (16 + 1) for T in (64, 128)]  # the result and an LSE a query
+
+
+def test_what_does_not_fit_in_float32_is_compared_with_ours():
+    from minicoca.kernels.bench import suite
+
+    def without_memory(x):
+        raise torch.OutOfMemoryError("64 GB")
+
+    case = SimpleNamespace(ways={"ours": lambda x: 2 * x, "eager": without_memory})
+    given = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
+    (found,) = suite._exact(case, [[given, torch.ones(3)]])
+    assert [x.tolist() for x in found] == [[2.0] * 3, [2.0] * 3]
+    assert found[0].dtype == torch.float32
+
+
 def test_the_seam_takes_torch_where_that_was_measured_faster(monkeypatch):
     """Up to the size in the table and no further, of that op alone; who asks for Triton gets it."""
-    from types import SimpleNamespace
-
     from minicoca.engine import ops
 
     on_card = SimpleNamespace(is_cuda=True, device="cuda")

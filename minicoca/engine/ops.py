@@ -98,13 +98,18 @@ def implementations():
     found = "found" if fits else "too little shared memory" if cuda else "not found"
     why = f"backend {chosen}, CUDA {found}"
     kernel = "Triton" if fused else "torch"
+    eager = EAGER_UP_TO if fused and chosen == "auto" else {}
+    small = {op: f"; torch up to a size of {size:,}" for op, size in eager.items()}
     return {
         "attention": f"{kernel} ({why})"
-        + (f"; torch for heads over {LARGEST_HEAD}" if fused else ""),
-        "attention_pool": f"{kernel} ({why})",
+        + (f"; torch for heads over {LARGEST_HEAD}" if fused else "")
+        + small.get("attention", ""),
+        "attention_pool": f"{kernel} ({why})" + small.get("attention_pool", ""),
         "contrastive_loss": f"{kernel} ({why})"
-        + ("" if fused else f"; from {PAIRS_IN_CHUNKS:,} pairs in chunks of rows"),
-        "caption_loss": f"{kernel} ({why}), in chunks: no logits are kept",
+        + ("" if fused else f"; from {PAIRS_IN_CHUNKS:,} pairs in chunks of rows")
+        + small.get("info_nce", ""),
+        "caption_loss": f"{kernel} ({why}), in chunks: no logits are kept"
+        + small.get("caption_loss", ""),
         "everything else": "torch",
     }
 
