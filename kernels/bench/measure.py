@@ -44,12 +44,10 @@ def race(ways, sets, wrong, device, prepare=None, rounds=ROUNDS):
     that memory which was right before is not so again. Inputs must be as they were, to the bit.
     A way that fails in any of this, or raises, is refused: from there on it is not called.
     """
-    prepare = prepare or (lambda label, buffers: buffers)
     buffers = [x.detach().clone().requires_grad_(x.requires_grad) for x in sets[0]]
     timings = {label: Timing() for label in ways}
     clock = _Events() if device == "cuda" else _Clock()
-    replays = {}
-    labels = list(ways)
+    replays, labels, on_card = {}, list(ways), device == "cuda"
     begun = time.perf_counter()
     for turn in range(-2, rounds):  # two rounds to warm up, which are looked at as well
         if turn >= AT_LEAST and time.perf_counter() - begun > SECONDS * len(labels):
@@ -64,9 +62,10 @@ def race(ways, sets, wrong, device, prepare=None, rounds=ROUNDS):
                 _fill(buffers, sets[place])
                 if label in replays:
                     prepared, call = replays[label]
-                    prepared.replay()
+                    if prepared:
+                        prepared.replay()
                 else:
-                    given = prepare(label, buffers)
+                    given = prepare(label, buffers) if prepare else buffers
                     call = lambda way=ways[label], given=given: way(given)  # noqa: E731
                 results, copies, spent, over = clock.time(call)
                 timing.refused = _changed(buffers, sets[place]) or wrong(place, copies)
@@ -74,7 +73,7 @@ def race(ways, sets, wrong, device, prepare=None, rounds=ROUNDS):
                 if turn >= 0:
                     timing.rounds.append(spent)
                     timing.over.append(over)
-                elif turn == -1 and device == "cuda" and spent < REPLAYED_UNDER:
+                elif turn == -1 and not timing.refused and spent < REPLAYED_UNDER and on_card:
                     timing.by = "graph"
                     try:
                         replays[label] = _captured(ways[label], prepare, label, buffers)
@@ -150,7 +149,8 @@ class _Clock:
 
 
 class _Events:
-    """Of a GPU: events around the call, its cache emptied before."""
+    """Of a GPU: events around the call, its cache emptied before. The host does not wait for that,
+    so that it has sent the call's launches by the time it ends."""
 
     def __init__(self):
         self.cache = torch.empty(1 << 26, dtype=torch.int32, device="cuda")
@@ -158,31 +158,36 @@ class _Events:
 
     def time(self, call):
         start, end, copied = self.events
-        self.cache.zero_()
         torch.cuda.synchronize()
-        begun = time.perf_counter()
+        self.cache.zero_()
         start.record()
         results = call()
         end.record()
         # In the stream's own order: what another stream has not written by then is not there.
         copies = _copies(results)
         copied.record()
+        copied.synchronize()
+        stopped = time.perf_counter()
         torch.cuda.synchronize()
-        over = 1e3 * (time.perf_counter() - begun) - start.elapsed_time(copied)
+        over = 1e3 * (time.perf_counter() - stopped)
         return results, copies, start.elapsed_time(end), over
 
 
 def _captured(way, prepare, label, buffers):
-    """(graph of what is prepared, a call that replays the way and returns its results)."""
+    """(graph of what is prepared, or None, and a call that replays the way and returns its
+    results)."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        way(prepare(label, buffers))
+        way(prepare(label, buffers) if prepare else buffers)
     torch.cuda.current_stream().wait_stream(side)
-    prepared, graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    with torch.cuda.graph(prepared):
-        given = prepare(label, buffers)
-    with torch.cuda.graph(graph, pool=prepared.pool()):
+    prepared, given = None, buffers
+    if prepare:
+        prepared = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(prepared):
+            given = prepare(label, buffers)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=prepared.pool() if prepared else None):
         results = way(given)
 
     def call():
