@@ -3,6 +3,10 @@
 import torch
 
 LARGEST_HEAD = 128
+# {op: size} up to which torch was measured faster than the kernel, and is taken. Sizes are scores
+# of attention (samples x heads x queries x keys), tokens of attention_pool and caption_loss, pairs
+# of info_nce. From `bench kernels`, which names such rows; empty, since none is measured yet.
+EAGER_UP_TO: dict[str, int] = {}
 LARGEST_GRID = 65_535  # of a grid's second and third axes
 LARGEST_SAMPLE = 2**31  # elements: within a sample the kernels count in 32 bits
 LARGEST_POOL = 64  # heads

@@ -200,6 +200,8 @@ def facts(compiled, target):
         code = _run("nvdisasm", file.name)
     loads = re.findall(r"(LDGSTS|LDG)\.E(?:\.\w+)*", code)
     narrow = re.findall(r"LDG\.E\.U16", code)
+    doubles = len(re.findall(r"\.f64\b", compiled.asm["ptx"]))
+    row |= {"f64": doubles} if doubles else {}
     return row | {
         "registers": max(map(int, re.findall(r"REG:(\d+)", usage))),
         "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
@@ -243,6 +245,7 @@ def complaints(rows, before, allowed=ALLOWED):
                 "shared": (max(0, row["shared"] - limit), f"shared memory is over {limit}"),
                 "stack": (row["stack"], "of spills"),
                 "narrow": (row.get("2-byte loads", 0), "2-byte loads"),
+                "f64": (row.get("f64", 0), ".f64 in the PTX: a constant or sum became float64"),
                 "HMMA": (row["HMMA"] if wgmma else 0, "HMMA, which is not Hopper's"),
                 "tensor": (int(not row["tensor"] and products), "no tensor core used"),
                 "registers": (

@@ -86,6 +86,7 @@ def test_what_is_timed_has_numbers_as_in_a_model():
         )
 
 
+@pytest.mark.slow
 def test_every_row_is_said_as_it_comes():
     said = []
     report = suite.run(ops=["caption_loss"], say=lambda text, file: said.append(text))
@@ -94,16 +95,10 @@ def test_every_row_is_said_as_it_comes():
         assert row["case"] in text
 
 
-def test_memory_that_is_kept_is_a_difference(monkeypatch):
-    allocated = iter([100, 130])
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(allocated))
-    assert measure.kept(lambda: (1,)) == 30
-
-
 def test_an_error_is_relative_to_what_is_exact():
     exact = [torch.tensor([1.0, 2.0])]
-    assert suite._error([2 * exact[0]], exact) == pytest.approx(1)
-    assert suite._error(exact, [2 * exact[0]]) == pytest.approx(0.5)
+    assert measure.relative_error([2 * exact[0]], exact) == pytest.approx(1)
+    assert measure.relative_error(exact, [2 * exact[0]]) == pytest.approx(0.5)
 
 
 def test_the_table_of_memory_has_a_row_for_every_size():

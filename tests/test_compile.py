@@ -49,6 +49,7 @@ def test_every_configuration_compiles_as_the_report_says(targets):
         ("sm_90", dict(stack=8), "8 of spills"),
         ("sm_90", {"2-byte loads": 3}, "3 2-byte loads"),
         ("sm_90", dict(HMMA=4), "4 HMMA"),
+        ("sm_90", dict(f64=2), "2 .f64"),
         ("sm_90", dict(shared=240_000), "shared memory is over 232448"),
         ("gfx942", dict(shared=65_537), "shared memory is over 65536"),
         ("gfx942", dict(tensor=0), "no tensor core"),
@@ -62,6 +63,35 @@ def test_the_gate_refuses(arch, change, says):
     assert len(found) == 1 and says in found[0] and arch in found[0]
     what = found[0].split(":")[0]
     assert not report.complaints(worse, {"a case, bf16": ROW}, {what: (1e9, "because")})
+
+
+DOUBLE = """
+import triton, triton.language as tl
+from minicoca.kernels import compile_report as report
+
+@triton.jit
+def kernel(x_ptr, WIDTH: tl.constexpr, STEP: tl.constexpr):
+    i = tl.arange(0, WIDTH)
+    x = tl.load(x_ptr + i).to(tl.float32)
+    tl.store(x_ptr + i, x * tl.full((), 1 / 3, STEP))
+
+target, _ = report.TARGETS["sm_90"]
+for step in (tl.float64, tl.float32):
+    given = kernel, {}, dict(WIDTH=128, STEP=step), dict(num_warps=4)
+    print(report.facts(report.compile_case(*given, target), target).get("f64", 0))
+"""
+
+
+def test_a_kernel_with_float64_is_found(tmp_path):
+    """From its PTX: a constant that was made in float64 carries the product along."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    (tmp_path / "double.py").write_text(DOUBLE)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "double.py"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    planted, plain = map(int, done.stdout.split())
+    assert planted > 0 and plain == 0
 
 
 def test_a_report_of_other_code_is_stale():

@@ -255,7 +255,7 @@ def seen(here, tmp_path, monkeypatch):
         imports_command, "write", lambda *given, **kept: train(as_text(*given), say=0)
     )
     # None: torch computes, since Triton's interpreter takes seconds.
-    note = lambda x: seen["kernels"].append(ops.implementations()["attention"])  # noqa: E731
+    note = lambda x, *size: seen["kernels"].append(ops.implementations()["attention"])  # noqa: E731
     monkeypatch.setattr(ops, "has_kernels", note)
     with small_data():
         yield seen

@@ -260,7 +260,7 @@ def test_the_device_is_where_the_tensors_are(name, here):
 def test_the_backend_is_who_computes(name, module, kernels, here, monkeypatch):
     """In training and in an opened run, whatever the run was trained with."""
     config, run_folder, asked = preset("tiny", **TINY, backend=name), here / "first", []
-    note = lambda x: asked.append(ops.implementations()["attention"])  # noqa: E731
+    note = lambda x, *size: asked.append(ops.implementations()["attention"])  # noqa: E731
     monkeypatch.setattr(ops, "has_kernels", note)
     images, tokens = np.zeros((2, 16, 16, 3), np.uint8), np.array([[1, 5, 2], [1, 6, 2]])
     trainer, model = make_trainer(initialise(config), config), load_model(run_folder, name)[0]

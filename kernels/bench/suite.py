@@ -8,6 +8,7 @@ import json
 import platform
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ import triton
 from ..configs import INTERPRETED
 from . import measure, registry
 
+SETS = 3  # of inputs, in turn
 WRONG = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative error
 
 
@@ -67,18 +69,21 @@ def _row(case, device, dtype, limits, rehearsal):
     for label, way in case.ways.items():
         try:
             found = _results(way, _made(case, dtype))
-            ways[label] = {"error": _error(found, exact)}
+            error = measure.relative_error(found, exact)
+            ways[label] = {"error": error}
             if any(part is None for part in found):
                 ways[label]["without"] = "one of the gradients"
-            if not ways[label]["error"] < WRONG[dtype]:
-                ways[label]["refused"] = f"wrong by {ways[label]['error']:.1e}"
-            else:
-                timed = _timed(case, way, device, limits)
-                ways[label] |= {"rehearsed": len(timed)} if rehearsal else timed
+            if not error < WRONG[dtype]:
+                ways[label]["refused"] = f"wrong by {error:.1e}"
         except Exception as failure:  # a baseline that this machine or torch does not have
             ways[label] = {"refused": str(failure).split("\n")[0][:80] or type(failure).__name__}
         if device == "cuda":
             torch.cuda.empty_cache()
+    right = [label for label, way in ways.items() if "refused" not in way]
+    raced = _raced(case, right, dtype, device, limits)
+    for label, figures in raced.items():
+        plain = rehearsal and "refused" not in figures
+        ways[label] |= {"rehearsed": len(figures)} if plain else figures
     row["ratios"] = {
         label: round(way["total_ms"] / ways["ours"]["total_ms"], 3)
         for label, way in ways.items()
@@ -102,38 +107,81 @@ def _results(way, made):
     return [y.detach(), *found]
 
 
-def _error(results, exact):
-    """The largest relative error among output and gradients."""
-    pairs = zip(results, exact, strict=True)
-    gaps = [(a.double() - b).norm() / b.double().norm() for a, b in pairs if a is not None]
-    return float(torch.stack(gaps).max())  # NaN if one is
+def _raced(case, labels, dtype, device, limits):
+    """{label: medians and spread of forward and backward; memory; TFLOP/s, GB/s, roofline}.
+
+    Every way is timed on the same inputs, in turn, and what was timed is compared with the
+    results in float32 (`_exact`, measure.race).
+    """
+    sets = []
+    for seed in range(SETS):
+        torch.manual_seed(seed)
+        inputs, upstream = case.make(case.batch)
+        sets.append([*inputs, upstream])
+    exact = _exact(case, sets)
+
+    def wrong(part, place, results):
+        wanted = [x.to(device) for x in exact[place][part]]
+        return measure.differs(results, wanted, WRONG[dtype])
+
+    def forward(way):
+        return lambda buffers: [way(*buffers[:-1])]
+
+    def backward(given):
+        y, inputs, upstream = given
+        return torch.autograd.grad(
+            y, inputs, upstream.to(y.dtype), retain_graph=True, allow_unused=True
+        )
+
+    def prepare(label, buffers):
+        return case.ways[label](*buffers[:-1]), buffers[:-1], buffers[-1]
+
+    forwards = measure.race(
+        {label: forward(case.ways[label]) for label in labels}, sets,
+        partial(wrong, slice(0, 1)), device,
+    )  # fmt: skip
+    backwards = measure.race(
+        {label: backward for label in labels if not forwards[label].refused}, sets,
+        partial(wrong, slice(1, None)), device, prepare,
+    )  # fmt: skip
+    found = {}
+    for label in labels:
+        refused = forwards[label].refused or backwards[label].refused
+        if refused:
+            found[label] = {"refused": refused}
+            continue
+        times = {"forward": forwards[label], "backward": backwards[label]}
+        found[label] = _figures(case, case.ways[label], times, sets[0], limits)
+    return found
 
 
-def _timed(case, way, device, limits):
-    """Medians and spread of forward and backward; memory; TFLOP/s, GB/s, part of the roofline."""
-    inputs, upstream = case.make(case.batch)
+def _exact(case, sets):
+    """The results of each set in float32, in the host's memory: of the last way, which keeps all
+    that there is to keep, or where that does not fit, of ours, which `_row` compared with it on a
+    smaller batch."""
+    last = next(reversed(case.ways))
+    try:
+        return [_in_float32(case.ways[last], made) for made in sets]
+    except torch.OutOfMemoryError:
+        return [_in_float32(case.ways["ours"], made) for made in sets]
 
-    def both():
-        y = way(*inputs)
-        return torch.autograd.grad(y, inputs, upstream.to(y.dtype), allow_unused=True)
 
-    kept = way(*inputs)
-    upstream = upstream.to(kept.dtype)
-    times = {
-        "forward": measure.milliseconds(lambda: way(*inputs), device),
-        "backward": measure.milliseconds(
-            lambda: torch.autograd.grad(
-                kept, inputs, upstream, retain_graph=True, allow_unused=True
-            ),
-            device,
-        ),
-    }
-    total = sum(t[0] for t in times.values())
+def _in_float32(way, made):
+    *inputs, upstream = made
+    inputs = [x.detach().float().requires_grad_() for x in inputs]
+    return [x.to("cpu") for x in _results(way, (inputs, upstream.float()))]
+
+
+def _figures(case, way, times, given, limits):
+    *inputs, upstream = given
+    total = sum(timing.spread[0] for timing in times.values())
     found = {"total_ms": round(total, 4)}
-    for name, (median, low, high) in times.items():
+    for name, timing in times.items():
+        median, low, high = timing.spread
         found |= {
             f"{name}_ms": round(median, 4),
             f"{name}_spread": [round(low, 4), round(high, 4)],
+            f"{name}_by": timing.by,
         }
     # Of both directions: a loss may do the backward's work in its forward. No faster than the
     # slower of computing and moving, at what this machine reaches.
@@ -142,8 +190,9 @@ def _timed(case, way, device, limits):
     found["tflop_s"] = round(sum(case.flops) / total / 1e9, 3)
     found["gb_s"] = round(sum(case.traffic) / total / 1e6, 3)
     found["roofline"] = round(least / total, 3)
-    found["peak_mb"] = round(measure.memory(both) / 1e6, 1)
-    found["kept_mb"] = round(measure.kept(lambda: way(*inputs)) / 1e6, 1)
+    found["peak_mb"] = round(measure.memory(lambda: _results(way, (inputs, upstream))) / 1e6, 1)
+    found["kept_bytes"], found["kept_inputs"] = measure.kept(lambda: way(*inputs), inputs)
+    found["kept_mb"] = round((found["kept_bytes"] - found["kept_inputs"]) / 1e6, 1)
     return found
 
 
@@ -181,7 +230,18 @@ def table(report):
         )
         targets = ", ".join(f"{label} {least}" for label, least in row["targets"].items())
         lines.append(f"| {row['case']} | {' | '.join(cells)} | {ratios} | {targets} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *crossovers(report)])
+
+
+def crossovers(report):
+    """Where another way is faster than the kernel: lines to go under the table."""
+    return [
+        f"\n{row['case']}: {label} is faster than the kernel ({ratio} of its time)"
+        + "; see EAGER_UP_TO in kernels/checks.py" * label.startswith("eager")
+        for row in report["rows"]
+        for label, ratio in row["ratios"].items()
+        if ratio < 1
+    ]
 
 
 def _megabytes(way):

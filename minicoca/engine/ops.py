@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..config import PAD
-from ..kernels.checks import LARGEST_GRID, LARGEST_HEAD
+from ..kernels.checks import EAGER_UP_TO, LARGEST_GRID, LARGEST_HEAD
 
 BACKENDS = ("auto", "torch", "triton")
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
@@ -69,10 +69,14 @@ def with_own_backend(method: Callable[..., Any]) -> Callable[..., Any]:
     return computed
 
 
-def has_kernels(x):
-    """Whether Triton's kernels serve this tensor, by the backend in `use`."""
+def has_kernels(x, op="", size=0):
+    """Whether Triton's kernels serve this tensor, by the backend in `use`; by itself (`auto`) an op
+    of a size at which torch was measured faster (checks.EAGER_UP_TO) takes torch."""
     chosen = _chosen.backend
-    return chosen == "triton" or (chosen == "auto" and x.is_cuda and _fits(x.device))
+    if chosen == "triton":
+        return True
+    fits = chosen == "auto" and x.is_cuda and _fits(x.device)
+    return fits and not (op in EAGER_UP_TO and size <= EAGER_UP_TO[op])
 
 
 @functools.cache
@@ -94,13 +98,18 @@ def implementations():
     found = "found" if fits else "too little shared memory" if cuda else "not found"
     why = f"backend {chosen}, CUDA {found}"
     kernel = "Triton" if fused else "torch"
+    eager = EAGER_UP_TO if fused and chosen == "auto" else {}
+    small = {op: f"; torch up to a size of {size:,}" for op, size in eager.items()}
     return {
         "attention": f"{kernel} ({why})"
-        + (f"; torch for heads over {LARGEST_HEAD}" if fused else ""),
-        "attention_pool": f"{kernel} ({why})",
+        + (f"; torch for heads over {LARGEST_HEAD}" if fused else "")
+        + small.get("attention", ""),
+        "attention_pool": f"{kernel} ({why})" + small.get("attention_pool", ""),
         "contrastive_loss": f"{kernel} ({why})"
-        + ("" if fused else f"; from {PAIRS_IN_CHUNKS:,} pairs in chunks of rows"),
-        "caption_loss": f"{kernel} ({why}), in chunks: no logits are kept",
+        + ("" if fused else f"; from {PAIRS_IN_CHUNKS:,} pairs in chunks of rows")
+        + small.get("info_nce", ""),
+        "caption_loss": f"{kernel} ({why}), in chunks: no logits are kept"
+        + small.get("caption_loss", ""),
         "everything else": "torch",
     }
 
@@ -199,7 +208,8 @@ def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None, finite=False):
     Any of the inputs may be a view of any stride; q of one sample serves the whole batch. A
     key that no query may look at is not read: it may be NaN, unless all are said to be finite.
     """
-    if mask is None and has_kernels(q_BTHK) and _fits_grid(k_BSHK):
+    scores = k_BSHK.shape[0] * q_BTHK.shape[2] * q_BTHK.shape[1] * k_BSHK.shape[1]
+    if mask is None and has_kernels(q_BTHK, "attention", scores) and _fits_grid(k_BSHK):
         from ..kernels.attention import attention as fused
 
         return fused(q_BTHK, k_BSHK, v_BSHK, causal=causal)
@@ -222,7 +232,7 @@ def _fits_grid(k_BSHK):
 
 def attention_pool(x_BSM, g_HM):
     """Per head, the mean of the normed tokens weighted by softmax(g . xhat): [B, H, M]."""
-    if has_kernels(x_BSM):
+    if has_kernels(x_BSM, "attention_pool", x_BSM.shape[0] * x_BSM.shape[1]):
         from ..kernels.attention_pool import attention_pool as fused
 
         return fused(x_BSM, g_HM).to(x_BSM.dtype)
@@ -235,7 +245,7 @@ def contrastive_loss(image_BE, text_BE, log_temperature):
     """Half of the paper's Eq. 2: mean over the batch and both directions; in float32 at least."""
     wide = torch.promote_types(image_BE.dtype, torch.float32)
     scale = torch.exp(-log_temperature.to(wide))
-    fused = has_kernels(image_BE)
+    fused = has_kernels(image_BE, "info_nce", image_BE.shape[0])
     if fused or len(image_BE) >= PAIRS_IN_CHUNKS:
         from ..kernels.info_nce import info_nce
 
@@ -250,9 +260,8 @@ def caption_loss(hidden, head, targets):
     none. Padding never reaches the head, and the logits exist in chunks only."""
     from ..kernels import caption_loss as kernel
 
-    return kernel.caption_loss(
-        hidden, head["weight"], targets, pad_id=PAD, fused=has_kernels(hidden)
-    )
+    fused = has_kernels(hidden, "caption_loss", targets.numel())
+    return kernel.caption_loss(hidden, head["weight"], targets, pad_id=PAD, fused=fused)
 
 
 def pick_device(name):
