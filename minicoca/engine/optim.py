@@ -20,19 +20,22 @@ def optimizers(params, config):
     matrices, decay = by_muon(params, config), config.weight_decay
     for factor in sorted({*own.values()} - {0}):
         parts = [leaves[name] for name in own if own[name] == factor and name not in matrices]
-        for of, own_decay in ((lambda p: p.ndim >= 2, decay), (lambda p: p.ndim < 2, 0.0)):
-            part = [p for p in parts if of(p)]
-            groups.append({"params": part, "weight_decay": own_decay, "factor": factor})
-    groups = [group for group in groups if group["params"]]
-    betas = (config.beta1, config.beta2)
-    found = []
+        tables, others = [p for p in parts if p.ndim >= 2], [p for p in parts if p.ndim < 2]
+        groups += [
+            {"params": tables, "weight_decay": decay, "factor": factor},
+            {"params": others, "weight_decay": 0.0, "factor": factor},
+        ]
+    groups, found = [group for group in groups if group["params"]], []
     if groups:
-        found = [torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.epsilon, fused=True)]
+        betas = (config.beta1, config.beta2)
+        found += [torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.epsilon, fused=True)]
     groups = [
         {"params": [leaves[name] for name in names], "factor": factor * config.muon_rate}
         for names, factor in same_shapes(leaves, own, matrices)
     ]
-    return [*found, Muon(groups, config.momentum, decay)] if groups else found
+    if groups:
+        found += [Muon(groups, config.momentum, decay)]
+    return found
 
 
 class Muon(torch.optim.Optimizer):
@@ -51,7 +54,8 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, matrices, group):
         for p in matrices:
-            self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+            if p not in self.state:
+                self.state[p] = {"exp_avg": torch.zeros_like(p)}
         means = [self.state[p]["exp_avg"] for p in matrices]
         gradients = torch.stack([p.grad for p in matrices])
         torch._foreach_lerp_(means, gradients.unbind(), 1 - group["momentum"])

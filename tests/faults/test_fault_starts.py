@@ -1,5 +1,6 @@
 """Ctrl-C while a command starts, and the memory that a config asks for."""
 
+import math
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from trials import trial
 
-from minicoca import memory
+from minicoca import memory, params, tuning
 from minicoca.config import preset
 
 pytestmark = pytest.mark.slow
@@ -77,8 +78,6 @@ def test_what_is_there_is_the_least_that_anything_allows(machine):
 
 @pytest.mark.parametrize("name", ["tiny", "base", "2b", "open_clip_l14"])
 def test_a_config_is_refused_exactly_where_its_weights_do_not_fit(name, machine):
-    from minicoca import params
-
     config = preset(name)
     size = 4 * params.count(params.specs(config))
     machine(10**12, size)
@@ -92,16 +91,22 @@ def test_a_config_is_refused_exactly_where_its_weights_do_not_fit(name, machine)
 
 
 def test_training_counts_moments_averages_images_and_drawings():
-    config = preset("tiny", backend="numpy", data="mine", batch_size=1)
-    weights = memory.needed(config)
-    least = memory.needed(config, training=True)
+    own = {"backend": "numpy", "data": "mine", "batch_size": 1, "optimizer": "adamw"}
+
+    def needed(**changes):
+        return memory.needed(preset("tiny", **own | changes), training=True)
+
+    weights, least = memory.needed(preset("tiny", **own)), needed()
     assert least > 4 * weights
-    more = memory.needed(preset("tiny", backend="numpy", data="mine", batch_size=9), training=True)
-    assert more - least == 8 * (least - 4 * weights)
-    averaged = preset("tiny", backend="numpy", data="mine", batch_size=1, ema=0.9)
-    assert memory.needed(averaged, training=True) - least == weights
-    drawn = memory.needed(preset("tiny", backend="numpy", batch_size=1), training=True)
-    assert drawn - least == 63_000 * 3 * 32 * 32
+    assert needed(batch_size=9) - least == 8 * (least - 4 * weights)
+    assert needed(ema=0.9) - least == weights
+    assert needed(data="shapes") - least == 63_000 * 3 * 32 * 32
+    config = preset("tiny", **own | {"optimizer": "muon"})
+    tree = params.specs(config)
+    sizes = {name: math.prod(shape) for name, shape in params.shapes(tree).items()}
+    matrices = tuning.by_muon(tree, config)
+    assert matrices
+    assert least - needed(optimizer="muon") == 4 * sum(sizes[name] for name in matrices)
 
 
 def test_where_the_system_says_nothing_nothing_is_refused(tmp_path, monkeypatch):
