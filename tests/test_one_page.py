@@ -147,11 +147,11 @@ def test_it_is_one_page_that_needs_numpy_alone():
         ("np.tri(x.y.shape[1], dtype=bool)", "True", check_gradients),
         ("- 4.775 * s", "- 4.7 * s", check_steps),
         ("ahead = orthogonal(0.95 * mean + 0.05 * g)", "ahead = orthogonal(mean)", check_steps),
-        ("0.98 ** (number + 1)", "0.98 ** number", check_steps),
+        ("(np.sqrt(second) + 1e-8)", "(np.sqrt(second) + 1e-3)", check_steps),
     ],
 )
 def test_a_planted_bug_is_seen(right, wrong, check):
     source = PATH.read_text()
     assert source.count(right) == 1
-    with pytest.raises((AssertionError, ZeroDivisionError)):
+    with pytest.raises(AssertionError):
         check(made(source.replace(right, wrong)))
