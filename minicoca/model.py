@@ -23,7 +23,8 @@ from .config import Config
 from .data.files import Report
 from .squares import FITS
 from .tasks import embed_texts, no_vectors, unread
-from .tasks.captioning import Candidate, captions, decoding
+from .tasks.captioning import Candidate, caption, captions, decoding
+from .tasks.explain import Explanation, explain
 from .tasks.files import Fitting, Picture, decoded, embed, find_images
 from .tasks.indexed import open_index, search
 from .tasks.retrieval import Found, best
@@ -234,6 +235,39 @@ class Model:
         cut = (0 if one_image else slice(None), text)
         pairs = (None if x is None else x[cut] for x in found[:2])
         return Scores(*pairs, found.tokens[text])
+
+    def explain(
+        self,
+        images: Pictures,
+        captions: str | Sequence[str] | None = None,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        fit: str = "crop",
+    ) -> Explanation | list[Explanation]:
+        """Why each word of an image's caption stands there: its probability, its rivals, what it
+        read of the image's patches, and what it would miss.
+
+        captions: one for each image; None: those that the model writes. layer, head: whose
+        attention, from 0; None: the mean of all. Raises ValueError for a layer or a head that there
+        is not, for a caption that is empty to the model, and for one too many or too few.
+        """
+        given, one = _listed(images)
+        texts = None if captions is None else _texts(captions)[0]
+        if texts is not None and len(texts) != len(given):
+            raise ValueError(f"{len(texts)} captions for {len(given)} images: give one for each")
+        _tell(unread(self.coca, self.tokenizer, texts or []))
+        fitting, told = self._fitting(fit)
+        batches = decoded(given, self.config.image_size, None, fitting)
+        pictures = [picture for _, some in batches for picture in some]
+        if texts is None:
+            texts = [text for p in pictures for text in caption(self.coca, self.tokenizer, p[None])]
+        found = [
+            explain(self.coca, self.tokenizer, picture, text, layer, head)
+            for picture, text in zip(pictures, texts, strict=True)
+        ]
+        _tell(told)
+        return found[0] if one else found
 
     def _fitting(self, fit):
         """How to make squares, and the list that is told of pictures decoded smaller."""

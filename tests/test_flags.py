@@ -26,6 +26,7 @@ from minicoca.config import DATA_FIELDS
 from minicoca.engine import generate as engine_generate
 from minicoca.engine import ops
 from minicoca.reference import generate as reference_generate
+from minicoca.tasks import explain as explain_task
 from minicoca.training.checkpoint import read_own
 
 MODEL = [
@@ -125,6 +126,18 @@ FLAGS = {
             *[(flag, [*a, *NPZ], [*b, *NPZ], what) for flag, a, b, what in FIT],
             ("--index", ["own", "--index", "own/a"], ["own", "--index", "own/b"], "out"),
             *[(f, ["HERE/red", *NPZ, *a], ["HERE/red", *NPZ, *b], what) for f, a, b, what in MODEL],
+        ],
+    ),
+    "explain": (
+        [],
+        [
+            ("image", ["HERE/red/0.png"], ["HERE/red/1.png"], "out"),
+            ("--caption", ["HERE/red/0.png"], ["HERE/red/0.png", "--caption", "a red"], "asked"),
+            ("--out", ["HERE/red/0.png"], ["HERE/red/0.png", "--out", "words.png"], "files"),
+            ("--layer", ["HERE/red/0.png"], ["HERE/red/0.png", "--layer", "0"], "asked"),
+            ("--head", ["HERE/red/0.png"], ["HERE/red/0.png", "--head", "1"], "asked"),
+            *FIT,
+            *[(f, ["HERE/red/0.png", *a], ["HERE/red/0.png", *b], what) for f, a, b, what in MODEL],
         ],
     ),
     "export": (
@@ -240,6 +253,9 @@ def seen(here, tmp_path, monkeypatch):
     for module in (engine_generate, reference_generate):
         for name in ("embed_images", "embed_texts", "generate", "beam_search"):
             watch(module, name)
+    explained = explain_task.explain
+    put = lambda *given: seen["asked"].append(given[3:]) or explained(*given)  # noqa: E731
+    monkeypatch.setattr(explain_task, "explain", put)
     pick = engine_generate.pick_device
     device = lambda name: seen["device"].append(name) or pick(name)  # noqa: E731
     monkeypatch.setattr(engine_generate, "pick_device", device)

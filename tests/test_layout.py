@@ -61,7 +61,7 @@ OURS = {
     "tasks": {
         "numpy", "PIL", "tqdm", "minicoca.config", "minicoca.tasks", "minicoca.data",
         "minicoca.engine", "minicoca.files", "minicoca.images", "minicoca.index", "minicoca.params",
-        "minicoca.words",
+        "minicoca.reference", "minicoca.words",
     },
     "training": {
         "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data", "minicoca.images",
