@@ -273,11 +273,11 @@ def step(moments, number):
         if ".blocks." in name and w.ndim == 2:
             mean = 0.95 * mean + 0.05 * g
             ahead = orthogonal(0.95 * mean + 0.05 * g)
-            move = 3 * (0.2 * max(w.shape) ** 0.5 * ahead + 0.05 * w)
+            move = 3 * (0.2 * max(w.shape) ** 0.5 * ahead + 0.3 * w)
         else:
             mean, square = 0.9 * mean + 0.1 * g, 0.98 * square + 0.02 * g * g
             first, second = mean / (1 - 0.9 ** (number + 1)), square / (1 - 0.98 ** (number + 1))
-            move = first / (np.sqrt(second) + 1e-8) + (0.05 * w if w.ndim == 2 else 0)
+            move = first / (np.sqrt(second) + 1e-8) + (0.3 * w if w.ndim == 2 else 0)
         moments[name], weight.y = (mean, square), np.float32(w - rate * move)
 
 

@@ -67,7 +67,7 @@ def _open_clip(size, patch, width, layers, heads, embed, text_heads):
 # `tiny` decodes from all patch tokens: with 16 patches there is nothing for 256 queries to pool
 # (DECISIONS.md), and the paper finds the two alike (Table 8f, n_query = 0).
 PRESETS = {
-    "tiny": dict(pooler="none", fold=False, optimizer="muon", steps=1600),
+    "tiny": dict(pooler="none", fold=False, optimizer="muon", steps=1600, weight_decay=0.3),
     # Chosen with Noto's drawings held out and Twemoji's, the test, left out (DECISIONS.md).
     "emoji": dict(
         pooler="none",

@@ -15,11 +15,12 @@ from minicoca import __main__ as cli
 from minicoca.config import PAD
 from minicoca.data import shapes
 from minicoca.params import tree_map
-from minicoca.reference import generate, looking
+from minicoca.reference import generate
 from minicoca.reference.generate import CoCa
-from minicoca.reference.looking import looks
 from minicoca.tasks import explain as task
+from minicoca.tasks import looking
 from minicoca.tasks.explain import explain, greyed
+from minicoca.tasks.looking import looks
 
 COUNT = 3  # patches greyed at once
 DRAWS = 16  # random sets of so many

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..params import tree_map
-from ..reference.looking import looks
 from ..reference.vision import normalise
 from .captioning import demand_captions
+from .looking import looks
 
 RIVALS = 3
 

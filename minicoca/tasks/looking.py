@@ -7,9 +7,9 @@ Letters of this file: L multimodal layers, Q what the decoder reads, S image tok
 
 import numpy as np
 
-from .model import encode_image, encode_text
-from .ops import linear, log_softmax
-from .text import multimodal_decoder
+from ..reference.model import encode_image, encode_text
+from ..reference.ops import linear, log_softmax
+from ..reference.text import multimodal_decoder
 
 
 def looks(params, config, images_BII3, tokens_BT):
