@@ -11,6 +11,7 @@ from . import (
     export,
     imports,
     info,
+    plot,
     search,
     train,
 )
@@ -26,6 +27,7 @@ COMMANDS = {
     "export": export,
     "import": imports,
     "info": info,
+    "plot": plot,
     "data": data,
     "bench": bench,
 }
