@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import config
+from ..training import track
 from ..training.checkpoint import CHANGEABLE, RUNS, find_run, new_folder, read_config
 from ..training.run import train
 from .flags import Usage, add_settings, from_flags, settings_by_group
@@ -28,12 +29,20 @@ def add_flags(parser):
     first.add_argument("--run", type=Path, help=f"folder to write (default {RUNS}/DATA, numbered)")
     first.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
     first.add_argument("--json", action="store_true", help="print the results as JSON")
+    first.add_argument(
+        "--report-to", choices=track.NEEDS, help="tell a tracker too what metrics.jsonl holds"
+    )
     for group, names in settings_by_group().items():
         add_settings(parser.add_argument_group(group), [n for n in names if n not in FIRST])
 
 
 def run(arguments):
     say = tell if arguments.json else partial(print, flush=True)
+    if arguments.report_to:
+        try:
+            track.check(arguments.report_to)
+        except ValueError as error:
+            raise Usage(error) from error
     with unheard():
         results = _resume(arguments, say) if arguments.resume else _begin(arguments, say)
     if arguments.json:
@@ -54,7 +63,8 @@ def _resume(arguments, say):
         given = _wherever(given)
     except ValueError as error:
         raise Usage(error) from error
-    return train(None, arguments.resume, taking_up=True, changes=given, say=say)
+    told = arguments.report_to
+    return train(None, arguments.resume, taking_up=True, changes=given, say=say, report_to=told)
 
 
 def _begin(arguments, say):
@@ -62,7 +72,7 @@ def _begin(arguments, say):
     if folder is None:
         name = Path(settings.data).resolve().stem  # of shards, a pattern
         folder = new_folder(RUNS, re.sub(r"[*?{}[\]]+", "", name).strip(".") or "run")
-    return train(settings, folder, say=say)
+    return train(settings, folder, say=say, report_to=arguments.report_to)
 
 
 def _settings(arguments):

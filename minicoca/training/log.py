@@ -15,7 +15,7 @@ class Log:
     """Appends to metrics.jsonl; a run taken up at `step` first drops what was logged after it."""
 
     def __init__(self, path, step):
-        self.path = path
+        self.path, self.also = path, None  # also: a function that is told each record
         lines = read_bytes(path).splitlines() if path.is_file() else []
         records = self.records(lines)
         self.lost = len(lines) - len(records)  # cut off by a kill, or damaged
@@ -40,6 +40,8 @@ class Log:
 
     def write(self, record):
         append(self.path, _line(record))
+        if self.also:
+            self.also(record)
 
     def sync(self):
         """Before a checkpoint, which is to find what was logged until then."""

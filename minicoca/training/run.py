@@ -50,14 +50,18 @@ from .checkpoint import (
 from .log import Log, machine
 from .loop import Stopped, asked_to_stop, diverged, loop
 from .owner import LOCK, LostError, owned
+from .track import telling
 
 GALLERY = {"shapes": 256}  # retrieval among so many pairs; elsewhere among all of a split
 
 
-def train(config, folder, *, taking_up=False, changes=None, command=None, say=print):
+def train(
+    config, folder, *, taking_up=False, changes=None, command=None, say=print, report_to=None
+):
     """Train in `folder`, or take up the run that is there; returns its results as a dict.
 
-    changes: settings to replace when a run is taken up. Raises TakenError where another process
+    changes: settings to replace when a run is taken up. report_to: a tracker (track.py) that is
+    told what metrics.jsonl is. Raises TakenError where another process
     trains there, and Stopped if the run is interrupted, diverges, or can no longer read or write a
     file; a checkpoint is kept in each case.
     """
@@ -68,7 +72,8 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
         raise ValueError(f"{folder}: there is no such folder")
     try:
         with owned(folder) as still_ours:
-            return _train(config, folder, taking_up, changes or {}, command, say, still_ours)
+            changes = changes or {}
+            return _train(config, folder, taking_up, changes, command, say, still_ours, report_to)
     except (KeyboardInterrupt, OSError) as error:
         if isinstance(error, LostError) or not (folder / CHECKPOINT).is_file():
             raise
@@ -79,7 +84,7 @@ def train(config, folder, *, taking_up=False, changes=None, command=None, say=pr
             folder.rmdir()  # it failed before there was anything to keep
 
 
-def _train(config, folder, taking_up, changes, command, say, still_ours):
+def _train(config, folder, taking_up, changes, command, say, still_ours, report_to):
     of, first, seconds = clear(folder, taking_up), 0, 0.0
     if taking_up and (folder / CHECKPOINT).is_file():
         trainer, tokenizer, dataset, config, of, done = resume(folder, say, **changes)
@@ -127,7 +132,8 @@ def _train(config, folder, taking_up, changes, command, say, still_ours):
     with asked_to_stop() as asked:
         if not taking_up:
             checkpoint(0)
-        loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked)
+        with telling(report_to, log, folder, config.to_dict(), first, say):
+            loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked)
     seconds = time.perf_counter() - begun
     still_ours()
     seal = params.save(folder / WEIGHTS, trainer.weights(), config, **of.as_dict())
