@@ -1,0 +1,80 @@
+// Attention, the MLP and the block made of both: reference/attention.py for one sample. Where the
+// reference returns (y, cache), these return [y, p_HTS]: where each head looked is what is shown.
+// `params.off` of an attention, if there, says which of its heads the visitor has switched off.
+"use strict";
+
+/** [T][T], true where query t may see key s: s <= t. */
+function causal_mask(length) {
+  const places = [...Array(length).keys()];
+  return places.map((t) => places.map((s) => s <= t));
+}
+
+/** Tokens see what came before; CLS, the last, sees the valid tokens and itself. `hidden`: places
+    of tokens that the visitor keeps from CLS. */
+function text_mask(length, tokens, legacy = false, hidden = []) {
+  const mask_SS = causal_mask(tokens + 1);
+  mask_SS[tokens] = mask_SS[tokens].map((_, s) =>
+    legacy ? s <= length : (s < length && !hidden.includes(s)) || s === tokens,
+  );
+  return mask_SS;
+}
+
+/** softmax(q k' / sqrt(K)) v for each head; the heads' columns stand side by side in D. */
+function attention(q_TD, k_SD, v_SD, heads, mask_TS, off = []) {
+  const K = q_TD[0].length / heads;
+  const o_TD = q_TD.map((q_D) => new Float64Array(q_D.length));
+  const p_HTS = [...Array(heads).keys()].map((h) => {
+    const columns = [h * K, (h + 1) * K];
+    const [k_SK, v_SK] = [k_SD, v_SD].map((x_SD) => x_SD.map((x_D) => x_D.subarray(...columns)));
+    return q_TD.map((q_D, t) => {
+      const q_K = q_D.subarray(...columns);
+      const s_S = k_SK.map((k_K) => dot(q_K, k_K) / Math.sqrt(K)); // (1)
+      const p_S = softmax(mask_TS ? s_S.map((s, i) => (mask_TS[t][i] ? s : -Infinity)) : s_S); // (2) (3)
+      if (!off[h]) {
+        p_S.forEach((p, s) => v_SK[s].forEach((v, k) => (o_TD[t][h * K + k] += p * v))); // (4)
+      }
+      return p_S;
+    });
+  });
+  return [o_TD, p_HTS];
+}
+
+/** Queries from x, keys and values from memory (x itself for self-attention). */
+function multi_head_attention(x_TD, memory_SM, params, heads, mask_TS) {
+  const q_TD = linear(x_TD, params.query);
+  const k_SD = linear(memory_SM, params.key);
+  const v_SD = linear(memory_SM, params.value);
+  const [o_TD, p_HTS] = attention(q_TD, k_SD, v_SD, heads, mask_TS, params.off);
+  return [linear(o_TD, params.output), p_HTS];
+}
+
+/** down(gelu(up(x))). */
+function mlp(x_TD, params, kind) {
+  const u_TF = linear(x_TD, params.up);
+  return linear(u_TF.map((u_F) => u_F.map((u) => gelu(u, kind))), params.down);
+}
+
+/** x + attention(norm(x)). */
+function self_attention_layer(x_TD, norm, params, heads, mask_TS) {
+  const n_TD = layer_norm(x_TD, norm);
+  const [a_TD, p_HTS] = multi_head_attention(n_TD, n_TD, params, heads, mask_TS);
+  return [add(x_TD, a_TD), p_HTS];
+}
+
+/** x + attention(norm(x), norm(memory)). */
+function cross_attention_layer(x_TD, memory_SM, norm, norm_memory, params, heads) {
+  const [n_TD, m_SM] = [layer_norm(x_TD, norm), layer_norm(memory_SM, norm_memory)];
+  const [a_TD, p_HTS] = multi_head_attention(n_TD, m_SM, params, heads);
+  return [add(x_TD, a_TD), p_HTS];
+}
+
+/** x + mlp(norm(x)). */
+function mlp_layer(x_TD, norm, params, kind) {
+  return add(x_TD, mlp(layer_norm(x_TD, norm), params, kind));
+}
+
+/** Self-attention, then MLP: a layer of the image encoder and of the unimodal decoder. */
+function block(x_TD, params, heads, kind, mask_TS) {
+  const [y_TD] = self_attention_layer(x_TD, params.norm_attention, params.attention, heads, mask_TS);
+  return mlp_layer(y_TD, params.norm_mlp, params.mlp, kind);
+}
