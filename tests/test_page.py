@@ -126,7 +126,9 @@ ANY = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 def test_sentences_are_cut_alike(sentences):
     tokenizer = minicoca.load("shapes", backend="numpy").tokenizer
     texts = [" ".join(words) for words in sentences]
-    body = "return given.texts.map((text) => encode(words_of(text), given.pieces, 24));"
+    body = (
+        "return given.texts.map((text) => encode(words_of(text, given.pieces), given.pieces, 24));"
+    )
     pieces = [piece.decode().strip() for piece in tokenizer.pieces()]
     said = in_node(body, texts=texts, pieces=pieces)
     assert said == [tokenizer.encode([text], 24)[0].tolist() for text in texts]

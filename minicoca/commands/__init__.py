@@ -1,7 +1,7 @@
 """The commands, in the order of --help: modules of HELP, add_flags(parser) and run(arguments)."""
 
 from .. import __version__
-from . import bench, caption, classify, data, embed, export, imports, info, search, train
+from . import bench, caption, classify, data, embed, export, imports, info, page, search, train
 from .flags import Parser
 
 COMMANDS = {
@@ -11,6 +11,7 @@ COMMANDS = {
     "search": search,
     "embed": embed,
     "export": export,
+    "page": page,
     "import": imports,
     "info": info,
     "data": data,

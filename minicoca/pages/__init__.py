@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from html import escape
 from importlib.resources import files
@@ -21,7 +22,10 @@ from ..tokenizer import AnyTokenizer, Tokenizer
 
 MOST_BYTES = 1_500_000  # of a page
 MODEL_SCRIPTS = ("ops.js", "attention.js", "vision.js", "text.js", "generate.js", "files.js")
-SCRIPTS = (*MODEL_SCRIPTS, "scene.js", "page.js")
+SCRIPTS = (*MODEL_SCRIPTS, "scene.js", "page.js", "controls.js")
+SCENES = 60  # that training never saw, to begin with
+MARK = re.compile(r"\[\[([A-Z_]+)\]\]")
+ORDER = ("image", "pooler", "text", "decoder")
 SENTENCES = (
     "a large red star left of a small blue ring",
     "a small blue ring left of a large red star",
@@ -44,17 +48,22 @@ def page(params: dict, config: Config, tokenizer: AnyTokenizer, name: str) -> by
     numbers = count(params)
     if 3 * numbers > MOST_BYTES:  # three of a number's four bytes are noise: no need to try
         raise ValueError(too_large(numbers, 4 * numbers))
-    template = files(__package__).joinpath("page.html").read_text("utf-8")
+    words = [word for word in words_of(tokenizer) if word]
     parts = {
         "NAME": escape(name),
         "PARAMETERS": f"{numbers:,}",
+        "KNOWN": f"{len(words):,}",
+        "WORDS": escape(", ".join(sorted(words))),
+        "POOLED": "" if config.pooler == "none" else ", carried back through the pooler's",
+        "CHOICES_OF_SHAPE": choices("shape", {n: icon(outline(n)) for n in shapes.SHAPES}),
+        "CHOICES_OF_COLOUR": choices("colour", {n: swatch(c) for n, c in colours().items()}),
+        "CHOICES_OF_SIZE": choices("size", {n: n for n in reversed(shapes.SIZES)}),
+        "HEADS": "".join(heads(path, config) for path in attentions(params)),
         "STYLE": source("page.css"),
-        "MODEL": as_json(contents(params, config, tokenizer)),
         "SCRIPTS": "\n".join(map(source, SCRIPTS)),
+        "MODEL": as_json(contents(params, config, tokenizer)),
     }
-    for mark, text in parts.items():
-        template = template.replace(f"[[{mark}]]", text)
-    made = template.encode()
+    made = MARK.sub(lambda mark: parts[mark[1]], source("page.html")).encode()
     if len(made) > MOST_BYTES:
         raise ValueError(too_large(numbers, len(made)))
     return made
@@ -70,17 +79,75 @@ def too_large(numbers: int, size: int) -> str:
 
 def contents(params: dict, config: Config, tokenizer: AnyTokenizer) -> dict:
     """What the scripts know of the model, ready for JSON."""
-    flat = flatten(params)
-    things = {name: getattr(shapes, name.upper()) for name in ("colours", "shapes", "sizes")}
-    known = config.data == "shapes"
+    flat, known = flatten(params), config.data == "shapes"
+    sizes = {name: sum(radii) / 2 for name, radii in shapes.SIZES.items()}
+    outlines = {name: outline(name) for name in shapes.SHAPES}
+    own = dict.fromkeys(("init", "data", "image_root", "emoji_source", "device"), "")
     return {
-        "config": config.to_dict() | {"init": "", "data": "shapes" if known else "", "image_root": ""},
-        "pieces": [piece.decode(errors="replace").strip() for piece in tokenizer.pieces()],
+        "config": config.to_dict() | own,  # nothing of the machine that it was trained on
+        "pieces": words_of(tokenizer),
         "shapes": {name: list(leaf.shape) for name, leaf in flat.items()},
         "numbers": packed(np.concatenate([np.ravel(leaf) for leaf in flat.values()])),
-        "drawing": things,
-        "sentences": SENTENCES if known else (),
+        "drawing": {"shapes": outlines, "colours": colours(), "sizes": sizes},
+        "seats": list(shapes.PLACES.values()),
+        "scenes": list(map(things_of, shapes.scenes("held_out", SCENES))),
+        "sentences": SENTENCES if known else ("", "", ""),
     }
+
+
+def words_of(tokenizer: AnyTokenizer) -> list[str]:
+    """What each id stands for; pad, start and end for nothing."""
+    return [piece.decode(errors="replace").strip() for piece in tokenizer.pieces()]
+
+
+def things_of(scene: shapes.Scene) -> list[dict]:
+    names = ("size", "colour", "shape", "row", "column")
+    return [{name: getattr(thing, name) for name in names} for thing in scene.things]
+
+
+def outline(shape: str) -> str:
+    """A path of SVG, in the square from -1 to 1; a second outline is a hole."""
+    corners = [["{:.4g} {:.4g}".format(*at) for at in points] for points in shapes.SHAPES[shape]]
+    return "".join(f"M{'L'.join(points)}Z" for points in corners)
+
+
+def colours() -> dict[str, str]:
+    return {name: f"rgb({' '.join(map(str, rgb))})" for name, rgb in shapes.COLOURS.items()}
+
+
+def choices(group: str, shown: dict[str, str]) -> str:
+    """Radio buttons, the first of them chosen."""
+    return "".join(
+        f'<label title="{name}"><input type="radio" name="{group}" value="{name}" '
+        f'aria-label="{name}"{" checked" * (name == next(iter(shown)))}>{html}</label>'
+        for name, html in shown.items()
+    )
+
+
+def icon(path: str) -> str:
+    return f'<svg viewBox="-1.1 -1.1 2.2 2.2" aria-hidden="true"><path d="{path}"/></svg>'
+
+
+def swatch(colour: str) -> str:
+    return f'<span class="swatch" style="background:{colour}"></span>'
+
+
+def attentions(params: dict) -> list[str]:
+    """Where every attention is in the tree, those of the image first."""
+    end = ".query.weight"
+    paths = [name.removesuffix(end) for name in flatten(params) if name.endswith(end)]
+    return sorted(paths, key=lambda path: ORDER.index(path.split(".")[0]))
+
+
+def heads(path: str, config: Config) -> str:
+    """A row of buttons, one a head."""
+    tower = {"image": config.image_heads, "pooler": config.pooler_heads}
+    buttons = "".join(
+        f'<button data-of="{path}" value="{head}" aria-pressed="true" '
+        f'aria-label="head {head} of {path}">{head}</button>'
+        for head in range(tower.get(path.split(".")[0], config.text_heads))
+    )
+    return f"<li><code>{path}</code><span>{buttons}</span></li>"
 
 
 def packed(numbers: np.ndarray) -> str:

@@ -1,12 +1,10 @@
 // Attention, the MLP and the block made of both: reference/attention.py for one sample. Where the
 // reference returns (y, cache), these return [y, p_HTS]: where each head looked is what is shown.
 // `params.off` of an attention, if there, says which of its heads the visitor has switched off.
-"use strict";
 
 /** [T][T], true where query t may see key s: s <= t. */
 function causal_mask(length) {
-  const places = [...Array(length).keys()];
-  return places.map((t) => places.map((s) => s <= t));
+  return Array.from({ length }, (_, t) => Array.from({ length }, (_, s) => s <= t));
 }
 
 /** Tokens see what came before; CLS, the last, sees the valid tokens and itself. `hidden`: places
@@ -42,8 +40,7 @@ function attention(q_TD, k_SD, v_SD, heads, mask_TS, off = []) {
 /** Queries from x, keys and values from memory (x itself for self-attention). */
 function multi_head_attention(x_TD, memory_SM, params, heads, mask_TS) {
   const q_TD = linear(x_TD, params.query);
-  const k_SD = linear(memory_SM, params.key);
-  const v_SD = linear(memory_SM, params.value);
+  const [k_SD, v_SD] = [params.key, params.value].map((map) => linear(memory_SM, map));
   const [o_TD, p_HTS] = attention(q_TD, k_SD, v_SD, heads, mask_TS, params.off);
   return [linear(o_TD, params.output), p_HTS];
 }

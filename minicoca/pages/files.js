@@ -1,5 +1,4 @@
 // What pages/__init__.py packed into the page: weights, and the tokenizer's words.
-"use strict";
 
 /** base64 -> the bytes that zlib made smaller. */
 async function unpacked(text) {
@@ -13,9 +12,7 @@ async function unpacked(text) {
 function floats(bytes) {
   const count = bytes.length / 4;
   const bits = new Uint32Array(count);
-  for (let plane = 0; plane < 4; plane++) {
-    for (let i = 0; i < count; i++) bits[i] |= bytes[plane * count + i] << (8 * plane);
-  }
+  bytes.forEach((byte, i) => (bits[i % count] |= byte << (8 * Math.floor(i / count))));
   return new Float32Array(bits.map((x) => (x >>> 1) | (x << 31)).buffer);
 }
 
@@ -24,14 +21,11 @@ function unflatten(numbers, shapes) {
   const tree = {};
   let at = 0;
   for (const [name, shape] of Object.entries(shapes)) {
-    const path = name.split(".");
-    const last = path.pop();
-    const width = shape.at(-1) ?? 1;
-    const rows = [...Array(shape.length > 1 ? shape[0] : 1)].map(() =>
-      numbers.subarray(at, (at += width)),
-    );
-    const leaf = shape.length > 1 ? rows : shape.length ? rows[0] : rows[0][0];
-    path.reduce((node, key) => (node[key] ??= {}), tree)[last] = leaf;
+    const [width, count] = [shape.at(-1) ?? 1, shape.length > 1 ? shape[0] : 1];
+    const rows = Array.from({ length: count }, () => numbers.subarray(at, (at += width)));
+    const [last, ...path] = name.split(".").reverse();
+    const node = path.reduceRight((node, key) => (node[key] ??= {}), tree);
+    node[last] = [rows[0][0], rows[0], rows][shape.length];
   }
   return tree;
 }
@@ -43,11 +37,18 @@ function clean(text) {
   return /[^\p{Cc}\p{Cf}\p{Zs}]/u.test(words) ? words : "";
 }
 
-const words_of = (text) => clean(text).split(" ").filter(Boolean);
+/** The words of a text; neighbours that the model never saw are one. */
+function words_of(text, pieces) {
+  const words = [];
+  for (const word of clean(text).split(" ").filter(Boolean)) {
+    const joined = words.length && !pieces.includes(word) && !pieces.includes(words.at(-1));
+    words.push(joined ? `${words.pop()} ${word}` : word);
+  }
+  return words;
+}
 
-/** Start, a token for each word, end. Neighbours that the model never saw are one unknown token. */
+/** Start, a token for each word, end. */
 function encode(words, pieces, length) {
   const ids = words.map((word) => (pieces.includes(word) ? pieces.indexOf(word) : UNKNOWN));
-  const kept = ids.filter((id, i) => id !== UNKNOWN || ids[i - 1] !== UNKNOWN);
-  return [START, ...kept.slice(0, length - 2), END];
+  return [START, ...ids.slice(0, length - 2), END];
 }

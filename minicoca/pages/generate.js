@@ -1,5 +1,4 @@
 // CoCa whole, and what it is asked: reference/model.py, decoding.py and generate.py, for one image.
-"use strict";
 
 /** Project (where the config has a shared width) and scale to length 1. */
 function embed(features_D, params, projection) {

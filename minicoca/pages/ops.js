@@ -22,17 +22,14 @@ const mean_of = (x_HTS) =>
 
 /** x Phi(x), or its usual approximation by tanh. */
 function gelu(x, kind) {
-  if (kind === "tanh") {
-    return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * x * (1 + 0.044715 * x * x)));
-  }
-  return 0.5 * x * (1 + erf(x / Math.sqrt(2)));
+  const t = Math.tanh(Math.sqrt(2 / Math.PI) * x * (1 + 0.044715 * x * x));
+  return 0.5 * x * (1 + (kind === "tanh" ? t : erf(x / Math.sqrt(2))));
 }
 
 /** 2/sqrt(pi) e^(-x^2) sum (2x^2)^n x / (2n+1)!!; beyond 6 it is 1 to the last bit. */
 function erf(x) {
   if (Math.abs(x) >= 6) return Math.sign(x);
-  let term = x;
-  let total = x;
+  let [term, total] = [x, x];
   for (let n = 1; n < 150 && term !== 0; n++) {
     term *= (2 * x * x) / (2 * n + 1);
     total += term;

@@ -1,5 +1,4 @@
 // The decoupled text decoder: reference/text.py for one row of ids, padded or not.
-"use strict";
 
 const [PAD, START, END, UNKNOWN] = [0, 1, 2, 3]; // the ids that stand for no text: config.py
 

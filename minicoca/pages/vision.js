@@ -1,5 +1,4 @@
 // The image encoder and the poolers: reference/vision.py and reference/pooling.py for one image.
-"use strict";
 
 /** Bytes (I x I x 3) -> numbers of about zero mean and unit variance. */
 function normalise(image, { pixel_mean, pixel_std }) {
@@ -31,11 +30,9 @@ function patch_embedding(image_II3, params, { image_size, patch_size }) {
 
 /** An image (normalised) to image tokens [S][D]. */
 function image_encoder(image_II3, params, config) {
-  let x_SD = patch_embedding(image_II3, params, config);
-  for (let i = 0; i < config.image_layers; i++) {
-    x_SD = block(x_SD, params.blocks[i], config.image_heads, config.gelu);
-  }
-  return x_SD;
+  const layers = Object.values(params.blocks);
+  const x_SD = patch_embedding(image_II3, params, config);
+  return layers.reduce((x, layer) => block(x, layer, config.image_heads, config.gelu), x_SD);
 }
 
 /** [S][M] -> [[Q][D], p_HQS]: learned queries ask, image tokens answer. */

@@ -1,0 +1,110 @@
+// What the visitor does: with a pointer, by keys, with a picture dropped on the page.
+
+/** A handler of events that changes the state, unless it gives false. */
+const changing = (act) => (event) => act(event) !== false && update();
+
+/** `act(index of the child, event)` for events inside the children of an element. */
+const on = (id, type, act) => $(id).addEventListener(type, changing((event) => {
+  const child = [...$(id).children].findIndex((one) => one.contains(event.target));
+  return child >= 0 && act(child, event);
+}));
+
+function add_thing([row, column]) {
+  state.things.push({ ...Object.fromEntries(new FormData($("tools"))), row, column });
+  return state.things.at(-1);
+}
+
+/** The thing under the pointer, or a new one there, follows it; off the picture it is removed. */
+function follow(event) {
+  const box = $("stage").getBoundingClientRect();
+  const at = (e) => [(e.clientY - box.top) / box.height, (e.clientX - box.left) / box.width];
+  const [row, column] = at(event);
+  const near = (one) => Math.hypot(one.row - row, one.column - column) < drawing.sizes[one.size];
+  const inside = (one) => Math.min(one.row, one.column, 1 - one.row, 1 - one.column) >= 0;
+  const thing = state.things.findLast(near) ?? add_thing([row, column]);
+  $("stage").setPointerCapture(event.pointerId);
+  $("stage").onpointermove = changing((e) => ([thing.row, thing.column] = at(e)));
+  $("stage").onlostpointercapture = changing(() => {
+    $("stage").onpointermove = null;
+    state.things = state.things.filter(inside);
+  });
+}
+
+function remove_thing(i) {
+  state.things.splice(i, 1);
+  $("place").focus();
+}
+
+function press_thing(i, event) {
+  const step = { ArrowUp: -1, ArrowLeft: -1, ArrowDown: 1, ArrowRight: 1 }[event.key];
+  if (["Delete", "Backspace"].includes(event.key)) return remove_thing(i);
+  if (!step) return false;
+  event.preventDefault(); // the page would scroll
+  const [thing, axis] = [state.things[i], /Up|Down/.test(event.key) ? "row" : "column"];
+  thing[axis] = Math.min(1, Math.max(0, thing[axis] + step / 32));
+}
+
+function write_sentence(i, text) {
+  state.sentences[i] = { text, hidden: [] };
+  Object.assign(state, { sentence: i, first: -1 });
+}
+
+/** Hide a word from CLS, or exchange it with the one that was pressed before. */
+function press_part(w, { target }) {
+  const [{ words }, { hidden }] = [asked, state.sentences].map((all) => all[state.sentence]);
+  if (target.closest(".hide")) {
+    hidden.splice(...(hidden.includes(w) ? [hidden.indexOf(w), 1] : [0, 0, w]));
+  } else if (state.first < 0) {
+    state.first = w;
+  } else {
+    [words[state.first], words[w]] = [words[w], words[state.first]];
+    write_sentence(state.sentence, words.join(" "));
+  }
+}
+
+function turn_head(button, off) {
+  const attention = button.dataset.of.split(".").reduce((node, key) => node[key], params);
+  (attention.off ??= [])[button.value] = off;
+  button.ariaPressed = !off;
+}
+
+async function open_picture(file) {
+  const picture = await createImageBitmap(file).catch(() => null);
+  $("trouble").textContent = picture ? "" : `This browser cannot open ${file.name} as a picture.`;
+  if (picture) update(Object.assign(state, { things: [], picture }));
+}
+
+const BUTTONS = {
+  place: () => add_thing(model.seats[state.things.length % model.seats.length]),
+  next: () => {
+    Object.assign(state, { things: structuredClone(model.scenes[0]), picture: null });
+    model.scenes.push(model.scenes.shift());
+  },
+  clear: () => Object.assign(state, { things: [], picture: null }),
+  again: () => (state.uniforms = Array.from({ length: config.text_length }, Math.random)),
+  "all-on": () => document.querySelectorAll("#heads button").forEach((b) => turn_head(b, false)),
+};
+
+async function start() {
+  params = unflatten(floats(await unpacked(model.numbers)), model.shapes);
+  model.sentences.forEach((_, i, all) => write_sentence(all.length - 1 - i, all.at(-1 - i)));
+  $("contrast").value = params.log_temperature / Math.LN10;
+  for (const id of ["temperature", "contrast", "cls"]) $(id).oninput = update;
+  for (const [id, act] of Object.entries(BUTTONS)) $(id).onclick = changing(act);
+  on("things", "keydown", press_thing);
+  on("things", "click", (i, { target }) => target.matches(".remove") && remove_thing(i));
+  on("caption", "click", (t) => (state.word = t));
+  on("sentences", "input", (i, { target }) => write_sentence(i, target.value));
+  on("sentences", "focusin", (i) => Object.assign(state, { sentence: i, first: -1 }));
+  on("parts", "click", press_part);
+  on("heads", "click", (_, { target: head }) =>
+    head.dataset.of ? turn_head(head, head.ariaPressed === "true") : false);
+  $("stage").onpointerdown = changing(follow);
+  $("file").onchange = ({ target }) => target.files[0] && open_picture(target.files[0]);
+  document.ondrop = document.ondragover = (event) => {
+    event.preventDefault();
+    if (event.dataTransfer.files[0]) open_picture(event.dataTransfer.files[0]);
+  };
+  BUTTONS.again();
+  changing(BUTTONS.next)();
+}
