@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from javascript import in_node, needs_node, scripts
+from javascript import in_node, needs_node
 from strategies import OPTIONS, small_config
 
 import minicoca
@@ -16,7 +16,6 @@ from minicoca.reference import ops
 from minicoca.reference.model import encode_image, encode_text
 from minicoca.reference.text import multimodal_decoder
 from minicoca.reference.vision import normalise
-from minicoca.tokenizer import Tokenizer
 
 pytestmark = needs_node
 CLOSE = 1e-4

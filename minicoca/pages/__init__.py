@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import zlib
 from html import escape
@@ -15,7 +16,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from ..config import Config
+from ..config import UNKNOWN, Config
 from ..data import shapes
 from ..params import count, flatten
 from ..tokenizer import AnyTokenizer, Tokenizer
@@ -26,6 +27,10 @@ SCRIPTS = (*MODEL_SCRIPTS, "scene.js", "page.js", "controls.js")
 SCENES = 60  # that training never saw, to begin with
 MARK = re.compile(r"\[\[([A-Z_]+)\]\]")
 ORDER = ("image", "pooler", "text", "decoder")
+FIRST = [
+    {"size": "large", "colour": "red", "shape": "star", "row": 0.5, "column": 0.25},
+    {"size": "small", "colour": "blue", "shape": "ring", "row": 0.5, "column": 0.75},
+]
 SENTENCES = (
     "a large red star left of a small blue ring",
     "a small blue ring left of a large red star",
@@ -48,13 +53,15 @@ def page(params: dict, config: Config, tokenizer: AnyTokenizer, name: str) -> by
     numbers = count(params)
     if 3 * numbers > MOST_BYTES:  # three of a number's four bytes are noise: no need to try
         raise ValueError(too_large(numbers, 4 * numbers))
-    words = [word for word in words_of(tokenizer) if word]
+    words = [word for id, word in enumerate(words_of(tokenizer)) if word and id != UNKNOWN]
     parts = {
         "NAME": escape(name),
         "PARAMETERS": f"{numbers:,}",
         "KNOWN": f"{len(words):,}",
         "WORDS": escape(", ".join(sorted(words))),
         "POOLED": "" if config.pooler == "none" else ", carried back through the pooler's",
+        "ACROSS": str(config.image_size // config.patch_size),
+        "CONTRAST": f"{float(params['log_temperature']) / math.log(10):.2f}",
         "CHOICES_OF_SHAPE": choices("shape", {n: icon(outline(n)) for n in shapes.SHAPES}),
         "CHOICES_OF_COLOUR": choices("colour", {n: swatch(c) for n, c in colours().items()}),
         "CHOICES_OF_SIZE": choices("size", {n: n for n in reversed(shapes.SIZES)}),
@@ -90,7 +97,7 @@ def contents(params: dict, config: Config, tokenizer: AnyTokenizer) -> dict:
         "numbers": packed(np.concatenate([np.ravel(leaf) for leaf in flat.values()])),
         "drawing": {"shapes": outlines, "colours": colours(), "sizes": sizes},
         "seats": list(shapes.PLACES.values()),
-        "scenes": list(map(things_of, shapes.scenes("held_out", SCENES))),
+        "scenes": [FIRST, *map(things_of, shapes.scenes("held_out", SCENES))],
         "sentences": SENTENCES if known else ("", "", ""),
     }
 

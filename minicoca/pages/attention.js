@@ -3,9 +3,8 @@
 // `params.off` of an attention, if there, says which of its heads the visitor has switched off.
 
 /** [T][T], true where query t may see key s: s <= t. */
-function causal_mask(length) {
-  return Array.from({ length }, (_, t) => Array.from({ length }, (_, s) => s <= t));
-}
+const causal_mask = (length) =>
+  Array.from({ length }, (_, t) => Array.from({ length }, (_, s) => s <= t));
 
 /** Tokens see what came before; CLS, the last, sees the valid tokens and itself. `hidden`: places
     of tokens that the visitor keeps from CLS. */
@@ -26,10 +25,11 @@ function attention(q_TD, k_SD, v_SD, heads, mask_TS, off = []) {
     const [k_SK, v_SK] = [k_SD, v_SD].map((x_SD) => x_SD.map((x_D) => x_D.subarray(...columns)));
     return q_TD.map((q_D, t) => {
       const q_K = q_D.subarray(...columns);
-      const s_S = k_SK.map((k_K) => dot(q_K, k_K) / Math.sqrt(K)); // (1)
-      const p_S = softmax(mask_TS ? s_S.map((s, i) => (mask_TS[t][i] ? s : -Infinity)) : s_S); // (2) (3)
-      if (!off[h]) {
-        p_S.forEach((p, s) => v_SK[s].forEach((v, k) => (o_TD[t][h * K + k] += p * v))); // (4)
+      const sees = (s) => !mask_TS || mask_TS[t][s];
+      const s_S = k_SK.map((k_K, s) => (sees(s) ? dot(q_K, k_K) / K ** 0.5 : -Infinity)); // (1) (2)
+      const p_S = softmax(s_S); // (3)
+      for (let s = 0; s < p_S.length && !off[h]; s++) {
+        for (let k = 0; k < K; k++) o_TD[t][h * K + k] += p_S[s] * v_SK[s][k]; // (4)
       }
       return p_S;
     });
@@ -46,10 +46,8 @@ function multi_head_attention(x_TD, memory_SM, params, heads, mask_TS) {
 }
 
 /** down(gelu(up(x))). */
-function mlp(x_TD, params, kind) {
-  const u_TF = linear(x_TD, params.up);
-  return linear(u_TF.map((u_F) => u_F.map((u) => gelu(u, kind))), params.down);
-}
+const mlp = (x_TD, params, kind) =>
+  linear(linear(x_TD, params.up).map((u_F) => u_F.map((u) => gelu(u, kind))), params.down);
 
 /** x + attention(norm(x)). */
 function self_attention_layer(x_TD, norm, params, heads, mask_TS) {
@@ -66,12 +64,12 @@ function cross_attention_layer(x_TD, memory_SM, norm, norm_memory, params, heads
 }
 
 /** x + mlp(norm(x)). */
-function mlp_layer(x_TD, norm, params, kind) {
-  return add(x_TD, mlp(layer_norm(x_TD, norm), params, kind));
-}
+const mlp_layer = (x_TD, norm, params, kind) =>
+  add(x_TD, mlp(layer_norm(x_TD, norm), params, kind));
 
 /** Self-attention, then MLP: a layer of the image encoder and of the unimodal decoder. */
 function block(x_TD, params, heads, kind, mask_TS) {
-  const [y_TD] = self_attention_layer(x_TD, params.norm_attention, params.attention, heads, mask_TS);
+  const own = [params.norm_attention, params.attention, heads, mask_TS];
+  const [y_TD] = self_attention_layer(x_TD, ...own);
   return mlp_layer(y_TD, params.norm_mlp, params.mlp, kind);
 }

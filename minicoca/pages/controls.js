@@ -2,7 +2,6 @@
 
 /** A handler of events that changes the state, unless it gives false. */
 const changing = (act) => (event) => act(event) !== false && update();
-
 /** `act(index of the child, event)` for events inside the children of an element. */
 const on = (id, type, act) => $(id).addEventListener(type, changing((event) => {
   const child = [...$(id).children].findIndex((one) => one.contains(event.target));
@@ -23,23 +22,17 @@ function follow(event) {
   const inside = (one) => Math.min(one.row, one.column, 1 - one.row, 1 - one.column) >= 0;
   const thing = state.things.findLast(near) ?? add_thing([row, column]);
   $("stage").setPointerCapture(event.pointerId);
-  $("stage").onpointermove = changing((e) => ([thing.row, thing.column] = at(e)));
-  $("stage").onlostpointercapture = changing(() => {
-    $("stage").onpointermove = null;
-    state.things = state.things.filter(inside);
-  });
+  $("stage").onpointermove = changing((e) => e.buttons > 0 && ([thing.row, thing.column] = at(e)));
+  $("stage").onpointerup = changing(() => (state.things = state.things.filter(inside)));
 }
 
-function remove_thing(i) {
-  state.things.splice(i, 1);
-  $("place").focus();
-}
-
+/** Arrow keys move a thing, Delete or its button removes it. */
 function press_thing(i, event) {
   const step = { ArrowUp: -1, ArrowLeft: -1, ArrowDown: 1, ArrowRight: 1 }[event.key];
-  if (["Delete", "Backspace"].includes(event.key)) return remove_thing(i);
-  if (!step) return false;
+  const pressed = event.type === "click" && event.target.matches(".remove");
+  if (!step && !pressed && !["Delete", "Backspace"].includes(event.key)) return false;
   event.preventDefault(); // the page would scroll
+  if (!step) return $("place").focus(state.things.splice(i, 1));
   const [thing, axis] = [state.things[i], /Up|Down/.test(event.key) ? "row" : "column"];
   thing[axis] = Math.min(1, Math.max(0, thing[axis] + step / 32));
 }
@@ -62,48 +55,44 @@ function press_part(w, { target }) {
   }
 }
 
-function turn_head(button, off) {
+const heads = document.querySelectorAll("#heads button");
+
+function turn_head(button, off = button.ariaPressed === "true") {
   const attention = button.dataset.of.split(".").reduce((node, key) => node[key], params);
   (attention.off ??= [])[button.value] = off;
   button.ariaPressed = !off;
 }
 
+const show_picture = (picture, things = []) => Object.assign(state, { picture, things });
 async function open_picture(file) {
   const picture = await createImageBitmap(file).catch(() => null);
   $("trouble").textContent = picture ? "" : `This browser cannot open ${file.name} as a picture.`;
-  if (picture) update(Object.assign(state, { things: [], picture }));
+  if (picture) update(show_picture(picture));
 }
 
 const BUTTONS = {
   place: () => add_thing(model.seats[state.things.length % model.seats.length]),
-  next: () => {
-    Object.assign(state, { things: structuredClone(model.scenes[0]), picture: null });
-    model.scenes.push(model.scenes.shift());
-  },
-  clear: () => Object.assign(state, { things: [], picture: null }),
+  next: () => show_picture(null, structuredClone(model.scenes[state.next++ % model.scenes.length])),
+  clear: () => show_picture(null),
   again: () => (state.uniforms = Array.from({ length: config.text_length }, Math.random)),
-  "all-on": () => document.querySelectorAll("#heads button").forEach((b) => turn_head(b, false)),
+  "all-on": () => heads.forEach((head) => turn_head(head, false)),
 };
 
 async function start() {
   params = unflatten(floats(await unpacked(model.numbers)), model.shapes);
-  model.sentences.forEach((_, i, all) => write_sentence(all.length - 1 - i, all.at(-1 - i)));
-  $("contrast").value = params.log_temperature / Math.LN10;
   for (const id of ["temperature", "contrast", "cls"]) $(id).oninput = update;
   for (const [id, act] of Object.entries(BUTTONS)) $(id).onclick = changing(act);
-  on("things", "keydown", press_thing);
-  on("things", "click", (i, { target }) => target.matches(".remove") && remove_thing(i));
+  for (const type of ["keydown", "click"]) on("things", type, press_thing);
   on("caption", "click", (t) => (state.word = t));
   on("sentences", "input", (i, { target }) => write_sentence(i, target.value));
   on("sentences", "focusin", (i) => Object.assign(state, { sentence: i, first: -1 }));
   on("parts", "click", press_part);
-  on("heads", "click", (_, { target: head }) =>
-    head.dataset.of ? turn_head(head, head.ariaPressed === "true") : false);
+  for (const head of heads) head.onclick = changing(() => turn_head(head));
   $("stage").onpointerdown = changing(follow);
-  $("file").onchange = ({ target }) => target.files[0] && open_picture(target.files[0]);
-  document.ondrop = document.ondragover = (event) => {
+  $("file").onchange = document.ondrop = document.ondragover = (event) => {
     event.preventDefault();
-    if (event.dataTransfer.files[0]) open_picture(event.dataTransfer.files[0]);
+    const [file] = (event.dataTransfer ?? event.target).files;
+    if (file) open_picture(file);
   };
   BUTTONS.again();
   changing(BUTTONS.next)();

@@ -7,13 +7,13 @@ async function unpacked(text) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** Four planes of bytes -> float32, bit for bit: each number was turned left by one bit, so that its
+/** Four planes of bytes -> float32, bit for bit: each number was turned left by a bit, so that its
     exponent, which alone is worth compressing, has a plane of its own. */
 function floats(bytes) {
   const count = bytes.length / 4;
   const bits = new Uint32Array(count);
   bytes.forEach((byte, i) => (bits[i % count] |= byte << (8 * Math.floor(i / count))));
-  return new Float32Array(bits.map((x) => (x >>> 1) | (x << 31)).buffer);
+  return Float64Array.from(new Float32Array(bits.map((x) => (x >>> 1) | (x << 31)).buffer));
 }
 
 /** Numbers and {"image.patch.weight": shape} -> params.image.patch.weight, as rows. */

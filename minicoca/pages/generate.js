@@ -1,9 +1,8 @@
 // CoCa whole, and what it is asked: reference/model.py, decoding.py and generate.py, for one image.
 
 /** Project (where the config has a shared width) and scale to length 1. */
-function embed(features_D, params, projection) {
-  return l2_normalise(params[projection] ? linear([features_D], params[projection])[0] : features_D);
-}
+const embed = (features_D, params, projection) =>
+  l2_normalise(params[projection] ? linear([features_D], params[projection])[0] : features_D);
 
 /** Bytes -> {image_E: unit embedding, memory: tokens for the decoder, pooled_QS: see pool}. */
 function encode_image(params, config, image) {
@@ -26,25 +25,28 @@ function caption_logits(params, config, memory, tokens_T) {
 }
 
 /** Padding, start and unknown are never written. */
-function restrict_logits(logits_V) {
-  return logits_V.map((logit, token) => ([PAD, START, UNKNOWN].includes(token) ? -Infinity : logit));
-}
+const restrict_logits = (logits_V) =>
+  logits_V.map((logit, token) => ([PAD, START, UNKNOWN].includes(token) ? -Infinity : logit));
 
-/** A token: the likeliest at temperature 0, else where `uniform` falls among the probabilities. */
+/** A token: the likeliest at temperature 0, else where `uniform` falls among the probabilities (the
+    end, should rounding leave it beyond them). */
 function draw(logits_V, temperature, uniform) {
   if (temperature === 0) return logits_V.indexOf(Math.max(...logits_V));
-  let left = uniform;
   const p_V = softmax(logits_V.map((logit) => logit / temperature));
-  const drawn = p_V.findIndex((p) => (left -= p) < 0);
-  return drawn < 0 ? p_V.lastIndexOf(Math.max(...p_V)) : drawn;
+  return Math.max(END, p_V.findIndex((p) => (uniform -= p) < 0));
 }
 
-/** The ids of a caption. uniforms: of each place a number from 0 to 1, for a temperature above 0. */
-function generate(params, config, memory, temperature = 0, uniforms = []) {
+/** The ids of a caption. uniforms: of each place a number from 0 to 1, for a temperature above 0.
+    guess: one near it. What of it comes again is read at once, since no token sees later ones. */
+function generate(params, config, memory, temperature = 0, uniforms = [], guess = []) {
   const tokens_T = [START];
   while (tokens_T.length < config.text_length && tokens_T.at(-1) !== END) {
-    const logits_V = restrict_logits(caption_logits(params, config, memory, tokens_T)[0].at(-1));
-    tokens_T.push(draw(logits_V, temperature, uniforms[tokens_T.length]));
+    const tried_T = [...tokens_T, ...guess.slice(tokens_T.length, -1)];
+    const [logits_TV] = caption_logits(params, config, memory, tried_T);
+    do {
+      const logits_V = restrict_logits(logits_TV[tokens_T.length - 1]);
+      tokens_T.push(draw(logits_V, temperature, uniforms[tokens_T.length]));
+    } while (tokens_T.at(-1) === tried_T[tokens_T.length - 1]);
   }
   return tokens_T;
 }
@@ -56,10 +58,6 @@ function log_likelihoods(params, config, memory, tokens_T) {
 }
 
 /** How much each token had of each patch when the next one was written, [T][N]: the decoder's
-    attention, carried back through the pooler's, averaged over heads. */
-function looked_at(p_HTS, pooled_QS, patches) {
-  return mean_of(p_HTS).map((p_Q) => {
-    const looked_S = pooled_QS[0].map((_, s) => sum(p_Q.map((p, q) => p * pooled_QS[q][s])));
-    return looked_S.subarray(looked_S.length - patches); // a class token stands before the patches
-  });
-}
+    attention, carried back through the pooler's, averaged over heads. A class token is left out. */
+const looked_at = (p_HTS, pooled_QS, patches) =>
+  linear(mean_of(p_HTS), { weight: pooled_QS }).map((looked_S) => looked_S.slice(-patches));

@@ -1,24 +1,29 @@
 // The smallest layers, forward only: reference/ops.py for one sample. A matrix is an array of rows,
 // so x_TD[t][d] is NumPy's x_TD[t, d]; letters at the end of a name are its axes, as there.
 "use strict";
-
 /** y = x W + b; the bias may be absent. */
 function linear(x_RD, { weight: weight_DF, bias: bias_F }) {
   return x_RD.map((x_D) => {
     const y_F = new Float64Array(weight_DF[0].length);
     if (bias_F) y_F.set(bias_F);
-    weight_DF.forEach((weight_F, d) => {
-      for (let f = 0; f < y_F.length; f++) y_F[f] += x_D[d] * weight_F[f];
-    });
+    for (let d = 0; d < weight_DF.length; d++) {
+      const x = x_D[d];
+      const weight_F = weight_DF[d];
+      for (let f = 0; f < y_F.length; f++) y_F[f] += x * weight_F[f];
+    }
     return y_F;
   });
 }
 
 const add = (x_RD, y_RD) => x_RD.map((x_D, r) => x_D.map((x, d) => x + y_RD[r][d]));
 const sum = (x_D) => x_D.reduce((total, x) => total + x, 0);
-const dot = (x_D, y_D) => x_D.reduce((total, x, d) => total + x * y_D[d], 0);
 const mean_of = (x_HTS) =>
   x_HTS[0].map((row, t) => row.map((_, s) => sum(x_HTS.map((x_TS) => x_TS[t][s])) / x_HTS.length));
+function dot(x_D, y_D) {
+  let total = 0;
+  for (let d = 0; d < x_D.length; d++) total += x_D[d] * y_D[d];
+  return total;
+}
 
 /** x Phi(x), or its usual approximation by tanh. */
 function gelu(x, kind) {
@@ -30,18 +35,15 @@ function gelu(x, kind) {
 function erf(x) {
   if (Math.abs(x) >= 6) return Math.sign(x);
   let [term, total] = [x, x];
-  for (let n = 1; n < 150 && term !== 0; n++) {
-    term *= (2 * x * x) / (2 * n + 1);
-    total += term;
-  }
+  for (let n = 1; n < 150; n++) total += term *= (2 * x * x) / (2 * n + 1);
   return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * total;
 }
 
 /** scale * (x - mean) / std + bias for each row. */
 function layer_norm(x_RD, params, eps = 1e-5) {
   return x_RD.map((x_D) => {
-    const mean = sum(x_D) / x_D.length; // (1)
-    const centred_D = Float64Array.from(x_D, (x) => x - mean);
+    const mean = sum(x_D) / x_D.length;
+    const centred_D = x_D.map((x) => x - mean); // (1)
     const rstd = 1 / Math.sqrt(dot(centred_D, centred_D) / x_D.length + eps); // (2) (3)
     return centred_D.map((x, d) => x * rstd * params.scale[d] + params.bias[d]); // (4) (5)
   });
@@ -50,7 +52,7 @@ function layer_norm(x_RD, params, eps = 1e-5) {
 /** exp(x) / sum exp(x). A row of nothing but -Infinity gives zeros. */
 function softmax(x_S) {
   const peak = Math.max(...x_S); // cancels in the quotient; keeps exp in range
-  const e_S = Float64Array.from(x_S, (x) => Math.exp(x - (Number.isFinite(peak) ? peak : 0)));
+  const e_S = x_S.map((x) => Math.exp(x - (Number.isFinite(peak) ? peak : 0)));
   const total = sum(e_S);
   return e_S.map((e) => e / (total || 1));
 }
@@ -58,12 +60,9 @@ function softmax(x_S) {
 /** x - log sum exp(x). */
 function log_softmax(x_V) {
   const peak = Math.max(...x_V);
-  const total = Math.log(sum(x_V.map((x) => Math.exp(x - peak))));
-  return x_V.map((x) => x - peak - total);
+  const total = peak + Math.log(sum(x_V.map((x) => Math.exp(x - peak))));
+  return x_V.map((x) => x - total);
 }
 
 /** x / |x|. */
-function l2_normalise(x_D, eps = 1e-12) {
-  const rnorm = 1 / Math.sqrt(dot(x_D, x_D) + eps);
-  return x_D.map((x) => x * rnorm);
-}
+const l2_normalise = (x_D, eps = 1e-12) => x_D.map((x) => x / Math.sqrt(dot(x_D, x_D) + eps));

@@ -3,17 +3,16 @@
 
 const $ = (id) => document.getElementById(id);
 const { config, pieces, drawing, ...model } = JSON.parse($("model").textContent);
-const patches = (config.image_size / config.patch_size) ** 2;
-const state = { things: [], picture: null, word: 3, sentences: [], sentence: 0, first: -1 };
-let params, seen, written, asked;
+const across = config.image_size / config.patch_size; // patches of a row
+const state = { things: [], picture: null, next: 0, word: 3, sentence: 0, first: -1, tokens: [] };
+state.sentences = model.sentences.map((text) => ({ text, hidden: [] }));
+let params, seen, asked;
 
 /** Children of `parent`, one an item, made of a template once: so focus stays where it is. */
 function each(parent, template, items, show) {
   while (parent.children.length > items.length) parent.lastElementChild.remove();
-  while (parent.children.length < items.length) {
-    parent.append($(template).content.firstElementChild.cloneNode(true));
-  }
-  items.forEach((item, i) => show(parent.children[i], item, i));
+  const made = () => parent.appendChild($(template).content.firstElementChild.cloneNode(true));
+  items.forEach((item, i) => show(parent.children[i] ?? made(), item, i));
 }
 
 /** The words in a row's children, and the part p from 0 to 1 as a bar. */
@@ -22,59 +21,52 @@ function say(row, p, ...words) {
   row.style.setProperty("--p", p);
 }
 
-const percent = (p) => (p < 5e-4 ? "<0.1 %" : `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`);
+const percent = (p) =>
+  p < 1e-6 ? "<0.0001 %" : `${p < 0.1 ? +(100 * p).toPrecision(2) : Math.round(100 * p)} %`;
 const named = (token) => (token === END ? "end" : pieces[token]);
 
 function update() {
   update.waiting ??= requestAnimationFrame(() => {
     update.waiting = null;
     seen = encode_image(params, config, image_of(state, config.image_size, drawing));
-    for (const show of [show_scene, show_caption, show_word, show_sentences, show_parts]) show();
+    for (const show of [show_things, show_caption, show_sentences, show_parts]) show();
   });
 }
 
-function show_scene() {
+function show_things() {
   draw_scene($("picture").getContext("2d"), state, drawing);
-  each($("things"), "thing", state.things, (row, { size, colour, shape }) => {
-    say(row, 1, `${size} ${colour} ${shape}`);
-    row.lastElementChild.ariaLabel = `Remove ${size} ${colour} ${shape}`;
-  });
+  const named_thing = ({ size, colour, shape }) => `${size} ${colour} ${shape}`;
+  each($("things"), "thing", state.things, (row, thing) => say(row, 1, named_thing(thing)));
 }
 
+/** The caption; of its chosen word, what else it might have been, and where the model looked. */
 function show_caption() {
   const temperature = Number($("temperature").value);
-  const tokens = generate(params, config, seen.memory, temperature, state.uniforms);
-  const [logits_TV, p_HTS] = caption_logits(params, config, seen.memory, tokens.slice(0, -1));
+  state.tokens = generate(params, config, seen.memory, temperature, state.uniforms, state.tokens);
+  const [before_T, words] = [state.tokens.slice(0, -1), state.tokens.slice(1)];
+  const [logits_TV, p_HTS] = caption_logits(params, config, seen.memory, before_T);
   const scaled_TV = logits_TV.map((row) => restrict_logits(row).map((x) => x / (temperature || 1)));
-  const [p_TV, looked_TN] = [scaled_TV.map(softmax), looked_at(p_HTS, seen.pooled_QS, patches)];
-  const chosen = Math.min(state.word, tokens.length - 2);
-  written = { words: tokens.slice(1), chosen, p_V: p_TV[chosen], looked_N: looked_TN[chosen] };
-  $("temperature-said").value = temperature || "0: always the likeliest word";
-  each($("caption"), "word", written.words, (button, token, t) => {
+  const p_TV = scaled_TV.map(softmax);
+  const chosen = Math.min(state.word, words.length - 1);
+  each($("caption"), "word", words, (button, token, t) => {
     say(button, p_TV[t][token], named(token), percent(p_TV[t][token]));
     button.classList.toggle("end", token === END);
     button.ariaPressed = t === chosen;
   });
-  clearTimeout(show_caption.pause); // a screen reader hears it once the visitor pauses
-  const caption = `It says: ${written.words.map(named).join(" ")}`;
-  show_caption.pause = setTimeout(() => ($("said").textContent = caption), 600);
-}
-
-/** The chosen word: what else it might have been, and where the model looked for it. */
-function show_word() {
-  const { words, chosen, p_V, looked_N } = written;
-  const best = [...p_V.keys()].sort((a, b) => p_V[b] - p_V[a]).slice(0, 5);
-  each($("rivals"), "rival", best, (row, token) => {
-    say(row, p_V[token], named(token), percent(p_V[token]));
+  const likeliest = [...p_TV[chosen].keys()].sort((a, b) => p_TV[chosen][b] - p_TV[chosen][a]);
+  each($("rivals"), "rival", likeliest.slice(0, 5), (row, token) => {
+    say(row, p_TV[chosen][token], named(token), percent(p_TV[chosen][token]));
     row.classList.toggle("taken", token === words[chosen]);
   });
-  const [most, across] = [Math.max(...looked_N), Math.sqrt(patches)];
-  $("look").style.setProperty("--across", across);
+  const looked_N = looked_at(p_HTS, seen.pooled_QS, across * across)[chosen];
+  const most = Math.max(...looked_N);
   each($("look"), "patch", looked_N, (cell, p) => say(cell, p / most, p < 0.04 ? "" : percent(p)));
-  const [row, column] = [looked_N.indexOf(most) / across, looked_N.indexOf(most) % across];
-  const place = `row ${Math.floor(row) + 1}, column ${column + 1}`;
+  const n = looked_N.indexOf(most);
+  const place = `row ${Math.floor(n / across) + 1}, column ${(n % across) + 1}`;
+  $("looked").textContent = `It looked most at the patch in ${place}: ${percent(most)}.`;
   $("chosen").textContent = words.slice(0, chosen + 1).map(named).join(" ");
-  $("looked").textContent = `Looked at most: the patch in ${place}, ${percent(most)}.`;
+  $("said").textContent = `It says: ${words.map(named).join(" ")}`; // to screen readers
+  $("temperature-said").value = temperature || "0: always the likeliest word";
 }
 
 function show_sentences() {
@@ -91,13 +83,11 @@ function show_sentences() {
     const { words, cosine, log_p_T } = asked[i];
     const [input, scores, unseen] = row.children;
     if (input.value !== text) input.value = text;
-    input.ariaLabel = `Sentence ${i + 1}`;
     row.classList.toggle("chosen", i === state.sentence);
     say(scores.children[0], Math.max(0, cosine), "cosine", cosine.toFixed(3));
     say(scores.children[1], share[i], "share", percent(share[i]));
     say(scores.children[2], Math.exp(sum(log_p_T)), "log-likelihood", sum(log_p_T).toFixed(2));
-    const unknown = words.filter((word) => !pieces.includes(word)).join(", ");
-    unseen.textContent = unknown && `It never saw: ${unknown}`;
+    unseen.textContent = words.filter((word) => !pieces.includes(word)).join(", ");
   });
   $("contrast-said").value = temperature.toFixed(3);
 }

@@ -2,7 +2,6 @@
 // are parts of the picture's side; outlines, colours and sizes are those of data/shapes.py.
 
 const OVERSAMPLING = 3; // drawn this much larger for the model, then averaged down
-const described = (thing) => `${thing.size} ${thing.colour} ${thing.shape}`;
 
 /** Draw a scene { things, picture } over the whole of a square canvas. */
 function draw_scene(context, { things, picture }, drawing) {
@@ -10,11 +9,10 @@ function draw_scene(context, { things, picture }, drawing) {
   context.fillStyle = picture ? "white" : "rgb(237 237 237)";
   context.fillRect(0, 0, side, side);
   if (picture) {
-    const { width, height } = picture;
-    const short = Math.min(width, height); // the middle is kept, as commands do
+    const short = Math.min(picture.width, picture.height); // the middle is kept, as commands do
+    const [left, top] = [picture.width - short, picture.height - short].map((rest) => rest / 2);
     context.imageSmoothingQuality = "high";
-    const kept = [(width - short) / 2, (height - short) / 2, short, short];
-    context.drawImage(picture, ...kept, 0, 0, side, side);
+    context.drawImage(picture, left, top, short, short, 0, 0, side, side);
   }
   for (const { size, colour, shape, row, column } of things) {
     const radius = side * drawing.sizes[size];
@@ -28,10 +26,10 @@ function draw_scene(context, { things, picture }, drawing) {
 /** The scene as the model reads it: bytes, side x side x 3. */
 function image_of(scene, side, drawing) {
   const large = side * OVERSAMPLING;
-  const canvas = Object.assign(document.createElement("canvas"), { width: large, height: large });
-  draw_scene(canvas.getContext("2d"), scene, drawing);
+  const context = new OffscreenCanvas(large, large).getContext("2d");
+  draw_scene(context, scene, drawing);
   const total = new Uint16Array(side * side * 3);
-  canvas.getContext("2d").getImageData(0, 0, large, large).data.forEach((byte, i) => {
+  context.getImageData(0, 0, large, large).data.forEach((byte, i) => {
     const [row, column] = [Math.floor(i / 4 / large), Math.floor(i / 4) % large];
     const pixel = Math.floor(row / OVERSAMPLING) * side + Math.floor(column / OVERSAMPLING);
     if (i % 4 < 3) total[3 * pixel + (i % 4)] += byte;

@@ -1,9 +1,8 @@
 // The image encoder and the poolers: reference/vision.py and reference/pooling.py for one image.
 
 /** Bytes (I x I x 3) -> numbers of about zero mean and unit variance. */
-function normalise(image, { pixel_mean, pixel_std }) {
-  return Float64Array.from(image, (byte, i) => (byte / 255 - pixel_mean[i % 3]) / pixel_std[i % 3]);
-}
+const normalise = (image, { pixel_mean, pixel_std }) =>
+  Float64Array.from(image, (byte, i) => (byte / 255 - pixel_mean[i % 3]) / pixel_std[i % 3]);
 
 /** I x I x 3 -> [N][P]: patches row by row, each flattened as (row, column, channel). */
 function patchify(image_II3, side, patch_size) {
@@ -24,15 +23,14 @@ function patchify(image_II3, side, patch_size) {
 function patch_embedding(image_II3, params, { image_size, patch_size }) {
   let x_SD = linear(patchify(image_II3, image_size, patch_size), params.patch);
   if (params.class) x_SD.unshift(params.class);
-  x_SD = add(x_SD.map((x_D) => Float64Array.from(x_D)), params.position);
+  x_SD = add(x_SD, params.position);
   return params.norm_pre ? layer_norm(x_SD, params.norm_pre) : x_SD;
 }
 
 /** An image (normalised) to image tokens [S][D]. */
 function image_encoder(image_II3, params, config) {
-  const layers = Object.values(params.blocks);
-  const x_SD = patch_embedding(image_II3, params, config);
-  return layers.reduce((x, layer) => block(x, layer, config.image_heads, config.gelu), x_SD);
+  const layer = (x_SD, own) => block(x_SD, own, config.image_heads, config.gelu);
+  return Object.values(params.blocks).reduce(layer, patch_embedding(image_II3, params, config));
 }
 
 /** [S][M] -> [[Q][D], p_HQS]: learned queries ask, image tokens answer. */
@@ -50,13 +48,10 @@ function pool(tokens_SM, params, { pooler: mode, pooler_heads: heads }) {
     const [y_QD, p_HQS] = attentional_pooler(tokens_SM, params.shared, heads);
     return [y_QD[0], y_QD.slice(1), mean_of(p_HQS).slice(1)];
   }
-  let memory = tokens_SM;
-  let pooled_QS = tokens_SM.map((_, q) => Float64Array.from(tokens_SM, (_, s) => Number(s === q)));
-  if (mode !== "none") {
-    const [y_QD, p_HQS] = attentional_pooler(tokens_SM, params.caption, heads);
-    [memory, pooled_QS] = [y_QD, mean_of(p_HQS)];
-  }
+  const same = [tokens_SM, [tokens_SM.map((_, q) => tokens_SM.map((_, s) => Number(s === q)))]];
+  const [memory, p_HQS] =
+    mode === "none" ? same : attentional_pooler(tokens_SM, params.caption, heads);
   const read = mode === "cascade" ? memory : tokens_SM;
   const [y_1D] = attentional_pooler(read, params.contrast, heads);
-  return [y_1D[0], memory, pooled_QS];
+  return [y_1D[0], memory, mean_of(p_HQS)];
 }
