@@ -86,7 +86,7 @@ function show_sentences() {
     row.classList.toggle("chosen", i === state.sentence);
     say(scores.children[0], Math.max(0, cosine), "cosine", cosine.toFixed(3));
     say(scores.children[1], share[i], "share", percent(share[i]));
-    say(scores.children[2], Math.exp(sum(log_p_T)), "log-likelihood", sum(log_p_T).toFixed(2));
+    say(scores.children[2], Math.exp(sum(log_p_T)), "log p", sum(log_p_T).toFixed(2));
     unseen.textContent = words.filter((word) => !pieces.includes(word)).join(", ");
   });
   $("contrast-said").value = temperature.toFixed(3);
