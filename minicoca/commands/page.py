@@ -16,7 +16,7 @@ def add_flags(parser):
 
 
 def run(arguments):
-    from ..pages import page
+    from ..pages.page import page
 
     folder = find_run(arguments.run)
     shipped = folder.parent == TRAINED

@@ -8,6 +8,9 @@ const on = (id, type, act) => $(id).addEventListener(type, changing((event) => {
   return child >= 0 && act(child, event);
 }));
 
+const over = ([row, column]) => (one) =>
+  Math.hypot(one.row - row, one.column - column) < drawing.sizes[one.size];
+
 function add_thing([row, column]) {
   state.things.push({ ...Object.fromEntries(new FormData($("tools"))), row, column });
   return state.things.at(-1);
@@ -17,10 +20,8 @@ function add_thing([row, column]) {
 function follow(event) {
   const box = $("stage").getBoundingClientRect();
   const at = (e) => [(e.clientY - box.top) / box.height, (e.clientX - box.left) / box.width];
-  const [row, column] = at(event);
-  const near = (one) => Math.hypot(one.row - row, one.column - column) < drawing.sizes[one.size];
   const inside = (one) => Math.min(one.row, one.column, 1 - one.row, 1 - one.column) >= 0;
-  const thing = state.things.findLast(near) ?? add_thing([row, column]);
+  const thing = state.things.findLast(over(at(event))) ?? add_thing(at(event));
   $("stage").setPointerCapture(event.pointerId);
   $("stage").onpointermove = changing((e) => e.buttons > 0 && ([thing.row, thing.column] = at(e)));
   $("stage").onpointerup = changing(() => (state.things = state.things.filter(inside)));
@@ -56,7 +57,6 @@ function press_part(w, { target }) {
 }
 
 const heads = document.querySelectorAll("#heads button");
-
 function turn_head(button, off = button.ariaPressed === "true") {
   const attention = button.dataset.of.split(".").reduce((node, key) => node[key], params);
   (attention.off ??= [])[button.value] = off;
@@ -71,7 +71,7 @@ async function open_picture(file) {
 }
 
 const BUTTONS = {
-  place: () => add_thing(model.seats[state.things.length % model.seats.length]),
+  place: () => add_thing(model.seats.find((seat) => !state.things.some(over(seat))) ?? [0.5, 0.5]),
   next: () => show_picture(null, structuredClone(model.scenes[state.next++ % model.scenes.length])),
   clear: () => show_picture(null),
   again: () => (state.uniforms = Array.from({ length: config.text_length }, Math.random)),

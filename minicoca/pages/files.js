@@ -1,9 +1,9 @@
-// What pages/__init__.py packed into the page: weights, and the tokenizer's words.
+// What page.py packed into the page: weights, and the tokenizer's words.
 
 /** base64 -> the bytes that zlib made smaller. */
 async function unpacked(text) {
   const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const stream = new Response(packed).body.pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 

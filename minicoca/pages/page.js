@@ -54,7 +54,7 @@ function show_caption() {
     button.ariaPressed = t === chosen;
   });
   const likeliest = [...p_TV[chosen].keys()].sort((a, b) => p_TV[chosen][b] - p_TV[chosen][a]);
-  each($("rivals"), "rival", likeliest.slice(0, 5), (row, token) => {
+  each($("rivals"), "rival", likeliest.slice(0, 8), (row, token) => {
     say(row, p_TV[chosen][token], named(token), percent(p_TV[chosen][token]));
     row.classList.toggle("taken", token === words[chosen]);
   });
@@ -66,7 +66,7 @@ function show_caption() {
   $("looked").textContent = `It looked most at the patch in ${place}: ${percent(most)}.`;
   $("chosen").textContent = words.slice(0, chosen + 1).map(named).join(" ");
   $("said").textContent = `It says: ${words.map(named).join(" ")}`; // to screen readers
-  $("temperature-said").value = temperature || "0: always the likeliest word";
+  $("temperature-said").value = temperature || "0: the likeliest word";
 }
 
 function show_sentences() {
