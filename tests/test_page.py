@@ -22,7 +22,7 @@ from minicoca.reference.model import encode_image, encode_text
 from minicoca.reference.text import multimodal_decoder
 from minicoca.reference.vision import normalise
 
-pytestmark = needs_node
+pytestmark = [needs_node, pytest.mark.extras]
 CLOSE = 1e-4
 ANSWER = """
 return given.cases.map(({ params, model: { config }, image, tokens }) => {

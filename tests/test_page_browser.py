@@ -7,14 +7,16 @@ import pytest
 from javascript import in_browser, needs_browser
 from test_page import CLOSE, pictures, shapes_model
 
+from minicoca.config import preset
 from minicoca.data import shapes
 from minicoca.pages.page import page
+from minicoca.params import initialise
 from minicoca.reference import ops
 from minicoca.reference.generate import CoCa, normalise
 from minicoca.reference.model import encode_image, encode_text
 from minicoca.reference.text import multimodal_decoder
 
-pytestmark = [needs_browser, pytest.mark.extras]
+pytestmark = [needs_browser, pytest.mark.extras, pytest.mark.slow]
 COUNT = 100
 
 
@@ -174,3 +176,22 @@ def test_it_fits_a_phone_and_says_what_everything_is(html):
     )
     assert said["words"] > 10 and said["scrolls"] <= 390
     assert said["unnamed"] == [] and said["small"] == []
+
+
+@pytest.mark.parametrize("pooler", ["cascade", "shared"])
+def test_other_models_have_a_page(pooler):
+    """One with queries between picture and words, of data that nobody knows here."""
+    sizes = dict(pooler=pooler, caption_queries=6, stem="clip", data="own", vocabulary=36)
+    config = preset("tiny", **sizes, image_width=32, text_width=32, image_hidden=64)
+    made = page(initialise(config), config, shapes_model()[2], "own")
+    said = in_browser(
+        made,
+        """await new Promise((done) => setTimeout(done, 500));
+        return { words: $("caption").children.length, sentences: asked.length,
+          looked: [...$("look").children].map((cell) => cell.style.getPropertyValue("--p")),
+          heads: [...heads].map((head) => head.dataset.of), trouble: $("trouble").textContent };""",
+    )
+    assert said["words"] > 0 and said["sentences"] == 3 and said["trouble"] == ""
+    assert len(said["looked"]) == config.patches and max(map(float, said["looked"])) == 1
+    path = "pooler.shared.attention" if pooler == "shared" else "pooler.caption.attention"
+    assert said["heads"].count(path) == config.pooler_heads

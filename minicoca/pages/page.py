@@ -88,7 +88,7 @@ def too_large(numbers: int, size: int) -> str:
     least, most = f"{size / 1e6:.1f} MB", f"{MOST_BYTES / 1e6:.1f} MB"
     return (
         f"a page of {numbers:,} parameters would have {least}, and may have {most}: take a model "
-        "of 330,000 or fewer, as the preset tiny or the run shapes"
+        "of 310,000 or fewer, as the preset tiny or the run shapes"
     )
 
 
