@@ -130,6 +130,7 @@ def test_sentences_words_heads_and_temperatures(html):
         found.typed = await rows();
         document.querySelectorAll('[data-of$="0.cross"]').forEach((head) => head.click());
         found.blind = await rows();
+        found.looked = [...$("look").children].map((cell) => cell.style.getPropertyValue("--p"));
         $("all-on").click();
         found.again = await rows();
         set($("temperature"), 10);
@@ -147,6 +148,7 @@ def test_sentences_words_heads_and_temperatures(html):
     shares = [float(row[1].removesuffix(" %")) for row in said["typed"]["shown"]]
     assert max(shares) < 60 and sum(shares) == pytest.approx(100, abs=2)
     assert said["blind"]["said"] != said["start"]["said"] == said["again"]["said"]
+    assert set(said["looked"]) == {"0"}
     assert said["hot"]["said"] != said["start"]["said"]
 
 

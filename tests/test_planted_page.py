@@ -19,7 +19,7 @@ SLIPS = [
     ("attention.js", "o_TD[t][h * K + k]", "o_TD[t][k * heads + h]", P.check_shapes),
     ("attention.js", "legacy ? s <= length", "legacy ? s < length", P.check_forms),
     ("attention.js", "(s < length &&", "(s <= length &&", P.check_forms),
-    ("attention.js", "&& !off[h]", "", P.check_heads),
+    ("attention.js", "off[h] ? s_S.map(() => 0) :", "", P.check_heads),
     ("attention.js", "!hidden.includes(s)", "true", P.check_heads),
     ("attention.js", "add(x_TD, mlp(", "add(layer_norm(x_TD, norm), mlp(", P.check_shapes),
     ("vision.js", "i % 3]) /", "(i + 1) % 3]) /", P.check_shapes),

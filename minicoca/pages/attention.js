@@ -27,8 +27,8 @@ function attention(q_TD, k_SD, v_SD, heads, mask_TS, off = []) {
       const q_K = q_D.subarray(...columns);
       const sees = (s) => !mask_TS || mask_TS[t][s];
       const s_S = k_SK.map((k_K, s) => (sees(s) ? dot(q_K, k_K) / K ** 0.5 : -Infinity)); // (1) (2)
-      const p_S = softmax(s_S); // (3)
-      for (let s = 0; s < p_S.length && !off[h]; s++) {
+      const p_S = off[h] ? s_S.map(() => 0) : softmax(s_S); // (3)
+      for (let s = 0; s < p_S.length; s++) {
         for (let k = 0; k < K; k++) o_TD[t][h * K + k] += p_S[s] * v_SK[s][k]; // (4)
       }
       return p_S;

@@ -10,7 +10,6 @@ const on = (id, type, act) => $(id).addEventListener(type, changing((event) => {
 
 const over = ([row, column]) => (one) =>
   Math.hypot(one.row - row, one.column - column) < drawing.sizes[one.size];
-
 function add_thing([row, column]) {
   state.things.push({ ...Object.fromEntries(new FormData($("tools"))), row, column });
   return state.things.at(-1);

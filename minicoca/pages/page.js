@@ -60,7 +60,8 @@ function show_caption() {
   });
   const looked_N = looked_at(p_HTS, seen.pooled_QS, across * across)[chosen];
   const most = Math.max(...looked_N);
-  each($("look"), "patch", looked_N, (cell, p) => say(cell, p / most, p < 0.04 ? "" : percent(p)));
+  const label = (p) => (p < 0.04 ? "" : percent(p));
+  each($("look"), "patch", looked_N, (cell, p) => say(cell, p / most || 0, label(p)));
   const n = looked_N.indexOf(most);
   const place = `row ${Math.floor(n / across) + 1}, column ${(n % across) + 1}`;
   $("looked").textContent = `It looked most at the patch in ${place}: ${percent(most)}.`;
