@@ -186,6 +186,7 @@ def test_other_models_have_a_page(pooler):
     sizes = dict(pooler=pooler, caption_queries=6, stem="clip", data="own", vocabulary=36)
     config = preset("tiny", **sizes, image_width=32, text_width=32, image_hidden=64)
     made = page(initialise(config), config, shapes_model()[2], "own")
+    assert b"trained on other pictures" in made
     said = in_browser(
         made,
         """await new Promise((done) => setTimeout(done, 500));

@@ -35,6 +35,11 @@ FIRST = [
     {"size": "large", "colour": "red", "shape": "star", "row": 0.5, "column": 0.25},
     {"size": "small", "colour": "blue", "shape": "ring", "row": 0.5, "column": 0.75},
 ]
+LIMITS = {
+    "shapes": "It never saw a picture of no thing, or of more than three, and talks of them as if "
+    "they were others.",
+    "other": "It was trained on other pictures than these shapes: open one of those.",
+}
 SENTENCES = (
     "a large red star left of a small blue ring",
     "a small blue ring left of a large red star",
@@ -68,6 +73,7 @@ def page(params: dict, config: Config, tokenizer: AnyTokenizer, name: str) -> by
         "KNOWN": f"{len(words):,}",
         "WORDS": escape(", ".join(sorted(words))),
         "POOLED": "" if config.pooler == "none" else ", carried back through the pooler's",
+        "LIMITS": LIMITS["shapes" if config.data == "shapes" else "other"],
         "ACROSS": str(config.image_size // config.patch_size),
         "CONTRAST": f"{float(params['log_temperature']) / math.log(10):.2f}",
         "CHOICES_OF_SHAPE": choices("shape", {n: icon(outline(n)) for n in shapes.SHAPES}),
@@ -168,7 +174,7 @@ def packed(numbers: np.ndarray) -> str:
     """Numbers as float32, bit for bit, in base64 of zlib of their bytes in planes.
 
     Turned left by a bit, a number has its sign last and all of its exponent in one byte. Exponents
-    of weights are alike, so their plane shrinks to a third; the other bytes are noise.
+    of weights are alike, so their plane shrinks to two fifths; the other bytes are noise.
     """
     bits = numbers.astype("<f4").view("<u4")
     planes = (bits << 1 | bits >> 31).view(np.uint8).reshape(-1, 4).T
