@@ -14,7 +14,7 @@ train: $(INSTALLED)  ## train on drawn shapes: three minutes on two cores
 test: $(INSTALLED)  ## on all cores; the tests take one thread each
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-slow: $(SLOW)/installed data/emoji/fetched  ## full size, real drawings, open_clip beside us
+test-slow: $(SLOW)/installed $(SLOW)/browser data/emoji/fetched  ## full size, real drawings, open_clip beside us
 	$(SLOW)/bin/python -m pytest -n auto --dist worksteal -m "slow or extras" --no-skips
 
 faults: $(INSTALLED)  ## kills, full disks, lost power, damaged and hostile files: what was tried
@@ -45,6 +45,13 @@ $(SLOW)/installed: pyproject.toml constraints.txt
 	grep -vE "^(torch|triton|numpy)==" constraints.txt > $(SLOW)/constraints.txt
 	$(SLOW)/bin/python -m pip install --quiet --constraint $(SLOW)/constraints.txt \
 	    torch==2.14.1 torchvision==0.29.1 "numpy<2.4" --editable ".[dev,emoji,open-clip,notebook,eval,parquet,export,clip-benchmark]"
+	touch $@
+
+# A browser for the page with the model inside: the system's, else Debian's where we may install it;
+# without one its tests are skipped, which test-slow counts as a failure.
+$(SLOW)/browser: $(SLOW)/installed
+	command -v chromium || (apt-get update --quiet && apt-get install --yes --quiet \
+	    --no-install-recommends chromium) || echo "no chromium: install it"
 	touch $@
 
 # Twemoji's and Fluent's drawings; Noto's as pictures where its font is not installed.

@@ -38,7 +38,7 @@ MODEL = [
 ]
 OVER = ["--write-txt", "--overwrite-txt"]
 LABELS, FILE, TO = ["--labels", "a", "the"], ["--labels-file", "HERE/b"], ["--template"]
-NPZ = ["--out", "v.npz"]
+NPZ, HTML = ["--out", "v.npz"], ["--out", "p.html"]
 INDICES = [["--index", f"HERE/{tint} index"] for tint in ("red", "blue")]
 FIT = [
     ("--fit", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--fit", "pad"], "asked"),
@@ -146,6 +146,13 @@ FLAGS = {
             ("form", ["onnx", "HERE/first"], ["torch", "HERE/first"], "trained"),
             ("run", ["onnx", "HERE/first"], ["onnx", "HERE/second"], "trained"),
             ("--out", ["onnx", "HERE/first"], ["onnx", "HERE/first", "--out", "o"], "trained"),
+        ],
+    ),
+    "page": (
+        [],
+        [
+            ("run", ["HERE/first", *HTML], ["HERE/second", *HTML], "files"),
+            ("--out", ["HERE/first", *HTML], ["HERE/first", "--out", "q.html"], "files"),
         ],
     ),
     "import": (

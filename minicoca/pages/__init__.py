@@ -1,0 +1,1 @@
+"""What a browser shows: files that open without a server or a network."""
