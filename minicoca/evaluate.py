@@ -1,31 +1,53 @@
 """What a model can do with held-out pairs: caption, retrieve, classify. Any backend will do.
 
 Captions are compared with what was written (`clean`: NFC and single spaces), never with what a
-tokenizer makes of it.
+tokenizer makes of it. Every figure is a function of how often each image counts: once each gives
+the figure, as drawn at random its interval.
 """
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from .intervals import DRAWS, intervals
 from .metrics import (
+    bleu_counts,
+    bleu_of,
     bleu_order,
-    caption_scores,
+    cider_ds,
+    exact_matches,
+    median_rank,
     places,
-    recall,
+    rouge_ls,
     sharing,
-    top_k_accuracy,
     wrong_before,
 )
 from .tasks import BATCH, embed_texts
 from .tasks.captioning import caption
 from .tasks.zero_shot import class_scores
-from .words import clean
+from .words import clean, words_of
+
+KS = (1, 5, 10)
+WAYS = ("image_to_text", "text_to_image")
+# What clip_benchmark calls a figure, where it has it.
+CLIP_BENCHMARK = {
+    **{f"image_to_text_r{k}": f"text_retrieval_recall@{k}" for k in KS},
+    **{f"text_to_image_r{k}": f"image_retrieval_recall@{k}" for k in KS},
+    "zero_shot_top1": "acc1",
+    "zero_shot_top5": "acc5",
+    "zero_shot_mean_per_class": "mean_per_class_recall",
+}
+Measure = Callable[[np.ndarray], dict[str, float]]  # of times, int64 [images]
 
 
-def evaluate(model, tokenizer, pairs, gallery=0, limit=None):
+def evaluate(model, tokenizer, pairs, gallery=0, known=(), limit=None, draws=DRAWS):
     """The figures of one split as a dict of floats, and its generated captions.
 
-    gallery: retrieval is among this many images and all their captions, averaged over as many
-    galleries as the split fills; 0: among all. limit: look at the first `limit` images only.
+    gallery: retrieval is among this many images and all their captions, in as many galleries as the
+    split fills; 0: among all. known: the captions of training, clean; a figure says then how many
+    generated ones are none of them. limit: look at the first `limit` images only. "intervals" among
+    the figures are those of `intervals`, of `draws` sets; 0: none.
     """
     indices = np.arange(len(pairs) if limit is None else min(limit, len(pairs)))
     config, captions, vectors = model.config, [], []
@@ -37,17 +59,25 @@ def evaluate(model, tokenizer, pairs, gallery=0, limit=None):
             vectors.append(model.embed_images(images))
     # Read after `batch`: a folder replaces a damaged image, and its captions with it.
     references = [written(pairs, i) for i in indices]
-    figures = {"images": len(indices)}
+    figures, measures = {"images": len(indices)}, []
     if captions:
-        scores = caption_scores(captions, references)
-        figures |= {f"caption_{k.replace('exact_match', 'exact')}": v for k, v in scores.items()}
+        measures.append(of_captions(captions, references, known))
         figures["caption_bleu_order"] = bleu_order(captions)
     if vectors:
         image_vectors, texts = np.concatenate(vectors), [t for own in references for t in own]
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # equal ones read once
         text_vectors = embed_texts(model, tokenizer, place)[[place[text] for text in texts]]
-        figures |= retrieval(image_vectors, text_vectors, references, gallery)
-        figures |= zero_shot(model, tokenizer, image_vectors, pairs.zero_shot)
+        ranks = retrieval(image_vectors, text_vectors, references, gallery)
+        measures.append(ranks.figures)
+        figures |= {"gallery": ranks.gallery, "gallery_captions": ranks.captions}
+        measures += zero_shot(model, tokenizer, image_vectors, pairs.zero_shot)
+
+    def measured(times):
+        return {name: value for of in measures for name, value in of(times).items()}
+
+    figures |= measured(np.ones(len(indices), np.int64))
+    if draws:
+        figures["intervals"] = intervals(measured, len(indices), draws)
     return figures, captions
 
 
@@ -61,23 +91,96 @@ def nearest_truth(caption, right):
     return caption if caption in right else right[0]
 
 
-def zero_shot(model, tokenizer, image_vectors, task):
-    """Accuracy of a split's classification task on the images that there are vectors of."""
+def of_captions(
+    captions: Sequence[str], references: Sequence[Sequence[str]], known: Collection[str] = ()
+) -> Measure:
+    """Scores of generated captions, their mean length in words, and, where some are `known` from
+    training, the share of those that are not."""
+    each = {
+        "caption_exact": exact_matches(captions, references),
+        "caption_cider_d": cider_ds(captions, references),
+        "caption_rouge_l": rouge_ls(captions, references),
+        "caption_words": [len(words_of(text)) for text in captions],
+    }
+    if known:
+        known = set(known)
+        each["caption_novel"] = [clean(text) not in known for text in captions]
+    names, columns = list(each), np.array([*each.values()], float)
+    counts = bleu_counts(captions, references)
+
+    def measure(times):
+        means = columns @ times / times.sum()
+        return dict(zip(names, means.tolist(), strict=True)) | {
+            "caption_bleu_4": bleu_of(times @ counts)
+        }
+
+    return measure
+
+
+def zero_shot(model, tokenizer, image_vectors, task) -> list[Measure]:
+    """Accuracies of a split's classification task on the images that there are vectors of; none
+    where there is no such task, or no such image."""
     inside = () if task is None else task.images < len(image_vectors)
     if not np.any(inside):
-        return {}
-    vectors, labels = image_vectors[task.images[inside]], task.labels[inside]
-    scores = class_scores(model, tokenizer, vectors, task.prompts)
-    top = top_k_accuracy(scores, labels, ks=(1, 5))
-    return {"zero_shot_top1": top[1], "zero_shot_top5": top[5]}
+        return []
+    images, labels = task.images[inside], task.labels[inside]
+    scores = class_scores(model, tokenizer, image_vectors[images], task.prompts)
+    return [of_classes(wrong_before(scores, labels), images, labels)]
 
 
-def retrieval(image_vectors, text_vectors, references, gallery=0):
-    """Recall at 1, 5 and 10, both ways, of n images in galleries of a size.
+def of_classes(ranks: np.ndarray, images: np.ndarray, labels: np.ndarray) -> Measure:
+    """Accuracies of a classification: `wrong_before` of rows whose images and labels are given. The
+    mean over classes is over those that an image shows."""
+
+    def measure(times):
+        times = times[images]
+        shown = np.bincount(labels, times)
+        right = np.bincount(labels, times * (ranks < 1))
+        return {
+            "zero_shot_top1": share(times @ (ranks < 1), times.sum()),
+            "zero_shot_top5": share(times @ (ranks < 5), times.sum()),
+            "zero_shot_mean_per_class": share(
+                (right[shown > 0] / shown[shown > 0]).sum(), np.count_nonzero(shown)
+            ),
+        }
+
+    return measure
+
+
+def share(part, whole) -> float:
+    """NaN of nothing."""
+    return float(part / whole) if whole else float("nan")
+
+
+class Retrieval(NamedTuple):
+    """Both ways, of every query: how many wrong candidates come before its best right one, and
+    whose query it is, an image's place among all. An image is one query, and so is each caption."""
+
+    ranks: tuple[np.ndarray, np.ndarray]
+    images: tuple[np.ndarray, np.ndarray]
+    gallery: int  # images in each gallery
+    captions: int  # captions in each, rounded down
+
+    def figures(self, times: np.ndarray) -> dict[str, float]:
+        """Recall at 1, 5 and 10 and the median rank, where an image's queries count `times`; the
+        galleries stay what they are."""
+        found = {}
+        for way, ranks, images in zip(WAYS, self.ranks, self.images, strict=True):
+            own = times[images]
+            for k in KS:
+                found[f"{way}_r{k}"] = share(own @ (ranks < k), own.sum())
+            if own.any():
+                found[f"{way}_median_rank"] = median_rank(np.repeat(ranks, own))
+        return found
+
+
+def retrieval(image_vectors, text_vectors, references, gallery=0) -> Retrieval:
+    """Each of n images and each of their captions, among galleries of a size.
 
     As COCO does it (Karpathy and Fei-Fei 2015, section 4.1): an image is to find any of its
     captions, and every caption is a query that is to find an image of its own. text_vectors: those
-    of all captions, image by image. Holds [BATCH, n], never all similarities.
+    of all captions, image by image. What fills no gallery is left out. Holds [BATCH, n], never all
+    similarities.
     """
     size = min(gallery or len(references), len(references))
     ends = np.cumsum([0] + [len(own) for own in references])
@@ -85,14 +188,14 @@ def retrieval(image_vectors, text_vectors, references, gallery=0):
     for start in range(0, len(references) - size + 1, size):
         images, own = image_vectors[start : start + size], references[start : start + size]
         texts, said = text_vectors[ends[start] : ends[start + size]], [[t] for o in own for t in o]
-        ranks = _ranks(images, texts, own, said), _ranks(texts, images, said, own)
-        found.append([recall(of_one_way) for of_one_way in ranks])
-    mean = {
-        f"{way}_r{k}": float(np.mean([pair[side][k] for pair in found]))
-        for side, way in enumerate(("image_to_text", "text_to_image"))
-        for k in (1, 5, 10)
-    }
-    return mean | {"gallery": size, "gallery_captions": int(ends[size * len(found)]) // len(found)}
+        found.append((_ranks(images, texts, own, said), _ranks(texts, images, said, own)))
+    used = np.arange(size * len(found))
+    return Retrieval(
+        tuple(np.concatenate(of_one_way) for of_one_way in zip(*found, strict=True)),
+        (used, np.repeat(used, np.diff(ends)[: len(used)])),
+        size,
+        int(ends[len(used)]) // len(found),
+    )
 
 
 def _ranks(queries, candidates, asked, held):
