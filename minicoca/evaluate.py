@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from .intervals import DRAWS, intervals
 from .metrics import (
@@ -51,7 +52,8 @@ def evaluate(model, tokenizer, pairs, gallery=0, known=(), limit=None, draws=DRA
     """
     indices = np.arange(len(pairs) if limit is None else min(limit, len(pairs)))
     config, captions, vectors = model.config, [], []
-    for i in range(0, len(indices), BATCH):
+    quiet = len(indices) <= 4 * BATCH
+    for i in tqdm(range(0, len(indices), BATCH), unit="batch", disable=quiet, leave=False):
         images = pairs.batch(indices[i : i + BATCH])
         if config.caption_weight:
             captions += caption(model, tokenizer, images)

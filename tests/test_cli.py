@@ -278,7 +278,8 @@ def test_a_folder_of_ones_own_pictures(run, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "caption", "classify", "search", "embed", "info", "data", "bench"]
+    "name",
+    ["train", "caption", "classify", "search", "embed", "evaluate", "info", "data", "bench"],
 )
 def test_help_is_there(name, capsys):
     with pytest.raises(SystemExit) as stop:

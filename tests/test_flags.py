@@ -127,6 +127,17 @@ FLAGS = {
             *[(f, ["HERE/red", *NPZ, *a], ["HERE/red", *NPZ, *b], what) for f, a, b, what in MODEL],
         ],
     ),
+    "evaluate": (
+        [],
+        [
+            ("run", ["HERE/first"], ["HERE/second"], "model"),
+            ("--data", ["--data", "HERE/red"], ["--data", "HERE/blue"], "out"),
+            ("--split", ["--split", "validation"], ["--split", "held_out"], "out"),
+            ("--gallery", ["--gallery", "2"], ["--gallery", "3"], "out"),
+            ("--out", ["--out", "a.json"], ["--out", "b.json"], "files"),
+            *MODEL[1:],
+        ],
+    ),
     "export": (
         [],
         [
@@ -300,7 +311,9 @@ def flags_of(command):
     settings = {"--" + name.replace("_", "-") for name in FIELDS} - {"--backend", "--device"}
     if command == "train":
         settings |= {"--backend", "--device"}
-    return names - {"-h"} - (settings if command in ("train", "data") else set())
+    if command == "evaluate":
+        settings -= {"--data"}
+    return names - {"-h"} - (settings if command in ("train", "data", "evaluate") else set())
 
 
 @pytest.mark.parametrize("command", FLAGS)

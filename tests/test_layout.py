@@ -54,7 +54,8 @@ OURS = {
     "metrics.py": {"numpy", "minicoca.words"},
     "intervals.py": {"numpy"},
     "evaluate.py": {
-        "numpy", "minicoca.intervals", "minicoca.metrics", "minicoca.tasks", "minicoca.words",
+        "numpy", "tqdm", "minicoca.intervals", "minicoca.metrics", "minicoca.tasks",
+        "minicoca.words",
     },
     "words.py": set(),
     "__init__.py": {"minicoca.model"},

@@ -1,7 +1,7 @@
 """The commands, in the order of --help: modules of HELP, add_flags(parser) and run(arguments)."""
 
 from .. import __version__
-from . import bench, caption, classify, data, embed, export, imports, info, search, train
+from . import bench, caption, classify, data, embed, evaluate, export, imports, info, search, train
 from .flags import Parser
 
 COMMANDS = {
@@ -10,6 +10,7 @@ COMMANDS = {
     "classify": classify,
     "search": search,
     "embed": embed,
+    "evaluate": evaluate,
     "export": export,
     "import": imports,
     "info": info,
