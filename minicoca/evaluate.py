@@ -26,10 +26,12 @@ from .metrics import (
 )
 from .tasks import BATCH, embed_texts
 from .tasks.captioning import caption
-from .tasks.zero_shot import class_scores
+from .tasks.word_order import preferences
+from .tasks.zero_shot import Judge
 from .words import clean, words_of
 
 KS = (1, 5, 10)
+FEW = 32  # images whose likelihoods are computed at once, with all prompts
 WAYS = ("image_to_text", "text_to_image")
 # What clip_benchmark calls a figure, where it has it.
 CLIP_BENCHMARK = {
@@ -42,13 +44,19 @@ CLIP_BENCHMARK = {
 Measure = Callable[[np.ndarray], dict[str, float]]  # of times, int64 [images]
 
 
-def evaluate(model, tokenizer, pairs, gallery=0, known=(), limit=None, draws=DRAWS):
+def evaluate(
+    model, tokenizer, pairs, gallery=0, known=(), limit=None, draws=DRAWS, by=(), rule="best",
+    word_order=False,
+):  # fmt: skip
     """The figures of one split as a dict of floats, and its generated captions.
 
     gallery: retrieval is among this many images and all their captions, in as many galleries as the
-    split fills; 0: among all. known: the captions of training, clean; a figure says then how many
-    generated ones are none of them. limit: look at the first `limit` images only. "intervals" among
-    the figures are those of `intervals`, of `draws` sets; 0: none.
+        split fills; 0: among all.
+    known: the captions of training, clean; a figure says how many generated ones are none of them.
+    limit: look at the first `limit` images only.
+    draws: "intervals" among the figures are those of `intervals`, of so many sets; 0: none.
+    by, rule: how classes are judged beside the cosine, and what one makes of its prompts (`Judge`).
+    word_order: how often a true sentence scores more than one of the same words that is not.
     """
     indices = np.arange(len(pairs) if limit is None else min(limit, len(pairs)))
     config, captions, vectors = model.config, [], []
@@ -65,6 +73,8 @@ def evaluate(model, tokenizer, pairs, gallery=0, known=(), limit=None, draws=DRA
     if captions:
         measures.append(of_captions(captions, references, known))
         figures["caption_bleu_order"] = bleu_order(captions)
+    ways = ("cosine",) * bool(config.contrastive_weight) + tuple(by) * bool(config.caption_weight)
+    image_vectors = None
     if vectors:
         image_vectors, texts = np.concatenate(vectors), [t for own in references for t in own]
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # equal ones read once
@@ -72,7 +82,9 @@ def evaluate(model, tokenizer, pairs, gallery=0, known=(), limit=None, draws=DRA
         ranks = retrieval(image_vectors, text_vectors, references, gallery)
         measures.append(ranks.figures)
         figures |= {"gallery": ranks.gallery, "gallery_captions": ranks.captions}
-        measures += zero_shot(model, tokenizer, image_vectors, pairs.zero_shot)
+    measures += zero_shot(model, tokenizer, pairs, image_vectors, len(indices), ways, rule)
+    if word_order:
+        measures.append(of_order(model, tokenizer, pairs, references))
 
     def measured(times):
         return {name: value for of in measures for name, value in of(times).items()}
@@ -119,31 +131,70 @@ def of_captions(
     return measure
 
 
-def zero_shot(model, tokenizer, image_vectors, task) -> list[Measure]:
-    """Accuracies of a split's classification task on the images that there are vectors of; none
-    where there is no such task, or no such image."""
-    inside = () if task is None else task.images < len(image_vectors)
+def zero_shot(model, tokenizer, pairs, vectors, count, by=("cosine",), rule="best") -> list:
+    """A Measure for each of `by`: the accuracies of a split's classification task on its first
+    `count` images, of which there are vectors, unless the model has none; none where there is no
+    such task, or no such image."""
+    task = pairs.zero_shot
+    inside = () if task is None else task.images < count
     if not np.any(inside):
         return []
     images, labels = task.images[inside], task.labels[inside]
-    scores = class_scores(model, tokenizer, image_vectors[images], task.prompts)
-    return [of_classes(wrong_before(scores, labels), images, labels)]
+    judges = {one: Judge(model, tokenizer, task.prompts, one, rule) for one in by}
+    reader = next((judge for one, judge in judges.items() if one != "cosine"), None)
+    comparer = next((judges[one] for one in ("cosine", "both") if one in judges), None)
+    found = {one: [] for one in by}
+    for i in range(0, len(images), FEW):
+        rows = images[i : i + FEW]
+        cosines = comparer and vectors[rows] @ comparer.vectors.T
+        sums = reader and reader.read(pairs.batch(rows))
+        for one, judge in judges.items():
+            found[one].append(wrong_before(judge.weigh(cosines, sums)[0], labels[i : i + FEW]))
+    return [
+        of_classes(
+            np.concatenate(ranks),
+            images,
+            labels,
+            "zero_shot" if one == "cosine" else f"zero_shot_{one}",
+        )
+        for one, ranks in found.items()
+    ]
 
 
-def of_classes(ranks: np.ndarray, images: np.ndarray, labels: np.ndarray) -> Measure:
+def of_classes(
+    ranks: np.ndarray, images: np.ndarray, labels: np.ndarray, name: str = "zero_shot"
+) -> Measure:
     """Accuracies of a classification: `wrong_before` of rows whose images and labels are given. The
     mean over classes is over those that an image shows."""
 
     def measure(times):
         times = times[images]
         shown = np.bincount(labels, times)
-        right = np.bincount(labels, times * (ranks < 1))
+        right = np.bincount(labels, times * (ranks < 1))[shown > 0] / shown[shown > 0]
         return {
-            "zero_shot_top1": share(times @ (ranks < 1), times.sum()),
-            "zero_shot_top5": share(times @ (ranks < 5), times.sum()),
-            "zero_shot_mean_per_class": share(
-                (right[shown > 0] / shown[shown > 0]).sum(), np.count_nonzero(shown)
-            ),
+            f"{name}_top1": share(times @ (ranks < 1), times.sum()),
+            f"{name}_top5": share(times @ (ranks < 5), times.sum()),
+            f"{name}_mean_per_class": share(right.sum(), len(right)),
+        }
+
+    return measure
+
+
+def of_order(model, tokenizer, pairs, references) -> Measure:
+    """`preferences` of a split, as shares."""
+    found = {}
+    for i in range(0, len(references), BATCH):
+        images = pairs.batch(np.arange(i, min(i + BATCH, len(references))))
+        for name, trials in preferences(
+            model, tokenizer, images, references[i : i + BATCH]
+        ).items():
+            found.setdefault(f"order_{name}", []).append(trials + np.array([[0], [i]]))
+    found = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
+
+    def measure(times):
+        return {
+            name: share(times[images] @ won, times[images].sum())
+            for name, (won, images) in found.items()
         }
 
     return measure

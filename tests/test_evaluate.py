@@ -25,7 +25,7 @@ from minicoca.metrics import bleu_4, cider_d, recall_at_k, rouge_l, wrong_before
 from minicoca.tasks import embed_texts
 from minicoca.tasks.captioning import caption
 from minicoca.tasks.retrieval import nearest
-from minicoca.tasks.zero_shot import class_scores, fill_templates, probabilities
+from minicoca.tasks.zero_shot import Judge, fill_templates, probabilities
 
 WORDS = {"red": (1.0, 0.0), "blue": (0.0, 1.0), "purple": (0.8, 0.6)}
 
@@ -38,6 +38,7 @@ class Model:
     """Knows three words, and sees an image as the word whose number its first pixel is."""
 
     config = Config()
+    params = {"log_temperature": np.log(0.1)}
 
     def embed_images(self, images):
         return np.array([list(WORDS.values())[i] for i in images[:, 0, 0, 0]])
@@ -172,18 +173,19 @@ def test_zero_shot_by_hand():
     vectors = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     prompts = (("red",), ("blue",))
     task = ZeroShot(("a", "b"), prompts, np.array([0, 1, 2]), np.array([0, 1, 0]))
-    (measure,) = zero_shot(Model(), Tokenizer(), vectors, task)
+    split = pairs("red", "blue", "purple", task=task)
+    (measure,) = zero_shot(Model(), Tokenizer(), split, vectors, 3)
     assert measure(np.ones(3, int)) == pytest.approx(
         {"zero_shot_top1": 2 / 3, "zero_shot_top5": 1.0, "zero_shot_mean_per_class": 3 / 4}
     )
-    assert zero_shot(Model(), Tokenizer(), vectors[:0], task) == []
+    assert zero_shot(Model(), Tokenizer(), split, vectors, 0) == []
 
 
 def test_a_class_scores_its_best_prompt():
-    scores = class_scores(
-        Model(), Tokenizer(), np.array([[1.0, 0.0]]), [("blue", "purple"), ("red",)]
-    )
+    judge = Judge(Model(), Tokenizer(), [("blue", "purple"), ("red",)])
+    scores, each = judge(np.array([[1.0, 0.0]]))
     np.testing.assert_allclose(scores, [[0.8, 1.0]])
+    np.testing.assert_allclose(each, [[0.0, 0.8, 1.0]])
 
 
 def test_galleries_are_averaged_and_the_rest_is_left_out():
@@ -208,7 +210,8 @@ def test_a_gallery_holds_all_captions_of_its_images_and_no_others():
 
 
 def test_probabilities_use_the_temperature():
-    p = probabilities(np.array([[0.5, 0.4]]), np.log(0.1))
+    judge = Judge(Model(), Tokenizer(), [("red",), ("blue",)])
+    p = probabilities(np.array([[0.5, 0.4]]) * judge.sharpness)
     np.testing.assert_allclose(p, [[np.e / (np.e + 1), 1 / (np.e + 1)]])
 
 

@@ -6,6 +6,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from .. import config
+from ..tasks.word_order import HEADS, KINDS
+from ..tasks.zero_shot import BY, RULES
 from ..training.checkpoint import SHIPPED
 from .flags import Usage, add_settings
 from .model import add_computing, open_model
@@ -31,6 +33,8 @@ SHARES = {
     "zero_shot_top1": "zero-shot accuracy",
     "zero_shot_top5": "zero-shot, right in 5",
     "zero_shot_mean_per_class": "zero-shot, mean over classes",
+    **{f"zero_shot_{by}_top1": f"zero-shot by {by}" for by in BY[1:]},
+    **{f"order_{k}_{h}": f"{k.replace('_', '/')}, {h}" for k in KINDS for h in HEADS},
 }
 NUMBERS = {
     "caption_cider_d": "caption CIDEr-D, of 10",
@@ -47,6 +51,20 @@ def add_flags(parser):
     parser.add_argument("--split", nargs="+", help="which splits (default: those held out, or all)")
     parser.add_argument(
         "--gallery", type=int, help="retrieval among so many images (0: all; shapes: 256)"
+    )
+    parser.add_argument(
+        "--by", nargs="+", choices=BY[1:], default=(), help="judge classes by these too (slow)"
+    )
+    parser.add_argument(
+        "--rule", choices=RULES, default="best", help="of a class's prompts, as for classify"
+    )
+    parser.add_argument(
+        "--word-order",
+        action="store_true",
+        help="does the true sentence score more than one of the same words that is not?",
+    )
+    parser.add_argument(
+        "--limit", type=int, help="look at the first so many images of a split only"
     )
     parser.add_argument("--out", type=Path, help="a new file of the results, as --json prints them")
     add_computing(parser)
@@ -66,6 +84,10 @@ def run(arguments):
     gallery = GALLERY.get(settings.data, 0) if arguments.gallery is None else arguments.gallery
     if gallery < 0:
         raise Usage(f"--gallery {gallery}: at least 1, or 0 for all")
+    if arguments.limit is not None and arguments.limit < 1:
+        raise Usage(f"--limit {arguments.limit}: at least 1")
+    if arguments.rule == "ensemble" and arguments.by:
+        raise Usage("--rule ensemble is a mean of vectors: leave out --by")
     dataset = data.load(settings)
     tell(f"{dataset.name}: {dataset.notes}".strip())
     chosen = splits_of(dataset, own, arguments.split)
@@ -73,7 +95,10 @@ def run(arguments):
     rows = []
     with Results(arguments, len(chosen), as_table) as results:
         for name, pairs in chosen.items():
-            figures, _ = evaluate(model, tokenizer, pairs, gallery, known)
+            figures, _ = evaluate(
+                model, tokenizer, pairs, gallery, known, arguments.limit,
+                by=arguments.by, rule=arguments.rule, word_order=arguments.word_order,
+            )  # fmt: skip
             row = {"run": str(arguments.run), "data": settings.data, "split": name}
             rows.append(row | row_of(figures))
             if arguments.out:
