@@ -23,11 +23,11 @@ from .config import Config
 from .data.files import Report
 from .squares import FITS
 from .tasks import embed_texts, no_vectors, unread
-from .tasks.captioning import Candidate, captions, decoding
+from .tasks.captioning import Candidate, captions, decoding, demand_captions
 from .tasks.files import Fitting, Picture, decoded, embed, find_images
 from .tasks.indexed import open_index, search
 from .tasks.retrieval import Found, best
-from .tasks.scoring import Scores, scores
+from .tasks.scoring import Scores, reranked, scores
 from .tasks.zero_shot import (
     Classification,
     check_labels,
@@ -197,6 +197,7 @@ class Model:
         *,
         k: int = 6,
         index: str | os.PathLike | None = None,
+        rerank: int | None = None,
         fit: str | None = None,
     ) -> list[Found] | list[list[Found]]:
         """The k images that are nearest a query, best first: their places, themselves, cosines.
@@ -207,6 +208,8 @@ class Model:
             that `embed_images` made of many.
         index: instead of images, the folder that `minicoca embed --index` made with this model.
             Found are then rows of it and names of files, which need not be there any more.
+        rerank: of so many nearest images those first of which a sentence is the likeliest caption,
+            by log p(sentence | image) per token (`likelihood` of Found). They have to be there.
         fit: "crop" if not given, or the index's own, which alone it may be.
         What in a folder cannot be used is left out, and told by a warning.
         """
@@ -220,6 +223,13 @@ class Model:
             fitting = fitting._replace(fit=opened.fit)
         one = isinstance(query, str) or not isinstance(query, list | tuple)
         queries = [query] if one else list(query)
+        if rerank is not None:
+            if rerank < k or not all(isinstance(q, str) for q in queries):
+                raise ValueError(f"rerank={rerank}: at least k={k}, and of sentences alone")
+            if isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind == "f":
+                raise ValueError("to rerank takes the images: give them, and not their vectors")
+            demand_captions(self.coca)
+        many = rerank or k
         texts = [_text(q) for q in queries if isinstance(q, str)]
         _tell(unread(self.coca, self.tokenizer, texts))
         vectors = [
@@ -230,11 +240,16 @@ class Model:
         ]
         asked = np.concatenate([no_vectors(self.coca), *vectors])
         if opened is not None:
-            found = search(opened, asked, k)
+            found = search(opened, asked, many)
         else:
             parts, left_out = self._gallery(images, fitting)
             _tell(left_out)
-            found = best(asked, parts, k)
+            found = best(asked, parts, many)
+        if rerank:
+            ways = [
+                (self.coca, self.tokenizer, q, own) for q, own in zip(queries, found, strict=True)
+            ]
+            found = [reranked(*way, None, fitting)[:k] for way in ways]
         _tell(told)
         return found[0] if one else found
 

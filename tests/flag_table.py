@@ -89,6 +89,7 @@ FLAGS = {
             ("--text", [*NAMED, "--image"], [*NAMED, "--text"], "out"),
             ("--image", [*NAMED, "--text"], [*NAMED, "--image"], "out"),
             ("-k", ["HERE/red", "a", "-k", "2"], ["HERE/red", "a", "-k", "3"], "out"),
+            ("--rerank", ["HERE/red", "a"], ["HERE/red", "a", "--rerank", "9"], "out"),
             ("--sheet", ["HERE/red", "a"], ["HERE/red", "a", "--sheet", "sheet.png"], "files"),
             *[
                 (flag, ["HERE/red", "a", *a], ["HERE/red", "a", *b], what)

@@ -1,6 +1,7 @@
 """By what a class is chosen: cosine, likelihood, mutual information, both; and of which prompts."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -223,3 +224,64 @@ def check_evaluated(model, pictures):
 
 def test_evaluation_judges_alike(model, pictures):
     check_evaluated(model, pictures)
+
+
+def check_rerank(model, paths):
+    """Of the nearest, in the order of the likelihoods that `score` gives."""
+    text = "a red circle"
+    per_token = model.score(paths, text).per_token
+    cosines = model.embed_images(paths) @ model.embed_texts(text)
+    for many in (2, 3):
+        nearest = np.argsort(-cosines, kind="stable")[:many]
+        want = sorted(nearest, key=lambda i: -per_token[i])
+        found = model.search(text, paths, k=2, rerank=many)
+        assert [one.place for one in found] == want[:2]
+        likelihoods = [one.likelihood for one in found]
+        np.testing.assert_allclose(likelihoods, per_token[want[:2]], rtol=1e-5)
+
+
+def test_search_ranks_again_by_the_likelihood(model, folder, capsys):
+    paths = [folder.parent / f"{i}.png" for i in range(3)]
+    check_rerank(model, paths)
+    how = ["--run", folder, "--backend", "numpy", "-k", 2]
+    words = ["search", folder.parent, "a red circle", *how, "--rerank", 3]
+    assert cli.main([*map(str, words), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    found = model.search("a red circle", paths, k=2, rerank=3)
+    assert [row["file"] for row in rows] == [str(one.image) for one in found]
+    for row, one in zip(rows, found, strict=True):
+        assert row["likelihood"] == pytest.approx(one.likelihood, abs=1e-3)
+    assert cli.main([*map(str, words)]) == 0
+    assert capsys.readouterr().out.startswith(f"{rows[0]['likelihood']:.3f}  ")
+
+
+def test_an_image_that_is_gone_is_ranked_last(model, folder, tmp_path, capsys):
+    for name in ("0.png", "1.png", "2.png"):
+        shutil.copy(folder.parent / name, tmp_path / name)
+    index, how = tmp_path / "index", ["--run", str(folder), "--backend", "numpy"]
+    assert cli.main(["embed", str(tmp_path), "--index", str(index), *how]) == 0
+    first = model.search("a red circle", index=index, k=3, rerank=3)
+    (tmp_path / first[0].image).unlink()
+    capsys.readouterr()
+    words = ["search", "--index", str(index), "a red circle", "-k", "3", "--rerank", "3", *how]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].endswith(first[0].image) and "not ranked again" in err
+    with pytest.raises(ValueError, match="no such file"):
+        model.search("a red circle", index=index, k=3, rerank=3)
+
+
+def test_what_cannot_be_ranked_again_is_refused(model, folder, pictures, capsys):
+    with pytest.raises(ValueError, match="rerank=1: at least k=2"):
+        model.search("a star", pictures, k=2, rerank=1)
+    with pytest.raises(ValueError, match="of sentences alone"):
+        model.search([pictures[0]], pictures, k=1, rerank=2)
+    with pytest.raises(ValueError, match="and not their vectors"):
+        model.search("a star", model.embed_images(pictures), k=1, rerank=2)
+    place = str(folder.parent)
+    for words, said in (
+        ([place, "a", "-k", "3", "--rerank", "2"], "--rerank 2: at least as many as -k 3"),
+        ([place, f"{place}/0.png", "--rerank", "9"], "the query is an image"),
+    ):
+        assert cli.main(["search", *words, "--run", str(folder)]) == 2
+        assert said in capsys.readouterr().err

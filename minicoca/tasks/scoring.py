@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..config import PAD
+from ..images import ImageError, ReadError
 from . import embed_texts
+from .captioning import demand_captions
+from .files import WHOLE, Fitting, pixels
+from .retrieval import Found
 
 
 class Scores(NamedTuple):
@@ -69,6 +73,36 @@ def log_likelihoods(model, images: np.ndarray, tokens: np.ndarray) -> np.ndarray
     if not len(tokens):
         return np.zeros((len(images), 0))
     return model.log_likelihoods(images, tokens).sum(-1, dtype=np.float64)
+
+
+def reranked(
+    model,
+    tokenizer,
+    text: str,
+    found: Sequence[Found],
+    skipped: list[str] | None = None,
+    how: Fitting = WHOLE,
+) -> list[Found]:
+    """Images that vectors found for a sentence, those first of which it is the likelier caption: by
+    log p(text | image) per token. To subtract log p(text) would not change the order.
+
+    skipped: takes the errors of those that cannot be read any more, which come last; without it
+    they are raised. Raises ValueError for a model that was not trained to caption.
+    """
+    demand_captions(model)
+    tokens, read, lost = tokenizer.encode([text], model.config.text_length), [], []
+    for one in found:
+        try:
+            image = pixels(one.image, model.config.image_size, how)
+        except (ImageError, ReadError) as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            lost.append(one)
+            continue
+        sums = log_likelihoods(model, image[None], tokens)[0, 0]
+        read.append(one._replace(likelihood=float(sums / counts(tokens)[0])))
+    return sorted(read, key=lambda one: -one.likelihood) + lost
 
 
 def without_image(model, tokens: np.ndarray) -> np.ndarray:
