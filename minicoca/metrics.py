@@ -1,4 +1,5 @@
-"""How good are rankings and captions? Every figure is from 0 to 1, except CIDEr-D's, 0 to 10.
+"""How good are rankings and captions? Every figure is from 0 to 1, except CIDEr-D's, 0 to 10, and
+ranks and lengths.
 
 Equal scores count against the model: a wrong candidate that ties with a right one is ranked before
 it. A model that scores everything alike has found nothing.
@@ -16,6 +17,7 @@ from .words import words_of
 
 LONGEST_NGRAM = 4  # both BLEU-4 and CIDEr-D count sequences of one to four words
 CIDER_SIGMA = 6.0  # how fast CIDEr-D punishes a difference in length, in words
+ROUGE_BETA = 1.2  # how much more recall weighs than precision, as COCO's evaluation has it
 
 
 def right_texts(captions: Sequence[Sequence[str]], texts: Sequence[str]) -> np.ndarray:
@@ -86,6 +88,12 @@ def wrong_before(similarity: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.where(right.any(axis=1), before, np.inf)
 
 
+def median_rank(ranks: np.ndarray) -> float:
+    """The median place of the best right candidate, 1 being the first, of `wrong_before`'s counts
+    [n]."""
+    return float(np.median(ranks)) + 1
+
+
 def top_k_accuracy(
     scores: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)
 ) -> dict[int, float]:
@@ -96,25 +104,21 @@ def top_k_accuracy(
     return recall_at_k(scores, np.asarray(labels, dtype=np.int64), ks)
 
 
-def exact_match(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Share of captions that are one of their references, word for word; spacing does not count.
+def exact_matches(generated: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """Which captions are one of their references, word for word, bool [n]; spacing does not count.
 
     Raises ValueError if there are none or the numbers differ.
     """
     _check(generated, references)
-    hits = (
+    return np.array([
         text.split() in [reference.split() for reference in own]
         for text, own in zip(generated, references, strict=True)
-    )
-    return sum(hits) / len(generated)
+    ])  # fmt: skip
 
 
-def caption_scores(
-    generated: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, float]:
-    """`exact_match`, `bleu_4` and `cider_d` by name; raises as they do."""
-    scores = (exact_match, bleu_4, cider_d)
-    return {score.__name__: score(generated, references) for score in scores}
+def exact_match(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Share of captions that are one of their references. Raises as `exact_matches`."""
+    return float(exact_matches(generated, references).mean())
 
 
 def bleu_4(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -125,23 +129,37 @@ def bleu_4(generated: Sequence[str], references: Sequence[Sequence[str]]) -> flo
     as in a single reference, times a penalty for being shorter than the nearest references. Words
     are those of `words_of`. If no generated caption has four words, there is no precision of four
     to count: the mean is of those that there are (sacrebleu's effective order), and the figure is
-    BLEU-3, 2 or 1, as `bleu_order` says. Raises as `exact_match` does.
+    BLEU-3, 2 or 1, as `bleu_order` says. Raises as `exact_matches` does.
     """
+    return bleu_of(bleu_counts(generated, references).sum(0))
+
+
+def bleu_counts(generated: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """What BLEU-4 is made of, int64 [n, 10], to be added up over captions: of one to four words the
+    n-grams that count, and all that there are; the words, and those of the nearest reference.
+    Raises as `exact_matches`."""
     _check(generated, references)
-    hits, total = np.zeros(LONGEST_NGRAM), np.zeros(LONGEST_NGRAM)
-    length = nearest = 0
+    rows = []
     for text, own in zip(generated, references, strict=True):
         words, rights = words_of(text), [words_of(reference) for reference in own]
-        length += len(words)
-        # Of two references equally near in length, the shorter one counts.
-        nearest += min((abs(len(right) - len(words)), len(right)) for right in rights)[1]
-        for n in range(LONGEST_NGRAM):
+        hits, total = [], []
+        for n in range(1, LONGEST_NGRAM + 1):
             allowed: Counter = Counter()
             for right in rights:
-                allowed |= _ngrams(right, n + 1)
-            counts = _ngrams(words, n + 1)
-            hits[n] += (counts & allowed).total()
-            total[n] += counts.total()
+                allowed |= _ngrams(right, n)
+            counts = _ngrams(words, n)
+            hits.append((counts & allowed).total())
+            total.append(counts.total())
+        # Of two references equally near in length, the shorter one counts.
+        nearest = min((abs(len(right) - len(words)), len(right)) for right in rights)[1]
+        rows.append([*hits, *total, len(words), nearest])
+    return np.array(rows, np.int64)
+
+
+def bleu_of(counts: np.ndarray) -> float:
+    """`bleu_4` from the sum [10] of `bleu_counts`."""
+    hits, total = counts[:LONGEST_NGRAM], counts[LONGEST_NGRAM:-2]
+    length, nearest = counts[-2:]
     hits, total = hits[total > 0], total[total > 0]
     if not hits.size or not hits.all():
         return 0.0
@@ -155,8 +173,13 @@ def bleu_order(generated: Sequence[str]) -> int:
 
 
 def cider_d(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """CIDEr-D, 0 to 10 (Vedantam et al. 2015, "CIDEr: consensus-based image description
-    evaluation").
+    """CIDEr-D, 0 to 10: the mean of `cider_ds`; raises as it does."""
+    return float(cider_ds(generated, references).mean())
+
+
+def cider_ds(generated: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """CIDEr-D of each caption, 0 to 10, [n] (Vedantam et al. 2015, "CIDEr: consensus-based image
+    description evaluation").
 
     The likeness of n-gram counts, those rare among the images weighing more, averaged over the
     references and over n. An n-gram repeated beyond the reference gains nothing, nor does a wrong
@@ -189,11 +212,47 @@ def cider_d(generated: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         gap = len(words) - len(right)
         return cosines / LONGEST_NGRAM * math.exp(-(gap**2) / (2 * CIDER_SIGMA**2))
 
-    scores = [
+    return 10 * np.array([
         np.mean([likeness(words_of(text), words_of(reference)) for reference in own])
         for text, own in zip(generated, references, strict=True)
-    ]
-    return 10 * float(np.mean(scores))
+    ])  # fmt: skip
+
+
+def rouge_l(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """ROUGE-L: the mean of `rouge_ls`; raises as it does."""
+    return float(rouge_ls(generated, references).mean())
+
+
+def rouge_ls(generated: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """ROUGE-L of each caption, [n] (Lin 2004, "ROUGE: a package for automatic evaluation of
+    summaries", section 3), as COCO's evaluation has it.
+
+    (1 + b^2) p r / (r + b^2 p) of precision p and recall r, the parts that the longest common
+    subsequence is of the caption's words and of a reference's, each from the reference for which it
+    is the largest. Words are as in `bleu_4`; raises as it does.
+    """
+    _check(generated, references)
+    scores = []
+    for text, own in zip(generated, references, strict=True):
+        words, rights = words_of(text), [words_of(reference) for reference in own]
+        common = [_longest_common(words, right) for right in rights]
+        precision = max(common) / max(1, len(words))
+        recalls = (n / max(1, len(right)) for n, right in zip(common, rights, strict=True))
+        most = max(recalls)
+        both = most + ROUGE_BETA**2 * precision
+        scores.append((1 + ROUGE_BETA**2) * precision * most / both if both else 0.0)
+    return np.array(scores)
+
+
+def _longest_common(one: list[str], other: list[str]) -> int:
+    """Length of the longest common subsequence."""
+    before = [0] * (len(other) + 1)
+    for word in one:
+        row = [0]
+        for i, theirs in enumerate(other):
+            row.append(before[i] + 1 if word == theirs else max(row[i], before[i + 1]))
+        before = row
+    return before[-1]
 
 
 def _check(generated: Sequence[str], references: Sequence[Sequence[str]]) -> None:

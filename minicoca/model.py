@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,19 @@ from .config import Config
 from .data.files import Report
 from .squares import FITS
 from .tasks import embed_texts, no_vectors, unread
-from .tasks.captioning import Candidate, caption, captions, decoding
+from .tasks.captioning import Candidate, caption, captions, decoding, demand_captions
 from .tasks.explain import Explanation, explain
 from .tasks.files import Fitting, Picture, decoded, embed, find_images
 from .tasks.indexed import open_index, search
 from .tasks.retrieval import Found, best
-from .tasks.scoring import Scores, scores
-from .tasks.zero_shot import Classification, check_labels, classifier, fill_templates
+from .tasks.scoring import Scores, reranked, scores
+from .tasks.zero_shot import (
+    Classification,
+    check_labels,
+    classified,
+    classifier,
+    fill_templates,
+)
 from .tokenizer import Tokenizer
 from .training.checkpoint import find_run, load_model
 from .words import clip
@@ -146,27 +152,43 @@ class Model:
     def classify(
         self,
         images: Pictures,
-        labels: Sequence[str],
+        labels: Sequence[str] | Mapping[str, Sequence[str]],
         *,
         templates: str | Sequence[str] = "{}",
+        by: str = "cosine",
+        rule: str | None = None,
         fit: str = "crop",
     ) -> Classification | list[Classification]:
-        """Which of the labels fits each image: its name, its probability, and all cosines.
+        """Which of the labels fits each image: its name, its probability, the scores of all labels,
+        and those of its own prompts (`evidence`).
 
-        templates: what is read for a label, which stands where {} is; of several the best counts.
+        labels: names; or descriptions, {name: sentences that hold of it}, read as they stand.
+        templates: what is read for a name, which stands where {} is.
+        by: "cosine"; "likelihood", log p(text | image) per token; "pmi", log p(text | image) -
+            log p(text); or "both" cosine / temperature + pmi (`tasks.zero_shot.Judge`).
+        rule: of several sentences the "best" counts (the default of templates), their "mean" (of
+            descriptions), or by cosine CLIP's "ensemble", the mean of their vectors.
         Raises ValueError for no labels, an empty one, and two that are one to the model.
         """
         if isinstance(labels, str) or not len(labels):
             raise ValueError(f"labels={labels!r}: give a list of one label or more")
-        labels, templates = _texts(labels)[0], _texts(templates)[0]
-        prompts = fill_templates(labels, templates)
-        check_labels(self.coca, self.tokenizer, labels, prompts)
+        described = labels if isinstance(labels, Mapping) else None
+        if described and templates != "{}":
+            raise ValueError("descriptions are read as they stand: leave out templates")
+        labels = _texts(labels)[0]
+        if described:
+            prompts = [tuple(_texts(described[label])[0]) for label in labels]
+        else:
+            prompts = fill_templates(labels, _texts(templates)[0])
+        check_labels(self.coca, self.tokenizer, labels, prompts, shared=bool(described))
         _tell(unread(self.coca, self.tokenizer, [text for group in prompts for text in group]))
         given, one = _listed(images)
         fitting, told = self._fitting(fit)
-        vectors = self._vectors(given, fitting)
+        rule = rule or ("mean" if described else "best")
+        classify = classifier(self.coca, self.tokenizer, labels, prompts, by, rule)
+        batches = classified(self.coca, classify, given, by, None, fitting)
+        found = [row for _, rows in batches for row in rows]
         _tell(told)
-        found = classifier(self.coca, self.tokenizer, labels, prompts)(vectors)
         return found[0] if one else found
 
     def search(
@@ -176,6 +198,7 @@ class Model:
         *,
         k: int = 6,
         index: str | os.PathLike | None = None,
+        rerank: int | None = None,
         fit: str | None = None,
     ) -> list[Found] | list[list[Found]]:
         """The k images that are nearest a query, best first: their places, themselves, cosines.
@@ -186,6 +209,8 @@ class Model:
             that `embed_images` made of many.
         index: instead of images, the folder that `minicoca embed --index` made with this model.
             Found are then rows of it and names of files, which need not be there any more.
+        rerank: of so many nearest images those first of which a sentence is the likeliest caption,
+            by log p(sentence | image) per token (`likelihood` of Found). They have to be there.
         fit: "crop" if not given, or the index's own, which alone it may be.
         What in a folder cannot be used is left out, and told by a warning.
         """
@@ -199,6 +224,13 @@ class Model:
             fitting = fitting._replace(fit=opened.fit)
         one = isinstance(query, str) or not isinstance(query, list | tuple)
         queries = [query] if one else list(query)
+        if rerank is not None:
+            if rerank < k or not all(isinstance(q, str) for q in queries):
+                raise ValueError(f"rerank={rerank}: at least k={k}, and of sentences alone")
+            if isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind == "f":
+                raise ValueError("to rerank takes the images: give them, and not their vectors")
+            demand_captions(self.coca)
+        many = rerank or k
         texts = [_text(q) for q in queries if isinstance(q, str)]
         _tell(unread(self.coca, self.tokenizer, texts))
         vectors = [
@@ -209,20 +241,28 @@ class Model:
         ]
         asked = np.concatenate([no_vectors(self.coca), *vectors])
         if opened is not None:
-            found = search(opened, asked, k)
+            found = search(opened, asked, many)
         else:
             parts, left_out = self._gallery(images, fitting)
             _tell(left_out)
-            found = best(asked, parts, k)
+            found = best(asked, parts, many)
+        if rerank:
+            ways = [
+                (self.coca, self.tokenizer, q, own) for q, own in zip(queries, found, strict=True)
+            ]
+            found = [reranked(*way, None, fitting)[:k] for way in ways]
         _tell(told)
         return found[0] if one else found
 
     def score(self, images: Pictures, texts: str | Iterable[str], *, fit: str = "crop") -> Scores:
         """How well each text fits each image: `cosines` and `log_likelihoods`, [images, texts], and
-        the texts' `tokens`, without the axis of what was given alone.
+        the texts' `tokens` and likelihoods `without_image`, without the axis of what was given
+        alone.
 
         log p(text | image) = sum over t of log P(y_t | y_<t, image), which is minus the paper's
-        Eq. 3, over the tokens y_t of the text and its end; `per_token` is that over their number.
+        Eq. 3, over the tokens y_t of the text and its end; `per_token` is that over their number,
+        and `pmi` what the image adds to it: log p(text | image) - log p(text), the second as
+        `tasks.scoring.without_image` estimates it.
         What the model was not trained for is None.
         """
         (given, one_image), (sentences, one_text) = _listed(images), _texts(texts)
@@ -234,7 +274,8 @@ class Model:
         text = 0 if one_text else slice(None)
         cut = (0 if one_image else slice(None), text)
         pairs = (None if x is None else x[cut] for x in found[:2])
-        return Scores(*pairs, found.tokens[text])
+        alone = None if found.without_image is None else found.without_image[text]
+        return Scores(*pairs, found.tokens[text], alone)
 
     def explain(
         self,

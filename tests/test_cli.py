@@ -279,7 +279,7 @@ def test_a_folder_of_ones_own_pictures(run, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["train", "caption", "classify", "search", "embed", "explain", "info", "data", "bench"],
+    "train caption classify search embed explain evaluate page info plot data bench".split(),
 )
 def test_help_is_there(name, capsys):
     with pytest.raises(SystemExit) as stop:

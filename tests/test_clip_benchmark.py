@@ -121,7 +121,7 @@ def test_its_classes_score_as_ours(run, labelled):
     )
     assert (true.numpy() == target).all()
     rows = minicoca.load(run, "cpu").classify(given, NAMES, templates="a {}")
-    cosines = np.array([[row.cosines[name] for name in NAMES] for row in rows])
+    cosines = np.array([[row.scores[name] for name in NAMES] for row in rows])
     np.testing.assert_allclose(logits / 100, cosines, atol=0.01)  # its own product is in bfloat16
     logits, _ = zeroshot_classification.run_classification(
         model, classes.float(), loader(transform), "cpu", amp=False
@@ -145,7 +145,7 @@ def test_its_classification_and_ours_find_the_same(run, labelled):
         model, loader(transform), tokenizer, NAMES, ["a {c}"], "cpu", amp=False
     )
     rows = minicoca.load(run, "cpu").classify(given, NAMES, templates="a {}")
-    want = top_k_accuracy(np.array([list(row.cosines.values()) for row in rows]), target, (1, 5))
+    want = top_k_accuracy(np.array([list(row.scores.values()) for row in rows]), target, (1, 5))
     assert (found["acc1"], found["acc5"]) == pytest.approx((want[1], want[5]), abs=1e-6)
     labels = np.array([row.label for row in rows])
     right = [np.mean(labels[target == i] == name) for i, name in enumerate(NAMES)]

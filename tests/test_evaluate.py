@@ -10,12 +10,22 @@ from hypothesis import strategies as st
 from minicoca import evaluate as evaluate_module
 from minicoca import report
 from minicoca.data import Pairs, ZeroShot
-from minicoca.evaluate import evaluate, nearest_truth, retrieval, written, zero_shot
-from minicoca.metrics import recall_at_k
+from minicoca.evaluate import (
+    WAYS,
+    evaluate,
+    nearest_truth,
+    of_captions,
+    of_classes,
+    retrieval,
+    written,
+    zero_shot,
+)
+from minicoca.intervals import intervals
+from minicoca.metrics import bleu_4, cider_d, recall_at_k, rouge_l, wrong_before
 from minicoca.tasks import embed_texts
 from minicoca.tasks.captioning import caption
 from minicoca.tasks.retrieval import nearest
-from minicoca.tasks.zero_shot import class_scores, fill_templates, probabilities
+from minicoca.tasks.zero_shot import Judge, fill_templates, probabilities
 
 WORDS = {"red": (1.0, 0.0), "blue": (0.0, 1.0), "purple": (0.8, 0.6)}
 
@@ -28,6 +38,7 @@ class Model:
     """Knows three words, and sees an image as the word whose number its first pixel is."""
 
     config = Config()
+    params = {"log_temperature": np.log(0.1)}
 
     def embed_images(self, images):
         return np.array([list(WORDS.values())[i] for i in images[:, 0, 0, 0]])
@@ -90,6 +101,11 @@ def test_every_caption_of_an_image_counts_in_retrieval():
     assert figures["text_to_image_r1"] == pytest.approx(4 / 5)
 
 
+def once(found, count):
+    """The figures where each of `count` images counts once."""
+    return found.figures(np.ones(count, int))
+
+
 random_sets = st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4), min_size=1)
 
 
@@ -103,16 +119,19 @@ def test_retrieval_in_chunks_is_that_of_whole_galleries(own, gallery, chunk, see
     said = np.array([vectors[text] for text in texts])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate_module, "BATCH", chunk)
-        figures = retrieval(images, said, own, gallery)
-    size, found = min(gallery or len(own), len(own)), []
+        figures = once(retrieval(images, said, own, gallery), len(own))
+    size, found, ranks = min(gallery or len(own), len(own)), ([], []), ([], [])
     for start in range(0, len(own) - size + 1, size):
         inside = (which >= start) & (which < start + size)
         mine = own[start : start + size]
         similarity = images[start : start + size] @ said[inside].T
         right = np.array([[text in m for t, text in enumerate(texts) if inside[t]] for m in mine])
-        found.append([recall_at_k(similarity, right)[1], recall_at_k(similarity.T, right.T)[1]])
-    both = [figures["image_to_text_r1"], figures["text_to_image_r1"]]
-    assert both == pytest.approx(np.mean(found, axis=0).tolist())
+        for way, sides in enumerate([(similarity, right), (similarity.T, right.T)]):
+            found[way].append(recall_at_k(*sides)[1] * len(sides[0]))
+            ranks[way].extend(wrong_before(*sides))
+    for way, name in enumerate(WAYS):
+        assert figures[f"{name}_r1"] == pytest.approx(np.sum(found[way]) / len(ranks[way]))
+        assert figures[f"{name}_median_rank"] == 1 + np.median(ranks[way])
 
 
 def test_retrieval_never_holds_all_similarities():
@@ -154,37 +173,45 @@ def test_zero_shot_by_hand():
     vectors = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     prompts = (("red",), ("blue",))
     task = ZeroShot(("a", "b"), prompts, np.array([0, 1, 2]), np.array([0, 1, 0]))
-    assert zero_shot(Model(), Tokenizer(), vectors, task)["zero_shot_top1"] == pytest.approx(2 / 3)
+    split = pairs("red", "blue", "purple", task=task)
+    (measure,) = zero_shot(Model(), Tokenizer(), split, vectors, 3)
+    assert measure(np.ones(3, int)) == pytest.approx(
+        {"zero_shot_top1": 2 / 3, "zero_shot_top5": 1.0, "zero_shot_mean_per_class": 3 / 4}
+    )
+    assert zero_shot(Model(), Tokenizer(), split, vectors, 0) == []
 
 
 def test_a_class_scores_its_best_prompt():
-    scores = class_scores(
-        Model(), Tokenizer(), np.array([[1.0, 0.0]]), [("blue", "purple"), ("red",)]
-    )
+    judge = Judge(Model(), Tokenizer(), [("blue", "purple"), ("red",)])
+    scores, each = judge(np.array([[1.0, 0.0]]))
     np.testing.assert_allclose(scores, [[0.8, 1.0]])
+    np.testing.assert_allclose(each, [[0.0, 0.8, 1.0]])
 
 
 def test_galleries_are_averaged_and_the_rest_is_left_out():
     image = np.eye(5)
     text = np.eye(5)[[0, 1, 3, 2, 4]]  # images 2 and 3 are taken for each other
     words = [[word] for word in "abcde"]
-    figures = retrieval(image, text, words, gallery=2)
-    assert figures["image_to_text_r1"] == 0.5 and figures["gallery"] == 2
-    assert retrieval(image, text, words)["text_to_image_r1"] == 0.6
+    found = retrieval(image, text, words, gallery=2)
+    assert once(found, 5)["image_to_text_r1"] == 0.5 and found.gallery == 2
+    assert once(retrieval(image, text, words), 5)["text_to_image_r1"] == 0.6
 
 
 def test_a_gallery_holds_all_captions_of_its_images_and_no_others():
     image = np.eye(4)
     text = np.eye(4)[[0, 0, 0, 1, 3, 2, 2]]  # of image 2 and of image 3: taken for each other
     words = [["a", "b", "c"], ["d"], ["e"], ["f", "g"]]
-    figures = retrieval(image, text, words, gallery=2)
-    assert figures["image_to_text_r1"] == 0.5 == figures["text_to_image_r1"]
-    assert (figures["gallery"], figures["gallery_captions"]) == (2, 3)
-    assert retrieval(image, text, words)["text_to_image_r1"] == 4 / 7
+    found = retrieval(image, text, words, gallery=2)
+    figures = once(found, 4)
+    # Every caption is a query as good as another: the four of the first gallery are all right.
+    assert figures["image_to_text_r1"] == 0.5 and figures["text_to_image_r1"] == 4 / 7
+    assert (found.gallery, found.captions) == (2, 3)
+    assert once(retrieval(image, text, words), 4)["text_to_image_r1"] == 4 / 7
 
 
 def test_probabilities_use_the_temperature():
-    p = probabilities(np.array([[0.5, 0.4]]), np.log(0.1))
+    judge = Judge(Model(), Tokenizer(), [("red",), ("blue",)])
+    p = probabilities(np.array([[0.5, 0.4]]) * judge.sharpness)
     np.testing.assert_allclose(p, [[np.e / (np.e + 1), 1 / (np.e + 1)]])
 
 
@@ -208,3 +235,78 @@ def test_a_model_is_not_asked_for_what_it_did_not_learn():
         embed_texts(model, Tokenizer(), ["red"])
     with pytest.raises(ValueError, match="prompt has 12 tokens; at most 7"):
         caption(Model(), Tokenizer(), pairs("red").images, "word " * 12)
+
+
+def test_figures_of_drawn_images_are_those_of_a_set_that_holds_them_so_often():
+    """All captions of an image go with it; the rarity of words and the galleries stay."""
+    rng = np.random.default_rng(0)
+    references = [
+        ["a red cat", "a cat"],
+        ["the cat lies on a mat"],
+        ["a red dog", "dog", "a red thing"],
+    ]
+    said, times = ["a red cat", "a cat lies on a mat", "a dog"], np.array([0, 3, 1])
+    chosen = np.repeat(np.arange(3), times)
+    measure = of_captions(said, references, known=["a red cat"])(times)
+    again = [said[i] for i in chosen], [references[i] for i in chosen]
+    assert measure["caption_bleu_4"] == pytest.approx(bleu_4(*again)) and 0 < bleu_4(*again) < 1
+    assert measure["caption_rouge_l"] == pytest.approx(rouge_l(*again))
+    assert measure["caption_novel"] == 1 and measure["caption_words"] == (3 * 6 + 2) / 4
+    whole = of_captions(said, references)(np.ones(3, int))
+    assert whole["caption_cider_d"] == pytest.approx(cider_d(said, references))
+    assert "caption_novel" not in whole
+    vectors = rng.standard_normal((3, 4)), rng.standard_normal((6, 4))
+    found = retrieval(*vectors, references)
+    texts, owners = found.ranks[1], np.repeat([0, 1, 2], [2, 1, 3])
+    hits = np.concatenate([texts[owners == i] < 1 for i in chosen])
+    assert found.figures(times)["text_to_image_r1"] == pytest.approx(hits.mean())
+    assert found.figures(times)["image_to_text_r1"] == (found.ranks[0][chosen] < 1).mean()
+    labels, ranks = np.array([2, 0, 2]), np.array([0, 6, 3])
+    shares = of_classes(ranks, np.arange(3), labels)(times)
+    assert shares == {
+        "zero_shot_top1": 0, "zero_shot_top5": 1 / 4, "zero_shot_mean_per_class": 0,
+    }  # fmt: skip
+    assert of_classes(ranks, np.arange(3), labels)(np.array([3, 0, 1])) == pytest.approx(
+        {"zero_shot_top1": 3 / 4, "zero_shot_top5": 1, "zero_shot_mean_per_class": 3 / 4}
+    )
+
+
+def test_of_a_set_without_a_queried_image_nothing_is_said():
+    found = retrieval(np.eye(3), np.eye(3), [["a"], ["b"], ["c"]], gallery=2)
+    assert all(np.isnan(x) for x in found.figures(np.array([0, 0, 3])).values())
+    shares = of_classes(np.array([0]), np.array([1]), np.array([4]))(np.array([2, 0, 1]))
+    assert all(np.isnan(x) for x in shares.values())
+
+
+def test_an_interval_is_that_of_a_share():
+    """Of 70 right among 100: 0.7 give or take 1.96 standard errors."""
+    right = np.arange(100) < 70
+    measure = lambda times: {"share": times @ right / times.sum(), "none": np.nan}  # noqa: E731
+    found = intervals(measure, 100)
+    error = (0.7 * 0.3 / 100) ** 0.5
+    assert found["share"] == pytest.approx([0.7 - 1.96 * error, 0.7 + 1.96 * error], abs=0.02)
+    assert "none" not in found and found == intervals(measure, 100) != intervals(
+        measure, 100, seed=1
+    )
+
+
+def test_captions_of_an_image_are_drawn_together():
+    """Ten images with a hundred captions each, all right or all wrong: no better known than ten."""
+    ranks = np.repeat(np.arange(10) < 5, 100).astype(float)
+    images = np.eye(10)
+    found = retrieval(images, np.repeat(images, 100, axis=0), [[f"{i}"] * 100 for i in range(10)])
+    found = found._replace(ranks=(found.ranks[0], ranks))
+    low, high = intervals(found.figures, 10)["text_to_image_r1"]
+    assert low == pytest.approx(0.2, abs=0.11) and high == pytest.approx(0.8, abs=0.11)
+
+
+def test_every_figure_has_an_interval_around_it():
+    captions = (("red", "blue"), ("red",), ("purple",), ("blue",))
+    split = pairs("red", "blue", "purple", "blue", captions=captions)
+    figures, _ = evaluate(Model(), Tokenizer(), split, known=["red"])
+    ends = figures.pop("intervals")
+    fixed = {"images", "gallery", "gallery_captions", "caption_bleu_order"}
+    assert ends.keys() == figures.keys() - fixed
+    assert all(low <= figures[name] <= high for name, (low, high) in ends.items())
+    assert ends["caption_exact"][0] < figures["caption_exact"] < ends["caption_exact"][1]
+    assert "intervals" not in evaluate(Model(), Tokenizer(), split, draws=0)[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from downloads import LEARNED, downloaded
+from flag_table import FILES, FLAGS
 from PIL import Image
 from settings_trace import places, small_data
 from test_settings import FIELDS, ROWS, placed
@@ -27,203 +28,17 @@ from minicoca.engine import generate as engine_generate
 from minicoca.engine import ops
 from minicoca.reference import generate as reference_generate
 from minicoca.tasks import explain as explain_task
+from minicoca.tasks import zero_shot
 from minicoca.training.checkpoint import read_own
+from minicoca.training.log import Log
 
-MODEL = [
-    ("--run", ["--run", "HERE/first"], ["--run", "HERE/second"], "model"),
-    ("--backend", ["--backend", "torch"], ["--backend", "numpy"], "who"),
-    ("--backend", ["--backend", "torch"], ["--backend", "triton"], "kernels"),
-    ("--device", ["--device", "cpu"], ["--device", "cpu:0"], "device"),
-    ("--json", [], ["--json"], "out"),
-]
-OVER = ["--write-txt", "--overwrite-txt"]
-LABELS, FILE, TO = ["--labels", "a", "the"], ["--labels-file", "HERE/b"], ["--template"]
-NPZ, HTML = ["--out", "v.npz"], ["--out", "p.html"]
-INDICES = [["--index", f"HERE/{tint} index"] for tint in ("red", "blue")]
-FIT = [
-    ("--fit", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--fit", "pad"], "asked"),
-    ("--max-pixels", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--max-pixels", "300"], "asked"),
-]
-SAMPLED, BEAMS = ["--temperature", "1"], ["--beams", "4"]
-THEIRS = ["HERE/first_clip"]
-NAMED = ["HERE/red", "HERE/red/1.png"]
-
-# {command: (what is always given, lines of (flag, one way, another, what must differ))}.
-FLAGS = {
-    "caption": (
-        [],
-        [
-            ("images", ["HERE/red/0.png"], ["HERE/red/1.png"], "out"),
-            ("--out", ["HERE/red", "--out", "a"], ["HERE/red", "--out", "b"], "files"),
-            ("--write-txt", ["own"], ["own", "--write-txt"], "texts"),
-            ("--overwrite-txt", ["own", "--write-txt"], ["own", *OVER], "texts"),
-            ("--skip-done", ["own", *OVER], ["own", *OVER, "--skip-done"], "out"),
-            ("--prompt", ["HERE/red"], ["HERE/red", "--prompt", "a"], "asked"),
-            ("--beams", ["HERE/red", "--beams", "2"], ["HERE/red", "--beams", "3"], "asked"),
-            ("--temperature", ["HERE/red", *SAMPLED], ["HERE/red", "--temperature", "2"], "asked"),
-            ("--top-k", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-k", "3"], "asked"),
-            ("--top-p", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-p", "0.5"], "asked"),
-            ("--seed", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--seed", "3"], "asked"),
-            *FIT,
-            *[
-                (flag, ["HERE/red", *given], ["HERE/red", *given, flag, value], "asked")
-                for flag, given, value in (
-                    ("--min-length", [], "2"),
-                    ("--max-length", [], "2"),
-                    ("--repetition-penalty", [], "2"),
-                    ("--no-repeat-ngram", [], "2"),
-                    ("--length-penalty", BEAMS, "0.5"),
-                    ("--beam-groups", BEAMS, "2"),
-                    ("--diversity", [*BEAMS, "--beam-groups", "2"], "0.3"),
-                )
-            ],
-            ("--best", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--best", "2"], "out"),
-            ("--rerank", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--rerank"], "out"),
-            *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
-        ],
-    ),
-    "classify": (
-        [],
-        [
-            ("images", ["HERE/red", *LABELS], ["HERE/blue", *LABELS], "out"),
-            *[(flag, [*a, *LABELS], [*b, *LABELS], what) for flag, a, b, what in FIT],
-            ("--index", [*INDICES[0], *LABELS], [*INDICES[1], *LABELS], "out"),
-            *[
-                (flag, ["HERE/blue/3.png", *a], ["HERE/blue/3.png", *b], what)
-                for flag, a, b, what in [
-                    ("--labels", LABELS, ["--labels", "a", "red"], "out"),
-                    ("--labels-file", ["--labels-file", "HERE/a"], FILE, "asked"),
-                    ("--template", [*LABELS, *TO, "{} red"], [*LABELS, *TO, "{} blue"], "asked"),
-                    *[(f, [*a, *LABELS], [*b, *LABELS], what) for f, a, b, what in MODEL],
-                ]
-            ],
-        ],
-    ),
-    "search": (
-        [],
-        [
-            ("folder", ["HERE/red", "a"], ["HERE/blue", "a"], "out"),
-            *[(f, ["HERE/red", *a], ["HERE/red", *b], what) for f, a, b, what in FIT],
-            ("--index", [*INDICES[0], "a"], [*INDICES[1], "a"], "out"),
-            ("query", ["HERE/red", "a"], ["HERE/red", "the red"], "asked"),
-            ("query", ["HERE/red", "HERE/red/1.png"], ["HERE/red", "HERE/red/2.png"], "out"),
-            ("--text", [*NAMED, "--image"], [*NAMED, "--text"], "out"),
-            ("--image", [*NAMED, "--text"], [*NAMED, "--image"], "out"),
-            ("-k", ["HERE/red", "a", "-k", "2"], ["HERE/red", "a", "-k", "3"], "out"),
-            ("--sheet", ["HERE/red", "a"], ["HERE/red", "a", "--sheet", "sheet.png"], "files"),
-            *[
-                (flag, ["HERE/red", "a", *a], ["HERE/red", "a", *b], what)
-                for flag, a, b, what in MODEL
-            ],
-        ],
-    ),
-    "embed": (
-        [],
-        [
-            ("inputs", ["HERE/red", *NPZ], ["HERE/blue", *NPZ], "files"),
-            ("--text", ["HERE/red/0.png", *NPZ], ["HERE/red/0.png", "--text", *NPZ], "files"),
-            ("--out", ["HERE/red", *NPZ], ["HERE/red", "--out", "w.npz"], "files"),
-            *[(flag, [*a, *NPZ], [*b, *NPZ], what) for flag, a, b, what in FIT],
-            ("--index", ["own", "--index", "own/a"], ["own", "--index", "own/b"], "out"),
-            *[(f, ["HERE/red", *NPZ, *a], ["HERE/red", *NPZ, *b], what) for f, a, b, what in MODEL],
-        ],
-    ),
-    "explain": (
-        [],
-        [
-            ("image", ["HERE/red/0.png"], ["HERE/red/1.png"], "out"),
-            ("--caption", ["HERE/red/0.png"], ["HERE/red/0.png", "--caption", "a red"], "asked"),
-            ("--out", ["HERE/red/0.png"], ["HERE/red/0.png", "--out", "words.png"], "files"),
-            ("--layer", ["HERE/red/0.png"], ["HERE/red/0.png", "--layer", "0"], "asked"),
-            ("--head", ["HERE/red/0.png"], ["HERE/red/0.png", "--head", "1"], "asked"),
-            *FIT,
-            *[(f, ["HERE/red/0.png", *a], ["HERE/red/0.png", *b], what) for f, a, b, what in MODEL],
-        ],
-    ),
-    "export": (
-        [],
-        [
-            ("form", ["onnx", "HERE/first"], ["torch", "HERE/first"], "trained"),
-            ("run", ["onnx", "HERE/first"], ["onnx", "HERE/second"], "trained"),
-            ("--out", ["onnx", "HERE/first"], ["onnx", "HERE/first", "--out", "o"], "trained"),
-        ],
-    ),
-    "page": (
-        [],
-        [
-            ("run", ["HERE/first", *HTML], ["HERE/second", *HTML], "files"),
-            ("--out", ["HERE/first", *HTML], ["HERE/first", "--out", "q.html"], "files"),
-        ],
-    ),
-    "import": (
-        ["open_clip"],
-        [
-            ("source", [*THEIRS, "--run", "r"], ["HERE/second_clip", "--run", "r"], "trained"),
-            ("--run", [*THEIRS, "--run", "r"], [*THEIRS, "--run", "q"], "trained"),
-            (
-                "--merges",
-                [*THEIRS, "--run", "r"],
-                [*THEIRS, "--run", "r", "--merges", "HERE/merges"],
-                "trained",
-            ),
-        ],
-    ),
-    "info": (
-        [],
-        [
-            ("--run", ["--run", "HERE/first"], ["--run", "HERE/second"], "out"),
-            ("--preset", ["--preset", "tiny"], ["--preset", "base"], "out"),
-            ("--json", [], ["--json"], "out"),
-        ],
-    ),
-    "data": (
-        [],
-        [
-            ("data", ["HERE/red"], ["HERE/blue"], "out"),
-            ("--sheet", ["HERE/red"], ["HERE/red", "--sheet", "sheet.png"], "files"),
-            ("--json", ["HERE/red"], ["HERE/red", "--json"], "out"),
-        ],
-    ),
-    "train": (
-        [],
-        [
-            ("--run", ["--run", "one"], ["--run", "two"], "trained"),
-            ("--resume", ["--resume", "one"], ["--resume", "two"], "trained"),
-            ("--json", [], ["--json"], "out"),
-        ],
-    ),
-    "bench": (
-        [],
-        [
-            ("what", ["step"], ["kernels"], "timed"),
-            ("--against", ["step"], ["step", "--against", "open_clip"], "timed"),
-            ("--repeats", ["step", "--repeats", "2"], ["step", "--repeats", "3"], "timed"),
-            ("--batch-size", ["step", "--batch-size", "2"], ["step", "--batch-size", "3"], "timed"),
-            ("--preset", ["step", "--preset", "tiny"], ["step", "--preset", "small"], "timed"),
-            ("--device", ["step", "--device", "cpu"], ["step", "--device", "cuda"], "timed"),
-            ("--json", ["step", "--json", "a.json"], ["step", "--json", "b.json"], "timed"),
-            ("what", ["step"], ["generate"], "timed"),
-            ("--tokens", ["generate"], ["generate", "--tokens", "9"], "timed"),
-            ("--beams", ["generate"], ["generate", "--beams", "9"], "timed"),
-            ("--batch-size", ["generate"], ["generate", "--batch-size", "3"], "timed"),
-            ("--repeats", ["generate"], ["generate", "--repeats", "9"], "timed"),
-            ("--preset", ["generate"], ["generate", "--preset", "small"], "timed"),
-            ("--against", ["generate"], ["generate", "--against", "open_clip"], "timed"),
-            ("--json", ["kernels", "--json", "a.json"], ["kernels", "--json", "b.json"], "timed"),
-            ("--ops", ["kernels", "--ops", "info_nce"], ["kernels", "--ops", "attention"], "timed"),
-            ("--quick", ["kernels"], ["kernels", "--quick"], "timed"),
-            ("--no-tests", ["kernels"], ["kernels", "--no-tests"], "timed"),
-            ("--pictures", ["kernels"], ["kernels", "--pictures", "pictures"], "timed"),
-        ],
-    ),
-}
 ALL = [(name, given, *row) for name, (given, rows) in FLAGS.items() for row in rows]
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     folder = places(tmp_path_factory.mktemp("places"))
-    for name, text in (("a", "a\nthe\n"), ("b", "a\nred\n")):
+    for name, text in FILES.items():
         (folder / name).write_text(text)
     for seed, name in enumerate(("first_clip", "second_clip")):
         downloaded(folder / name, seed)
@@ -231,6 +46,11 @@ def here(tmp_path_factory):
     newest = folder / "runs" / "newest"
     newest.parent.mkdir()
     newest.symlink_to(folder / "first")
+    (folder / "logged").mkdir()
+    (folder / "logged" / "config.json").write_text("{}")
+    log = Log(folder / "logged" / "metrics.jsonl", 0)
+    for step in (10, 20):
+        log.write({"step": step, "seconds": step / 3, "learning_rate": 1 / step})
     wide = Image.linear_gradient("L").resize((40, 20))
     Image.merge("RGB", [wide, wide.rotate(180), wide]).save(folder / "wide.jpg")
     for tint in ("red", "blue"):
@@ -263,6 +83,13 @@ def seen(here, tmp_path, monkeypatch):
     explained = explain_task.explain
     put = lambda *given: seen["asked"].append(given[3:]) or explained(*given)  # noqa: E731
     monkeypatch.setattr(explain_task, "explain", put)
+    make = zero_shot.Judge.__init__
+
+    def judge(self, model, tokenizer, prompts, *how):
+        seen["asked"].append(how)
+        make(self, model, tokenizer, prompts, *how)
+
+    monkeypatch.setattr(zero_shot.Judge, "__init__", judge)
     pick = engine_generate.pick_device
     device = lambda name: seen["device"].append(name) or pick(name)  # noqa: E731
     monkeypatch.setattr(engine_generate, "pick_device", device)
@@ -323,7 +150,9 @@ def flags_of(command):
     settings = {"--" + name.replace("_", "-") for name in FIELDS} - {"--backend", "--device"}
     if command == "train":
         settings |= {"--backend", "--device"}
-    return names - {"-h"} - (settings if command in ("train", "data") else set())
+    if command == "evaluate":
+        settings -= {"--data"}
+    return names - {"-h"} - (settings if command in ("train", "data", "evaluate") else set())
 
 
 @pytest.mark.parametrize("command", FLAGS)

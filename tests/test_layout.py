@@ -55,6 +55,11 @@ OURS = {
         "numpy", "minicoca.data", "minicoca.images", "minicoca.tokenizer", "minicoca.words",
     },
     "metrics.py": {"numpy", "minicoca.words"},
+    "intervals.py": {"numpy"},
+    "evaluate.py": {
+        "numpy", "tqdm", "minicoca.intervals", "minicoca.metrics", "minicoca.tasks",
+        "minicoca.words",
+    },
     "words.py": set(),
     "__init__.py": {"minicoca.model"},
     "model.py": {

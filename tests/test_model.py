@@ -256,8 +256,8 @@ def test_classes_and_what_is_found_are_those_of_the_commands(here, model):
         assert (row["label"], row["probability"]) == (
             classified.label, round(classified.probability, 4),
         )  # fmt: skip
-        assert row["scores"] == {k: round(v, 4) for k, v in classified.cosines.items()}
-        assert classified.label == max(classified.cosines, key=classified.cosines.get)
+        assert row["scores"] == {k: round(v, 4) for k, v in classified.scores.items()}
+        assert classified.label == max(classified.scores, key=classified.scores.get)
     assert model.classify(paths(here)[0], LABELS[:1]).probability is None
     rows = printed("search", "pictures", "a red star", "-k", "3")
     for images in ("pictures", paths(here), ["pictures"], model.embed_images(paths(here))):

@@ -208,7 +208,7 @@ def test_a_run_says_what_it_folds_and_writes_what_it_kept(tmp_path, capsys, monk
 def test_a_caption_that_is_the_second_right_one_is_marked_right(here, capsys, monkeypatch):
     from minicoca.training import run as training
 
-    def evaluate(model, tokenizer, pairs, gallery):
+    def evaluate(model, tokenizer, pairs, gallery, known):
         return {"images": len(pairs)}, [own[-1] for own in pairs.captions]
 
     monkeypatch.setattr(training, "evaluate", evaluate)

@@ -27,6 +27,11 @@ def add_flags(parser):
         type=Path,
         help=f"a trained run, {' or '.join(SHIPPED)} (default: the newest in {RUNS}/)",
     )
+    add_computing(parser)
+
+
+def add_computing(parser):
+    """What computes, and how it is told."""
     parser.add_argument("--backend", default="auto", choices=("auto", "torch", "triton", "numpy"))
     parser.add_argument("--device", default="auto", help="torch device (default auto)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")

@@ -4,7 +4,7 @@ import stat
 from pathlib import Path
 
 from .flags import Usage, check_text
-from .model import add_fit, add_index, fitting_of, images_of, open_model, tell_unread
+from .model import add_fit, add_index, fitting_of, images_of, note, open_model, tell_unread
 from .model import add_flags as add_model_flags
 from .results import Results, check_picture, save_picture
 
@@ -22,30 +22,45 @@ def add_flags(parser):
     add_index(parser, "a folder")
     add_fit(parser)
     parser.add_argument("-k", type=int, default=6, help="how many to show (default 6)")
+    parser.add_argument(
+        "--rerank",
+        type=int,
+        metavar="N",
+        help="of the N nearest to a sentence, those first of which it is the likeliest caption",
+    )
     parser.add_argument("--sheet", type=Path, help="a new picture to write, of what was found")
 
 
 def run(arguments):
+    from ..tasks.captioning import demand_captions
     from ..tasks.files import embed
     from ..tasks.indexed import open_index, search
     from ..tasks.retrieval import best
+    from ..tasks.scoring import reranked
 
     if arguments.k < 1:
         raise Usage(f"-k {arguments.k}: at least 1")
+    if arguments.rerank is not None and arguments.rerank < arguments.k:
+        raise Usage(f"--rerank {arguments.rerank}: at least as many as -k {arguments.k} shows")
     if arguments.sheet:
         if arguments.k > MOST_DRAWN:
             raise Usage(f"-k {arguments.k}: --sheet has room for {MOST_DRAWN}")
         check_picture("--sheet", arguments.sheet)
     is_image, fitting = by_image(arguments), fitting_of(arguments)
+    if is_image and arguments.rerank:
+        raise Usage("--rerank is by the likelihood of a sentence: the query is an image")
     paths = [] if arguments.index else images_of([arguments.folder])
     model, tokenizer = open_model(arguments)
     index = open_index(model, arguments.index, arguments.fit) if arguments.index else None
     fitting = fitting if index is None else fitting._replace(fit=index.fit)
+    if arguments.rerank:
+        demand_captions(model)
     query = query_vector(model, tokenizer, arguments.query, is_image, fitting)
     parts = []
 
     def line(row):
-        return f"{row['cosine']:.3f}  {row['file']}"
+        scores = [f"{row[name]:.3f}" for name in ("likelihood", "cosine") if name in row]
+        return "  ".join([*scores, row["file"]])
 
     with Results(arguments, len(paths) if index is None else len(index), line) as results:
         try:
@@ -53,14 +68,27 @@ def run(arguments):
                 parts.append(part)
         finally:  # the best of what was looked at
             results.reached = sum(len(kept) for kept, _ in parts)
+            many = arguments.rerank or arguments.k
             if index is None:
-                found = best(query, parts, arguments.k)[0]
+                found = best(query, parts, many)[0]
             else:
-                results.reached, found = len(index), search(index, query, arguments.k)[0]
-            rows = [{"file": str(f.image), "cosine": round(f.cosine, 4)} for f in found]
+                results.reached, found = len(index), search(index, query, many)[0]
+            if arguments.rerank:
+                lost = []
+                found = reranked(model, tokenizer, arguments.query, found, lost, fitting)
+                for error in lost:
+                    note(f"not ranked again: {error}")
+            rows = [row_of(one) for one in found[: arguments.k]]
             results.show(rows)
             if rows and arguments.sheet:
                 draw(arguments.sheet, rows)
+
+
+def row_of(found):
+    """What is said of one image."""
+    scores = {"cosine": found.cosine, "likelihood": found.likelihood}
+    scores = {name: round(x, 4) for name, x in scores.items() if x is not None}
+    return {"file": str(found.image)} | scores
 
 
 def by_image(arguments):

@@ -85,7 +85,7 @@ def _look(trainer, tokenizer, dataset, step, log, bar):
     if dataset.validation is None or not len(dataset.validation):
         return
     try:
-        figures, _ = evaluate(trainer.model(), tokenizer, dataset.validation, limit=LOOK)
+        figures, _ = evaluate(trainer.model(), tokenizer, dataset.validation, limit=LOOK, draws=0)
     except (ValueError, ReadError) as error:  # or NaN, which the next step will find
         bar.write(f"step {step}: no look at validation data: {error}", file=sys.stderr)
         return

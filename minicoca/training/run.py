@@ -303,11 +303,10 @@ def finish(model, tokenizer, dataset, config, folder, seconds, say=print, about=
 
         found = pixel_nearest_neighbour(dataset)
         results |= {f"pixel_nearest_neighbour_{name}": value for name, value in found.items()}
-    captions = {}
+    captions, known, gallery = {}, set(all_captions(dataset)), GALLERY.get(config.data, 0)
     for name, pairs in dataset.evaluations.items():
         try:
-            gallery = GALLERY.get(config.data, 0)
-            results[name], captions[name] = evaluate(model, tokenizer, pairs, gallery)
+            results[name], captions[name] = evaluate(model, tokenizer, pairs, gallery, known)
         except ValueError as error:  # images that could be opened, but not decoded
             say(f"{name} is left out: {error}")
             continue

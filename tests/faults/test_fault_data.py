@@ -92,7 +92,7 @@ def test_pipes_are_never_waited_for(things, tmp_path, in_time):
         with pytest.raises(ValueError, match=f"{name}: no file, but a folder, pipe or device"):
             folder.load(tmp_path / name, 8)
     with pytest.raises(ValueError, match="l.txt: no file"):
-        classify.read_labels(tmp_path / "l.txt")
+        classify.read_lines(tmp_path / "l.txt")
     with pytest.raises(ValueError, match="l.txt: no file"):
         list(emoji_drawings.files_in(tmp_path / "l.txt", {}))
     picture(tmp_path / "a.png")

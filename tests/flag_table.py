@@ -1,0 +1,222 @@
+"""Every flag of every command, two ways to give it, and what must differ then."""
+
+MODEL = [
+    ("--run", ["--run", "HERE/first"], ["--run", "HERE/second"], "model"),
+    ("--backend", ["--backend", "torch"], ["--backend", "numpy"], "who"),
+    ("--backend", ["--backend", "torch"], ["--backend", "triton"], "kernels"),
+    ("--device", ["--device", "cpu"], ["--device", "cpu:0"], "device"),
+    ("--json", [], ["--json"], "out"),
+]
+OVER = ["--write-txt", "--overwrite-txt"]
+LABELS, FILE, TO = ["--labels", "a", "the"], ["--labels-file", "HERE/b"], ["--template"]
+NPZ, HTML, PNG = ["--out", "v.npz"], ["--out", "p.html"], ["--out", "p.png"]
+T = [["--templates-file", f"HERE/{name}"] for name in ("t", "u")]
+D = [["--descriptions", f"HERE/{name}.json"] for name in ("d", "e")]
+FILES = {"a": "a\nthe\n", "b": "a\nred\n", "t": "{} red\n", "u": "{} blue\n"}
+FILES |= {"d.json": '{"a": ["a", "red"], "b": ["the"]}', "e.json": '{"a": ["a blue"]}'}
+INDICES = [["--index", f"HERE/{tint} index"] for tint in ("red", "blue")]
+FIT = [
+    ("--fit", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--fit", "pad"], "asked"),
+    ("--max-pixels", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--max-pixels", "300"], "asked"),
+]
+SAMPLED, BEAMS = ["--temperature", "1"], ["--beams", "4"]
+THEIRS = ["HERE/first_clip"]
+NAMED = ["HERE/red", "HERE/red/1.png"]
+
+# {command: (what is always given, lines of (flag, one way, another, what must differ))}.
+FLAGS = {
+    "caption": (
+        [],
+        [
+            ("images", ["HERE/red/0.png"], ["HERE/red/1.png"], "out"),
+            ("--out", ["HERE/red", "--out", "a"], ["HERE/red", "--out", "b"], "files"),
+            ("--write-txt", ["own"], ["own", "--write-txt"], "texts"),
+            ("--overwrite-txt", ["own", "--write-txt"], ["own", *OVER], "texts"),
+            ("--skip-done", ["own", *OVER], ["own", *OVER, "--skip-done"], "out"),
+            ("--prompt", ["HERE/red"], ["HERE/red", "--prompt", "a"], "asked"),
+            ("--beams", ["HERE/red", "--beams", "2"], ["HERE/red", "--beams", "3"], "asked"),
+            ("--temperature", ["HERE/red", *SAMPLED], ["HERE/red", "--temperature", "2"], "asked"),
+            ("--top-k", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-k", "3"], "asked"),
+            ("--top-p", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--top-p", "0.5"], "asked"),
+            ("--seed", ["HERE/red", *SAMPLED], ["HERE/red", *SAMPLED, "--seed", "3"], "asked"),
+            *FIT,
+            *[
+                (flag, ["HERE/red", *given], ["HERE/red", *given, flag, value], "asked")
+                for flag, given, value in (
+                    ("--min-length", [], "2"),
+                    ("--max-length", [], "2"),
+                    ("--repetition-penalty", [], "2"),
+                    ("--no-repeat-ngram", [], "2"),
+                    ("--length-penalty", BEAMS, "0.5"),
+                    ("--beam-groups", BEAMS, "2"),
+                    ("--diversity", [*BEAMS, "--beam-groups", "2"], "0.3"),
+                )
+            ],
+            ("--best", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--best", "2"], "out"),
+            ("--rerank", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--rerank"], "out"),
+            *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
+        ],
+    ),
+    "classify": (
+        [],
+        [
+            ("images", ["HERE/red", *LABELS], ["HERE/blue", *LABELS], "out"),
+            *[(flag, [*a, *LABELS], [*b, *LABELS], what) for flag, a, b, what in FIT],
+            ("--index", [*INDICES[0], *LABELS], [*INDICES[1], *LABELS], "out"),
+            *[
+                (flag, ["HERE/blue/3.png", *a], ["HERE/blue/3.png", *b], what)
+                for flag, a, b, what in [
+                    ("--labels", LABELS, ["--labels", "a", "red"], "out"),
+                    ("--labels-file", ["--labels-file", "HERE/a"], FILE, "asked"),
+                    ("--template", [*LABELS, *TO, "{} red"], [*LABELS, *TO, "{} blue"], "asked"),
+                    ("--templates-file", [*LABELS, *T[0]], [*LABELS, *T[1]], "asked"),
+                    ("--descriptions", D[0], D[1], "asked"),
+                    ("--by", [*LABELS, "--by", "pmi"], [*LABELS, "--by", "both"], "out"),
+                    ("--rule", [*D[0], "--rule", "best"], [*D[0], "--rule", "mean"], "out"),
+                    *[(f, [*a, *LABELS], [*b, *LABELS], what) for f, a, b, what in MODEL],
+                ]
+            ],
+        ],
+    ),
+    "search": (
+        [],
+        [
+            ("folder", ["HERE/red", "a"], ["HERE/blue", "a"], "out"),
+            *[(f, ["HERE/red", *a], ["HERE/red", *b], what) for f, a, b, what in FIT],
+            ("--index", [*INDICES[0], "a"], [*INDICES[1], "a"], "out"),
+            ("query", ["HERE/red", "a"], ["HERE/red", "the red"], "asked"),
+            ("query", ["HERE/red", "HERE/red/1.png"], ["HERE/red", "HERE/red/2.png"], "out"),
+            ("--text", [*NAMED, "--image"], [*NAMED, "--text"], "out"),
+            ("--image", [*NAMED, "--text"], [*NAMED, "--image"], "out"),
+            ("-k", ["HERE/red", "a", "-k", "2"], ["HERE/red", "a", "-k", "3"], "out"),
+            ("--rerank", ["HERE/red", "a"], ["HERE/red", "a", "--rerank", "9"], "out"),
+            ("--sheet", ["HERE/red", "a"], ["HERE/red", "a", "--sheet", "sheet.png"], "files"),
+            *[
+                (flag, ["HERE/red", "a", *a], ["HERE/red", "a", *b], what)
+                for flag, a, b, what in MODEL
+            ],
+        ],
+    ),
+    "embed": (
+        [],
+        [
+            ("inputs", ["HERE/red", *NPZ], ["HERE/blue", *NPZ], "files"),
+            ("--text", ["HERE/red/0.png", *NPZ], ["HERE/red/0.png", "--text", *NPZ], "files"),
+            ("--out", ["HERE/red", *NPZ], ["HERE/red", "--out", "w.npz"], "files"),
+            *[(flag, [*a, *NPZ], [*b, *NPZ], what) for flag, a, b, what in FIT],
+            ("--index", ["own", "--index", "own/a"], ["own", "--index", "own/b"], "out"),
+            *[(f, ["HERE/red", *NPZ, *a], ["HERE/red", *NPZ, *b], what) for f, a, b, what in MODEL],
+        ],
+    ),
+    "evaluate": (
+        [],
+        [
+            ("run", ["HERE/first"], ["HERE/second"], "model"),
+            ("--data", ["--data", "HERE/red"], ["--data", "HERE/blue"], "out"),
+            ("--split", ["--split", "validation"], ["--split", "held_out"], "out"),
+            ("--gallery", ["--gallery", "2"], ["--gallery", "3"], "out"),
+            ("--by", ["--by", "pmi"], ["--by", "both"], "out"),
+            ("--rule", ["--rule", "best"], ["--rule", "mean"], "asked"),
+            ("--limit", ["--limit", "3"], ["--limit", "5"], "out"),
+            ("--word-order", [], ["--word-order"], "out"),
+            ("--out", ["--out", "a.json"], ["--out", "b.json"], "files"),
+            *MODEL[1:],
+        ],
+    ),
+    "explain": (
+        [],
+        [
+            ("image", ["HERE/red/0.png"], ["HERE/red/1.png"], "out"),
+            ("--caption", ["HERE/red/0.png"], ["HERE/red/0.png", "--caption", "a red"], "asked"),
+            ("--out", ["HERE/red/0.png"], ["HERE/red/0.png", "--out", "words.png"], "files"),
+            ("--layer", ["HERE/red/0.png"], ["HERE/red/0.png", "--layer", "0"], "asked"),
+            ("--head", ["HERE/red/0.png"], ["HERE/red/0.png", "--head", "1"], "asked"),
+            *FIT,
+            *[(f, ["HERE/red/0.png", *a], ["HERE/red/0.png", *b], what) for f, a, b, what in MODEL],
+        ],
+    ),
+    "page": (
+        [],
+        [
+            ("run", ["HERE/first", *HTML], ["HERE/second", *HTML], "files"),
+            ("--out", ["HERE/first", *HTML], ["HERE/first", "--out", "q.html"], "files"),
+        ],
+    ),
+    "plot": (
+        [],
+        [
+            ("runs", ["HERE/logged", *PNG], ["HERE/logged", "HERE/logged", *PNG], "files"),
+            ("--out", ["HERE/logged", *PNG], ["HERE/logged", "--out", "q.png"], "files"),
+            ("--by", ["HERE/logged", *PNG], ["HERE/logged", *PNG, "--by", "seconds"], "files"),
+        ],
+    ),
+    "export": (
+        [],
+        [
+            ("form", ["onnx", "HERE/first"], ["torch", "HERE/first"], "trained"),
+            ("run", ["onnx", "HERE/first"], ["onnx", "HERE/second"], "trained"),
+            ("--out", ["onnx", "HERE/first"], ["onnx", "HERE/first", "--out", "o"], "trained"),
+        ],
+    ),
+    "import": (
+        ["open_clip"],
+        [
+            ("source", [*THEIRS, "--run", "r"], ["HERE/second_clip", "--run", "r"], "trained"),
+            ("--run", [*THEIRS, "--run", "r"], [*THEIRS, "--run", "q"], "trained"),
+            (
+                "--merges",
+                [*THEIRS, "--run", "r"],
+                [*THEIRS, "--run", "r", "--merges", "HERE/merges"],
+                "trained",
+            ),
+        ],
+    ),
+    "info": (
+        [],
+        [
+            ("--run", ["--run", "HERE/first"], ["--run", "HERE/second"], "out"),
+            ("--preset", ["--preset", "tiny"], ["--preset", "base"], "out"),
+            ("--json", [], ["--json"], "out"),
+        ],
+    ),
+    "data": (
+        [],
+        [
+            ("data", ["HERE/red"], ["HERE/blue"], "out"),
+            ("--sheet", ["HERE/red"], ["HERE/red", "--sheet", "sheet.png"], "files"),
+            ("--json", ["HERE/red"], ["HERE/red", "--json"], "out"),
+        ],
+    ),
+    "train": (
+        [],
+        [
+            ("--run", ["--run", "one"], ["--run", "two"], "trained"),
+            ("--resume", ["--resume", "one"], ["--resume", "two"], "trained"),
+            ("--json", [], ["--json"], "out"),
+        ],
+    ),
+    "bench": (
+        [],
+        [
+            ("what", ["step"], ["kernels"], "timed"),
+            ("--against", ["step"], ["step", "--against", "open_clip"], "timed"),
+            ("--repeats", ["step", "--repeats", "2"], ["step", "--repeats", "3"], "timed"),
+            ("--batch-size", ["step", "--batch-size", "2"], ["step", "--batch-size", "3"], "timed"),
+            ("--preset", ["step", "--preset", "tiny"], ["step", "--preset", "small"], "timed"),
+            ("--device", ["step", "--device", "cpu"], ["step", "--device", "cuda"], "timed"),
+            ("--json", ["step", "--json", "a.json"], ["step", "--json", "b.json"], "timed"),
+            ("what", ["step"], ["generate"], "timed"),
+            ("--tokens", ["generate"], ["generate", "--tokens", "9"], "timed"),
+            ("--beams", ["generate"], ["generate", "--beams", "9"], "timed"),
+            ("--batch-size", ["generate"], ["generate", "--batch-size", "3"], "timed"),
+            ("--repeats", ["generate"], ["generate", "--repeats", "9"], "timed"),
+            ("--preset", ["generate"], ["generate", "--preset", "small"], "timed"),
+            ("--against", ["generate"], ["generate", "--against", "open_clip"], "timed"),
+            ("--json", ["kernels", "--json", "a.json"], ["kernels", "--json", "b.json"], "timed"),
+            ("--ops", ["kernels", "--ops", "info_nce"], ["kernels", "--ops", "attention"], "timed"),
+            ("--quick", ["kernels"], ["kernels", "--quick"], "timed"),
+            ("--no-tests", ["kernels"], ["kernels", "--no-tests"], "timed"),
+            ("--pictures", ["kernels"], ["kernels", "--pictures", "pictures"], "timed"),
+        ],
+    ),
+}
