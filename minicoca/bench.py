@@ -24,6 +24,7 @@ from .config import preset
 from .engine.model import coca
 from .engine.ops import pick_device, pick_dtype, use
 from .engine.optim import clamp_temperature, optimizers
+from .engine.precision import in_type
 from .files import write_output
 from .interop.open_clip import from_open_clip
 from .kernels.bench import measure
@@ -61,10 +62,7 @@ class Ours:
 
     def gradients(self, images_BII3, tokens_BT):
         """Forward and backward: (contrastive, caption) loss as weighed; gradients in place."""
-        params = self.params
-        if self.dtype != torch.float32:
-            params = tree_map(lambda p: p.to(self.dtype), params)
-            params["log_temperature"] = self.params["log_temperature"]
+        params = in_type(self.params, self.dtype)
         with use(self.backend):
             outputs = coca(params, self.config, images_BII3.to(self.dtype), tokens_BT)
         outputs["loss"].backward()
