@@ -15,13 +15,10 @@ def product(a, b):
 
 def add_product(total, a, b):
     """total += a b, in total's type."""
-    if a.dtype == b.dtype == total.dtype:
-        total.addmm_(a, b)
-        return
-    if a.is_cuda and a.dtype == b.dtype:
+    if a.is_cuda and a.dtype == b.dtype != total.dtype:
         try:
             torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-            return
         except (RuntimeError, TypeError):
-            pass  # torch before 2.11 cannot add a float32 sum here
-    total += product(a, b)
+            total += product(a, b)  # torch before 2.11 cannot add a float32 sum here
+        return
+    total.addmm_(a.to(total.dtype), b.to(total.dtype))

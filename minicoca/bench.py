@@ -8,7 +8,6 @@ change in the machine's pace meets both; memory is measured in a fresh process f
 import importlib.util
 import itertools
 import json
-import math
 import multiprocessing
 import resource
 import statistics
@@ -17,170 +16,35 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from .bench_sides import (
+    CASES,
+    OpenClip,
+    Ours,
+    check_agreement,
+    check_losses,
+    computing_in,
+    import_open_clip,
+    make_batch,
+)
 from .config import preset
 from .engine.model import coca
 from .engine.ops import pick_device, pick_dtype, use
-from .engine.optim import clamp_temperature, optimizers
 from .files import write_output
 from .interop.open_clip import from_open_clip
 from .kernels.bench import measure
-from .params import flatten, initialise, specs, tree_map
+from .params import specs, tree_map
 from .training.log import machine
 
-# Tokens of a caption, start and end included: mean 12, at most 24.
-ORDINARY = (5, 24, 7, 10, 12, 9, 17, 11, 6, 13, 10, 20, 8, 14, 11, 15)
-CASES = ("ordinary", "full")
-AGREE = 1e-3  # relative, in float32: gradients that differ by more are not those of one function
-
-
-def make_batch(config, case, batch, seed=0):
-    """Random images [B, I, I, 3], and ids [B, T] of captions that are all of full length or not."""
-    generator = torch.Generator().manual_seed(seed)
-    side, T = config.image_size, config.text_length
-    images_BII3 = torch.randn(batch, side, side, 3, generator=generator)
-    tokens_BT = torch.randint(1, config.vocabulary, (batch, T), generator=generator)
-    if case == "ordinary":
-        for b, row in enumerate(tokens_BT):
-            row[ORDINARY[b % len(ORDINARY)] :] = 0
-    return images_BII3, tokens_BT
-
-
-class Ours:
-    """Our model and optimiser; in bfloat16 on a GPU that has it."""
-
-    def __init__(self, config, tree=None, device="cpu", backend="auto"):
-        leaf = lambda array: torch.tensor(array, device=device).requires_grad_()  # noqa: E731
-        self.config, self.params = config, tree_map(leaf, tree or initialise(config))
-        self.backend, self.dtype = backend, pick_dtype("auto", torch.device(device))
-        self.optimizers = optimizers(self.params, config)
-        for group in (group for one in self.optimizers for group in one.param_groups):
-            group["lr"] = config.learning_rate * group["factor"]
-
-    def gradients(self, images_BII3, tokens_BT):
-        """Forward and backward: (contrastive, caption) loss as weighed; gradients in place."""
-        params = self.params
-        if self.dtype != torch.float32:
-            params = tree_map(lambda p: p.to(self.dtype), params)
-            params["log_temperature"] = self.params["log_temperature"]
-        with use(self.backend):
-            outputs = coca(params, self.config, images_BII3.to(self.dtype), tokens_BT)
-        outputs["loss"].backward()
-        weights = {"contrastive": self.config.contrastive_weight}
-        weights["caption"] = self.config.caption_weight
-        return [(weight * outputs[name]).item() for name, weight in weights.items()]
-
-    def step(self, images_BII3, tokens_BT):
-        self.gradients(images_BII3, tokens_BT)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.zero_grad()
-        clamp_temperature(self.params)
-
-    def zero_grad(self):
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-
-
-def import_open_clip():
-    """The module; raises ValueError with the remedy where it cannot be had."""
-    try:
-        import open_clip
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another torch
-        remedy = 'pip install -e ".[open-clip]" in an environment of its own'
-        raise ValueError(f"open_clip cannot be imported ({error}): {remedy}") from None
-    return open_clip
-
-
-class OpenClip:
-    """open_clip's model and loss, put together as by its own trainer; AdamW fused, as ours."""
-
-    def __init__(self, config, device="cpu"):
-        open_clip = import_open_clip()
-        from open_clip.loss import CoCaLoss
-
-        c, self.device = config, device
-        text = dict(
-            context_length=c.text_length, vocab_size=c.vocabulary, width=c.text_width,
-            heads=c.text_heads,
-        )  # fmt: skip
-        vision = dict(
-            image_size=c.image_size, patch_size=c.patch_size, layers=c.image_layers,
-            width=c.image_width, head_width=c.image_width // c.image_heads, attentional_pool=True,
-            attn_pooler_heads=c.pooler_heads, attn_pooler_queries=c.caption_queries + 1,
-            output_tokens=True,
-        )  # fmt: skip
-        model = open_clip.CoCa(
-            embed_dim=c.embed_width,
-            vision_cfg=vision,
-            text_cfg=text | dict(layers=c.unimodal_layers, embed_cls=True, output_tokens=True),
-            multimodal_cfg=text | dict(layers=c.multimodal_layers),
-        )
-        self.model = model.train().to(device)
-        # open_clip leaves its head uninitialised.
-        torch.nn.init.normal_(self.model.text_decoder.text_projection, std=c.text_width**-0.5)
-        self.loss = CoCaLoss(
-            caption_loss_weight=config.caption_weight, clip_loss_weight=config.contrastive_weight
-        )
-        decayed, plain = [], []
-        for name, p in self.model.named_parameters():
-            exempt = p.ndim < 2 or any(s in name for s in ("bn", "ln", "bias", "logit_scale"))
-            (plain if exempt else decayed).append(p)
-        groups = [
-            {"params": plain, "weight_decay": 0.0},
-            {"params": decayed, "weight_decay": config.weight_decay},
-        ]
-        betas = (config.beta1, config.beta2)
-        self.optimiser = torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True
-        )
-
-    def gradients(self, images_BII3, tokens_BT):
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-            outputs = self.model(images_BII3.permute(0, 3, 1, 2), tokens_BT)
-            losses = self.loss(**outputs)
-        sum(losses).backward()
-        return [loss.item() for loss in losses]
-
-    def step(self, images_BII3, tokens_BT):
-        self.gradients(images_BII3, tokens_BT)
-        self.optimiser.step()
-        self.zero_grad()
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, math.log(100))
-
-    def zero_grad(self):
-        self.optimiser.zero_grad()
-
-
-def check_agreement(ours, theirs, batch):
-    """Largest difference of losses, and of any parameter's gradient relative to that gradient.
-
-    For this open_clip's CLS is told to see the caption and itself, as ours does (it has the switch,
-    but no way to set it from a configuration); timed it is as it comes. Raises RuntimeError where
-    the two are not one function.
-    """
-    theirs.model.text.correct_cls_mask = True
-    pairs = zip(ours.gradients(*batch), theirs.gradients(*batch), strict=True)
-    loss = max(abs(a - b) for a, b in pairs)
-    named = theirs.model.named_parameters()
-    want = flatten(from_open_clip({n: p.grad for n, p in named}, ours.config))
-    want["text.cls"] /= 2  # the sum of two gradients that are one
-    have = {name: p.grad.numpy() for name, p in flatten(ours.params).items()}
-    # A key's bias moves no softmax: its gradient is 0 but for rounding.
-    gradient = max(
-        float(np.linalg.norm(have[name] - want[name]) / np.linalg.norm(want[name]))
-        for name in want
-        if not name.endswith("key.bias")
-    )
-    theirs.model.text.correct_cls_mask = False
-    for side in (ours, theirs):
-        side.zero_grad()
-    if max(loss, gradient) > AGREE:
-        raise RuntimeError(f"not the same function: loss {loss:.1e}, gradients {gradient:.1e}")
-    return loss, gradient
+NARROW = "_bf16"  # how the names of what computes in bfloat16 on a CPU end
+NAMES = ("ours", "torch", "theirs", "ours_bf16", "theirs_bf16")
+RATIOS = {  # {name: (time of this, over that of this, in words)}
+    "ratio": ("theirs", "ours", "{} open_clip"),
+    "torch_ratio": ("torch", "ours", "{} our torch backend"),
+    "ratio_bf16": ("theirs_bf16", "ours_bf16", "{} open_clip, both in bfloat16"),
+    "gain_bf16": ("ours", "ours_bf16", "in bfloat16 {} in float32"),
+}
 
 
 def peak_mb():
@@ -194,12 +58,12 @@ def peak_mb():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def _step_memory(side, case, batch, preset_name):
+def _step_memory(side, dtype, case, batch, preset_name):
     """Megabytes that weights, moments and two steps of one side add to a fresh process."""
     config = preset(preset_name)
     if side is OpenClip:
         import_open_clip()  # its libraries are not part of its step
-    before, model = peak_mb(), side(config)
+    before, model = peak_mb(), side(config, dtype=dtype)
     for _ in range(2):
         model.step(*make_batch(config, case, batch))
     return peak_mb() - before
@@ -246,17 +110,22 @@ def model_flops(config, batch):
 
 def step(
     against=None, batch=16, repeats=5, json_path=None, cases=CASES, memory=True, device="auto",
-    preset_name="open_clip_b32",
+    preset_name="open_clip_b32", precision="auto",
 ):  # fmt: skip
     """Time a training step (forward, backward, AdamW), by default at coca_ViT-B-32's shapes.
 
-    On a GPU our Triton kernels ("ours") and torch's own operators ("torch") are timed in turn.
-    against: None or "open_clip". Prints a table; returns what it writes to `json_path`.
+    On a GPU our Triton kernels ("ours") and torch's own operators ("torch") are timed in turn; on a
+    CPU each side in float32, and with `precision` bfloat16 in that too (auto: not), of the same
+    weights. against: None or "open_clip". Prints a table; returns what it writes to `json_path`.
     """
     config, device = preset(preset_name), pick_device(device).type
+    dtype = pick_dtype(precision, torch.device(device))
+    types = {"": dtype}
+    if device == "cpu" and dtype != torch.float32:
+        types = {"": torch.float32, NARROW: dtype}
     if against and not preset_name.startswith(against):
         raise ValueError(f"--against {against} needs a --preset {against}_..., not {preset_name}")
-    rate = measure.roofline(device, pick_dtype("auto", torch.device(device)))["tflop_s"]
+    rate = measure.roofline(device, types[""])["tflop_s"]
     report = {
         "preset": preset_name,
         "batch": batch,
@@ -265,6 +134,7 @@ def step(
         "torch": torch.__version__,
         "machine": torch.cuda.get_device_name() if device == "cuda" else machine(),
         "device": device,
+        "precision": [str(t).removeprefix("torch.") for t in types.values()],
         "tflop": model_flops(config, batch) / 1e12,
         "product_tflop_s": round(rate, 3),
     }
@@ -273,23 +143,31 @@ def step(
         report["open_clip"] = import_open_clip().__version__
     report |= {case: {} for case in cases}
     if memory and device == "cpu":
-        for case, (name, side) in itertools.product(cases, sides.items()):
-            peak = in_fresh_process(_step_memory, side, case, batch, preset_name)
-            report[case][f"{name}_peak_mb"] = round(peak)
+        every = itertools.product(cases, types.items(), sides.items())
+        for case, (suffix, dtype), (name, side) in every:
+            peak = in_fresh_process(_step_memory, side, dtype, case, batch, preset_name)
+            report[case][f"{name}{suffix}_peak_mb"] = round(peak)
     weights = None
     if against:
-        theirs = OpenClip(config, device)
+        theirs = OpenClip(config, device, dtype=types[""])
         weights = from_open_clip(theirs.model.state_dict(), config)
-    models = {"ours": Ours(config, weights, device)}
+    models = {"ours": Ours(config, weights, device, dtype=types[""])}
     if device == "cuda":
-        models["torch"] = Ours(config, weights, device, "torch")
+        models["torch"] = Ours(config, weights, device, "torch", types[""])
     if against:
         models["theirs"] = theirs
+    if NARROW in types:
+        models |= {
+            name + NARROW: computing_in(model, types[NARROW]) for name, model in models.items()
+        }
     data = {case: [x.to(device) for x in make_batch(config, case, batch)] for case in cases}
     for case in cases:  # before any step: each moves the two models apart by its rounding
         if against and device == "cpu":
             loss, gradient = check_agreement(models["ours"], theirs, data[case])
             report[case] |= {"loss_difference": loss, "gradient_difference": gradient}
+            if NARROW in types:
+                pair = (models[name + NARROW] for name in ("ours", "theirs"))
+                report[case]["loss_difference" + NARROW] = check_losses(*pair, data[case])
     for case in cases:
         row, times = report[case], {name: [] for name in models}
         for repeat in range(repeats + 1):  # the first warms up
@@ -303,9 +181,9 @@ def step(
             for name, model in models.items():
                 row[f"{name}_peak_mb"] = round(_gpu_memory(model, data[case]))
         row |= {
-            ratio: round(row[f"{name}_ms"] / row["ours_ms"], 3)
-            for name, ratio in (("theirs", "ratio"), ("torch", "torch_ratio"))
-            if name in models
+            ratio: round(row[f"{name}_ms"] / row[f"{than}_ms"], 3)
+            for ratio, (name, than, _) in RATIOS.items()
+            if name in models and than in models
         }
     if "full" in cases:  # no padding: the model's own arithmetic is what must be done
         spent = report["full"]["ours_ms"] / 1e3
@@ -317,17 +195,17 @@ def step(
 
 
 def _print_table(report, cases):
-    names = [name for name in ("ours", "torch", "theirs") if f"{name}_ms" in report[cases[0]]]
+    names = [name for name in NAMES if f"{name}_ms" in report[cases[0]]]
     columns = [f"{name}_{unit}" for name in names for unit in ("ms", "peak_mb")]
     columns = [column for column in columns if column in report[cases[0]]]
-    print(f"{'captions':>10}" + "".join(f"{column:>16}" for column in columns))
+    print(f"{'captions':>10}" + "".join(f"{column:>20}" for column in columns))
     for case in cases:
-        print(f"{case:>10}" + "".join(f"{report[case][column]:>16,.0f}" for column in columns))
+        print(f"{case:>10}" + "".join(f"{report[case][column]:>20,.0f}" for column in columns))
     for case in cases:
         row = report[case]
-        for ratio, name in (("ratio", "open_clip"), ("torch_ratio", "our torch backend")):
+        for ratio, (_, _, words) in RATIOS.items():
             if ratio in row:
-                print(f"{case}: {row[ratio]:.2f} times as fast as {name}")
+                print(f"{case}: {words.format(f'{row[ratio]:.2f} times as fast as')}")
         if "gradient_difference" in row:
             print(f"{case}: gradients differ by {row['gradient_difference']:.1e}, relative")
     if "ours_flop_utilisation" in report.get("full", {}):

@@ -12,7 +12,8 @@ import time
 
 import torch
 
-from .bench import OpenClip, import_open_clip, in_fresh_process, peak_mb
+from .bench import in_fresh_process, peak_mb
+from .bench_sides import OpenClip, import_open_clip
 from .config import END, PAD, START, UNKNOWN, preset
 from .engine import generate as engine
 from .engine.ops import pick_device, use

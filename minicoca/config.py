@@ -107,7 +107,8 @@ class Config:
     device: str = _run("auto", "torch device; auto: cuda where there is one, else cpu")
     precision: str = _run(
         "auto",
-        "compute type; weights stay float32. auto: bfloat16 on cuda, else float32",
+        "compute type; weights stay float32. auto: bfloat16 on cuda, and on a CPU "
+        "where it is faster for a large model; else float32",
         ("auto", "float32", "bfloat16"),
     )
     compile: bool = _run(False, "compile the training step with torch.compile")

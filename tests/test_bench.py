@@ -10,7 +10,7 @@ import torch
 from backends import Engine
 from strategies import model_and_batch, small_config
 
-from minicoca import bench
+from minicoca import bench, bench_sides
 from minicoca.engine import attention as engine_attention
 from minicoca.engine import ops as engine_ops
 from minicoca.engine import text as engine_text
@@ -76,7 +76,6 @@ def test_keys_are_avoided_only_where_that_saves_products():
     memory = torch.empty(16, 255, 512, device="meta")
     assert pays(16 * 12, memory, 512, 8)
     assert not pays(16 * 75, memory, 512, 8)  # too many rows
-    assert not pays(16 * 12, memory.bfloat16(), 512, 8)  # scores would be rounded
     assert not pays(16 * 12, torch.empty(16, 16, 64, device="meta"), 64, 4)  # too small
 
 
@@ -163,27 +162,31 @@ def test_the_step_is_open_clips_step(tmp_path):
     """At its real sizes: losses and every gradient, padded and full; then the figures' file."""
     pytest.importorskip("open_clip", exc_type=ImportError)
     path = tmp_path / "bench.json"
-    report = bench.step("open_clip", batch=2, repeats=1, json_path=path, memory=False)
+    how = dict(batch=2, repeats=1, memory=False, precision="bfloat16")
+    report = bench.step("open_clip", json_path=path, **how)
     assert json.loads(path.read_text()) == report
     for case in bench.CASES:
-        assert report[case]["gradient_difference"] < bench.AGREE
+        assert report[case]["gradient_difference"] < bench_sides.AGREE
+        assert report[case]["loss_difference_bf16"] < bench_sides.AGREE_NARROW
         assert report[case]["ratio"] > 0 and report[case]["ours_ms"] > 0
 
 
 def test_ratios_say_how_many_times_as_fast_ours_is(monkeypatch, capsys):
-    """Theirs over ours: 3 where they take three times as long, below 1 where they are faster."""
-    spent = {"ours": 10.0, "theirs": 30.0}
+    """Theirs over ours: 3 where they take three times as long, below 1 where they are faster; and
+    like with like, where both are in bfloat16 too."""
+    spent = {"ours": 10.0, "theirs": 30.0, "ours_bf16": 4.0, "theirs_bf16": 6.0}
     ours = bench.Ours(small_config())
 
     class Theirs:
-        def __init__(self, *given):
-            self.model = self
+        def __init__(self, *given, dtype):
+            self.model, self.dtype = self, dtype
 
         def state_dict(self):
             return {}
 
     def milliseconds(model, batch):
-        return spent["theirs" if isinstance(model, Theirs) else "ours"]
+        narrow = bench.NARROW if model.dtype == torch.bfloat16 else ""
+        return spent[("theirs" if isinstance(model, Theirs) else "ours") + narrow]
 
     for name, value in {
         "OpenClip": Theirs,
@@ -191,6 +194,7 @@ def test_ratios_say_how_many_times_as_fast_ours_is(monkeypatch, capsys):
         "import_open_clip": lambda: SimpleNamespace(__version__="0"),
         "from_open_clip": lambda *given: initialise(ours.config),
         "check_agreement": lambda *given: (0.0, 0.0),
+        "check_losses": lambda *given: 0.0,
         "_milliseconds": milliseconds,
     }.items():
         monkeypatch.setattr(bench, name, value)
@@ -201,6 +205,33 @@ def test_ratios_say_how_many_times_as_fast_ours_is(monkeypatch, capsys):
         for case in bench.CASES:
             assert report[case]["ratio"] == ratio
             assert f"{case}: {ratio:.2f} times as fast as open_clip" in out
+            assert "gain_bf16" not in report[case]
+    how = dict(batch=2, repeats=1, memory=False, device="cpu", precision="bfloat16")
+    row = bench.step(against="open_clip", **how)["full"]
+    assert (row["ratio"], row["ratio_bf16"], row["gain_bf16"]) == (0.5, 1.5, 2.5)
+    out = capsys.readouterr().out
+    assert "full: 1.50 times as fast as open_clip, both in bfloat16" in out
+    assert "full: in bfloat16 2.50 times as fast as in float32" in out
+
+
+def test_the_bench_computes_in_the_type_that_it_says():
+    """Of the same weights and moments: a step of either moves both."""
+    config = small_config()
+    wide = bench.Ours(config)
+    narrow = bench.computing_in(wide, torch.bfloat16)
+    batch = bench.make_batch(config, "full", 2)
+    exact, rounded = wide.gradients(*batch), narrow.gradients(*batch)
+    assert exact != rounded and exact == pytest.approx(rounded, abs=0.05)
+    wide.zero_grad()
+    before = wide.params["text"]["token"].detach().clone()
+    narrow.step(*batch)
+    assert not torch.equal(wide.params["text"]["token"], before)
+    with pytest.raises(RuntimeError, match="losses in bfloat16 differ by 5.0e-01"):
+        bench.check_losses(
+            SimpleNamespace(gradients=lambda *b: [2.0, 1.0], zero_grad=list),
+            SimpleNamespace(gradients=lambda *b: [1.0, 1.0], zero_grad=list),
+            batch,
+        )
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ ONLY_REFERENCE = {
 ONLY_ENGINE = {
     "ops.py": {"attention", "contrastive_loss", "caption_loss",
                "attention_pool", "pick_device", "pick_dtype", "use", "with_own_backend",
-               "has_kernels", "implementations", "complaint", "recomputed"},
+               "has_kernels", "implementations", "complaint", "recomputed", "widened"},
     "attention.py": {"Packing", "absorbing_pays", "joint"},
     "decoding.py": {"largest"},
     "text.py": {"TextRows", "text_mask"},

@@ -21,6 +21,8 @@ def add_flags(parser):
     add("--beams", type=int, default=6, help="generate: beside greedy (default 6)")
     add("--preset", default="open_clip_b32", choices=config.PRESETS, help="step, generate: of this")
     add("--device", default="auto", help="step, generate: torch device (default auto)")
+    precisions = ("auto", "float32", "bfloat16")
+    add("--precision", default="auto", choices=precisions, help="step: on a CPU, bfloat16: both")
     add("--ops", nargs="+", choices=OPS, help="kernels: only these")
     add("--quick", action="store_true", help="kernels: only shapes with a target")
     add("--no-tests", action="store_true", help="kernels: do not run their tests first")
@@ -60,4 +62,9 @@ def run(arguments):
             **how,
         )
         return
-    bench.step(batch=arguments.batch_size or 16, repeats=arguments.repeats or 5, **how)
+    bench.step(
+        batch=arguments.batch_size or 16,
+        repeats=arguments.repeats or 5,
+        precision=arguments.precision,
+        **how,
+    )

@@ -3,7 +3,7 @@ but for what torch derives by itself and for packing: rows of padding are not co
 
 import torch
 
-from .ops import attention, gelu, layer_norm, linear
+from .ops import attention, gelu, layer_norm, linear, widened
 
 ABSORB_FROM = 1 << 24  # products per sample that keys must cost before they are avoided
 
@@ -63,16 +63,17 @@ def _absorbed_attention(x_RD, memory_BSM, params, heads, rows_B):
 
     so that keys and values, the larger part of the work where memories are long and texts short,
     are never formed. The keys' bias adds the same to all scores of a row; softmax drops it.
+    Scores are summed in float32 at least: 16 bits would round them before the softmax.
     """
     q_RHK = linear(x_RD, params["query"]).unflatten(-1, (heads, -1))
     key_MHK, value_MHK = (
         params[name]["weight"].unflatten(-1, (heads, -1)) for name in ("key", "value")
     )
     q_RHM = torch.einsum("rhk,mhk->rhm", q_RHK * q_RHK.shape[-1] ** -0.5, key_MHK)
-    read = []
-    for q_THM, m_SM in zip(q_RHM.split(rows_B), memory_BSM.unbind(), strict=True):
-        p_CS = torch.softmax(q_THM.flatten(0, 1) @ m_SM.T, -1)  # C = T x H
-        read.append(p_CS @ m_SM)
+    read, wide_BSM = [], widened(memory_BSM)
+    for b, q_THM in enumerate(widened(q_RHM).split(rows_B)):
+        p_CS = torch.softmax(q_THM.flatten(0, 1) @ wide_BSM[b].T, -1)  # C = T x H
+        read.append(p_CS.to(memory_BSM.dtype) @ memory_BSM[b])
     read_RHM = torch.cat(read).view(q_RHM.shape)
     o_RD = torch.einsum("rhm,mhk->rhk", read_RHM, value_MHK).flatten(1) + params["value"]["bias"]
     o_RD = o_RD + 0 * params["key"]["bias"]  # its gradient is 0, not missing
@@ -82,9 +83,7 @@ def _absorbed_attention(x_RD, memory_BSM, params, heads, rows_B):
 def absorbing_pays(rows, memory_BSM, width, heads):
     """Whether _absorbed_attention multiplies less, by enough for its loop over samples."""
     B, S, M = memory_BSM.shape
-    exact = memory_BSM.dtype.itemsize >= 4  # scores are rounded to the dtype before the softmax
-    large = S * M * width >= ABSORB_FROM
-    return exact and large and rows * (width + heads * S) < B * S * width
+    return S * M * width >= ABSORB_FROM and rows * (width + heads * S) < B * S * width
 
 
 def mlp(x_BTD, params, kind):

@@ -192,13 +192,16 @@ def gelu(x, kind):
 
 
 def layer_norm(x, params, eps=1e-5):
-    """scale * (x - mean) / std + bias over the last axis."""
-    return F.layer_norm(x, x.shape[-1:], params["scale"], params["bias"], eps)
+    """scale * (x - mean) / std + bias over the last axis, in float32 at least."""
+    scale, bias = params["scale"], params["bias"]
+    if x.is_cuda:  # whose operator sums in float32 too, but wants one type
+        scale, bias = scale.to(x.dtype), bias.to(x.dtype)
+    return F.layer_norm(x, x.shape[-1:], scale, bias, eps)
 
 
 def l2_normalise(x, eps=1e-12):
     """x / |x| over the last axis, in float32 at least: cosines are divided by the temperature."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = widened(x)
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + eps)
 
 
@@ -220,8 +223,10 @@ def attention(q_BTHK, k_BSHK, v_BSHK, *, causal=False, mask=None, finite=False):
             unseen_B1S1 = ~mask.any(1)[:, None, :, None]
             k, v = k.masked_fill(unseen_B1S1, 0), v.masked_fill(unseen_B1S1, 0)
         mask = mask[:, None]
+    if q.device.type == "cpu":  # where torch's backward in 16 bits takes three times as long
+        q, k, v = map(widened, (q, k, v))
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    return o.transpose(1, 2)
+    return o.transpose(1, 2).to(q_BTHK.dtype)
 
 
 def _fits_grid(k_BSHK):
@@ -236,9 +241,9 @@ def attention_pool(x_BSM, g_HM):
         from ..kernels.attention_pool import attention_pool as fused
 
         return fused(x_BSM, g_HM).to(x_BSM.dtype)
-    xhat_BSM = F.layer_norm(x_BSM, x_BSM.shape[-1:])
-    p_BHS = torch.softmax(g_HM @ xhat_BSM.transpose(1, 2), -1)
-    return p_BHS @ xhat_BSM
+    xhat_BSM = F.layer_norm(widened(x_BSM), x_BSM.shape[-1:])
+    p_BHS = torch.softmax(widened(g_HM) @ xhat_BSM.transpose(1, 2), -1)
+    return (p_BHS @ xhat_BSM).to(x_BSM.dtype)
 
 
 def contrastive_loss(image_BE, text_BE, log_temperature):
@@ -264,6 +269,11 @@ def caption_loss(hidden, head, targets):
     return kernel.caption_loss(hidden, head["weight"], targets, pad_id=PAD, fused=fused)
 
 
+def widened(x):
+    """x, in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def pick_device(name):
     """`auto`: cuda where there is one, else cpu. Raises ValueError for a device that is not."""
     if name == "auto":
@@ -280,7 +290,7 @@ def pick_device(name):
 
 
 def pick_dtype(precision, device):
-    """`auto`: bfloat16 on a cuda device that has it, float32 elsewhere."""
+    """`auto`: bfloat16 on a cuda device that has it, else float32 (a run: precision.settled)."""
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if fast else "float32"

@@ -29,6 +29,7 @@ def absorbed_pooler(tokens_BSM, params, heads):
     gamma_M, beta_M = params["norm_key"]["scale"], params["norm_key"]["bias"]
     a_HM = torch.einsum("mhk,hk->hm", key_MHK, q_HK) * q_HK.shape[-1] ** -0.5
     u_BHM = attention_pool(tokens_BSM, a_HM * gamma_M) * gamma_M + beta_M
+    u_BHM = u_BHM.to(tokens_BSM.dtype)  # a norm's numbers are float32 whatever the tokens are
     o_B1D = torch.einsum("bhm,mhk->bhk", u_BHM, value_MHK).flatten(1)[:, None]
     pooled_B1D = linear(o_B1D + params["attention"]["value"]["bias"], params["attention"]["output"])
     return layer_norm(pooled_B1D, params["norm_output"])

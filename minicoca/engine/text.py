@@ -46,7 +46,8 @@ def text_embedding(tokens_BT, params, cls_slots_B):
     B, T = tokens_BT.shape
     if T > len(params["position"]):
         raise ValueError(f"{T} tokens, but the model has {len(params['position'])} positions")
-    x_BTD = embedding(tokens_BT, params["token"]) + params["position"][:T]
+    x_BTD = embedding(tokens_BT, params["token"]).to(params["position"].dtype)
+    x_BTD = x_BTD + params["position"][:T]
     cls_B1D = params["cls"].expand(B, 1, -1)
     x_BSD = torch.cat([x_BTD, x_BTD.new_zeros(cls_B1D.shape)], 1)
     slots_B1D = cls_slots_B[:, None, None].expand_as(cls_B1D)

@@ -14,6 +14,7 @@ from .losses import contrastive_loss
 from .model import coca, encode_image, encode_text, total_loss
 from .ops import complaint, pick_device, pick_dtype, use, with_own_backend
 from .optim import clamp_temperature, clip_by_global_norm, learning_rate, optimizers
+from .precision import in_type
 from .vision import normalise
 
 KEPT = ("exp_avg", "exp_avg_sq", "step")  # as torch calls them; Muon has the first alone
@@ -82,11 +83,7 @@ class Trainer:
         return normalise(images, config).to(self.dtype)
 
     def _compute_params(self):
-        """The tree in the compute type; gradients flow back to the float32 leaves."""
-        if self.dtype == torch.float32:
-            return self.params
-        cast = tree_map(lambda p: p.to(self.dtype), self.params)
-        return cast | {"log_temperature": self.params["log_temperature"]}
+        return in_type(self.params, self.dtype)
 
     def _gradients(self, images, tokens, places=None):
         if self.config.accumulate <= 1:

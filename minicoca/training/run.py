@@ -224,6 +224,10 @@ def start(config, folder, say, tokenizer=None):
     config = replace(config, pixel_mean=mean, pixel_std=std)
     memory.check(config, training=True)
     weights = weights or params.initialise(config, config.seed)
+    if config.backend != "numpy":
+        from ..engine.precision import settled
+
+        config = settled(config, weights, say)
     trainer = make_trainer(weights, config)
     tokenizer.save(folder / TOKENIZER)
     return trainer, tokenizer, dataset, config
