@@ -23,6 +23,7 @@ from .attention_general import (
     attention_delta_kernel,
     head_offset,
     load_lse2,
+    mean_key,
     probabilities,
 )
 from .checks import check_attention
@@ -124,6 +125,7 @@ def attention_bwd_short_kernel(
     delta = tl.sum(o.to(WIDE) * do.to(WIDE), 1)  # [BLOCK_T]
     lse2 = load_lse2(lse_ptr + tl.program_id(0).to(tl.int64) * T, t, T)
     dq = tl.zeros([BLOCK_T, BLOCK_K], WIDE)
+    row_sum = tl.zeros([BLOCK_T], WIDE)
     for first in range(0, S, BLOCK_S):  # beyond `end` too: the gradients there must be written, 0
         s = first + tl.arange(0, BLOCK_S)
         k = load_tile(k_ptr, s, c, k_s, end, K, UPCAST)
@@ -135,9 +137,12 @@ def attention_bwd_short_kernel(
         dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION, out_dtype=WIDE)
         if dq_ptr is not None:
             dq += tl.dot(ds, k, input_precision=PRECISION, out_dtype=WIDE)
+            row_sum += tl.sum(ds.to(WIDE), 1)
         store_tile(dk_ptr, dk, s, c, dk_s, S, K, UPCAST)
         store_tile(dv_ptr, dv, s, c, dv_s, S, K, UPCAST)
     if dq_ptr is not None:
+        mean = mean_key(k_ptr, c, k_s, end, K, BLOCK_S, BLOCK_K, WIDE, UPCAST)
+        dq -= row_sum[:, None] * mean[None, :]
         store_tile(dq_ptr + b * dq_b + head_offset(h, dq_h, ALIGNED), dq, t, c, dq_t, T, K, UPCAST)
 
 

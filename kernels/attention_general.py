@@ -33,6 +33,17 @@ def load_lse2(lse_ptr, t, T):
 
 
 @triton.jit
+def mean_key(k_ptr, c, k_s, end, K: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+             WIDE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """The mean [BLOCK_K] of the first `end` keys; 0 of none."""
+    total = tl.zeros([BLOCK_K], WIDE)
+    for first in range(0, end, BLOCK_S):
+        s = first + tl.arange(0, BLOCK_S)
+        total += tl.sum(load_tile(k_ptr, s, c, k_s, end, K, UPCAST).to(WIDE), 0)
+    return total / tl.maximum(end, 1)
+
+
+@triton.jit
 def attention_delta_kernel(
     o_ptr, do_ptr, delta_ptr, o_b, o_t, o_h, do_b, do_t, do_h, T, H,
     ALIGNED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, K: tl.constexpr,
@@ -130,6 +141,7 @@ def attention_bwd_dq_kernel(
         last = end
         if CAUSAL:
             last = tl.minimum(end, (tl.program_id(0) + 1) * BLOCK_T)
+        row_sum = tl.zeros([BLOCK_T], WIDE)
         for first in range(0, last, BLOCK_S):
             s = first + tl.arange(0, BLOCK_S)
             k = load_tile(k_own, s, c, k_s, end, K, UPCAST)
@@ -138,5 +150,8 @@ def attention_bwd_dq_kernel(
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
             ds = narrow(p * (dp - delta[:, None]) * scale, q, UPCAST)
             dq += tl.dot(ds, k, input_precision=PRECISION, out_dtype=WIDE)
+            row_sum += tl.sum(ds.to(WIDE), 1)
+        mean = mean_key(k_own, c, k_s, last, K, BLOCK_S, BLOCK_K, WIDE, UPCAST)
+        dq -= row_sum[:, None] * mean[None, :]
     dq_ptr += slice_ * dq_b + head_offset(h, dq_h, ALIGNED)
     store_tile(dq_ptr, dq, t, c, dq_t, T, K, UPCAST)
