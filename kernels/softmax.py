@@ -41,7 +41,7 @@ def store_tile(ptr, tile, rows, columns, row_stride, row_count, column_count, UP
     if ptr is not None:
         inside = (rows[:, None] < row_count) & (columns[None, :] < column_count)
         offsets = rows[:, None] * row_stride + columns[None, :]
-        if UPCAST:
+        if UPCAST and ptr.dtype.element_ty == tl.bfloat16:  # not partial sums
             tile = round_to_bfloat16(tile)
         tl.store(ptr + offsets, tile.to(ptr.dtype.element_ty), mask=inside)
 
