@@ -32,9 +32,17 @@ def draw_shifted(seed, shift, B, T, S, H, K, dtype=torch.bfloat16, causal=False,
     shapes = (1 if shared else B, T, H, K), (B, S, H, K), (B, S, H, K), (B, T, H, K)
     q, k, v, do = (rng.standard_normal(shape) for shape in shapes)
     q += (K**0.5 - q @ common)[..., None] * common
-    tensors = [torch.tensor(x, device=DEVICE).to(dtype) for x in (q, k + shift * common, v, do)]
+    k += shift * common
+    _spoil(k, lengths)
+    tensors = [torch.tensor(x, device=DEVICE).to(dtype) for x in (q, k, v, do)]
     lengths = None if lengths is None else torch.tensor(lengths, device=DEVICE)
     return *tensors, causal, lengths, K**-0.5
+
+
+def _spoil(x, lengths):
+    """What stands beyond a length is far from all else."""
+    for row, length in zip(x, lengths or (), strict=False):
+        row[length:] *= -8
 
 
 def check_shifted_attention(module, seed=0, **case):
@@ -109,6 +117,7 @@ def draw_shifted_pool(seed, shift, B, N, M, H, dtype=torch.bfloat16, lengths=Non
     g = 0.3 * rng.standard_normal((H, M))
     if shift:
         g += (shift / (xhat @ unit).mean() - g @ unit)[:, None] * unit
+    _spoil(x, lengths)
     x, g = (torch.tensor(a, device=DEVICE).to(dtype) for a in (x, g))
     dm = torch.tensor(rng.standard_normal((B, H, M)), device=DEVICE).float()
     return x, g, dm, None if lengths is None else torch.tensor(lengths, device=DEVICE)
