@@ -23,6 +23,7 @@ from .attention_general import (
     attention_delta_kernel,
     head_offset,
     load_lse2,
+    mean_key,
     probabilities,
 )
 from .checks import check_attention
@@ -124,20 +125,32 @@ def attention_bwd_short_kernel(
     delta = tl.sum(o.to(WIDE) * do.to(WIDE), 1)  # [BLOCK_T]
     lse2 = load_lse2(lse_ptr + tl.program_id(0).to(tl.int64) * T, t, T)
     dq = tl.zeros([BLOCK_T, BLOCK_K], WIDE)
+    # The sums of the rows of dS, as rounded. Of 256 rows they are a product with ones, in as few
+    # columns as a tensor core takes: added up in registers they would spill.
+    COLUMNS: tl.constexpr = 8 if BLOCK_T > 128 else 1
+    ones = tl.full([BLOCK_S, COLUMNS], 1.0, q.dtype)
+    row_sum = tl.zeros([BLOCK_T, COLUMNS], WIDE)
     for first in range(0, S, BLOCK_S):  # beyond `end` too: the gradients there must be written, 0
         s = first + tl.arange(0, BLOCK_S)
         k = load_tile(k_ptr, s, c, k_s, end, K, UPCAST)
         v = load_tile(v_ptr, s, c, v_s, end, K, UPCAST)
         p = probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL, WIDE, PRECISION)
-        dv = tl.dot(tl.trans(narrow(p, do, UPCAST)), do, input_precision=PRECISION, out_dtype=WIDE)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
         ds = narrow(p * (dp - delta[:, None]) * scale, q, UPCAST)
-        dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION, out_dtype=WIDE)
         if dq_ptr is not None:
             dq += tl.dot(ds, k, input_precision=PRECISION, out_dtype=WIDE)
-        store_tile(dk_ptr, dk, s, c, dk_s, S, K, UPCAST)
+        dv = tl.dot(tl.trans(narrow(p, do, UPCAST)), do, input_precision=PRECISION, out_dtype=WIDE)
         store_tile(dv_ptr, dv, s, c, dv_s, S, K, UPCAST)
+        dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION, out_dtype=WIDE)
+        store_tile(dk_ptr, dk, s, c, dk_s, S, K, UPCAST)
+        if dq_ptr is not None:
+            if COLUMNS == 1:
+                row_sum += tl.sum(ds.to(WIDE), 1)[:, None]
+            else:
+                row_sum += tl.dot(ds, ones, input_precision=PRECISION, out_dtype=WIDE)
     if dq_ptr is not None:
+        mean = mean_key(k_ptr, c, k_s, end, K, BLOCK_S, WIDE, UPCAST)
+        dq -= (tl.sum(row_sum, 1) / COLUMNS)[:, None] * mean[None, :]
         store_tile(dq_ptr + b * dq_b + head_offset(h, dq_h, ALIGNED), dq, t, c, dq_t, T, K, UPCAST)
 
 

@@ -5,7 +5,7 @@ attention.py): one kernel for dK and dV, one for dQ, and what all backward kerne
 import triton
 import triton.language as tl
 
-from .softmax import LN2, LOG2E, end_of, load_tile, narrow, score_mask, store_tile
+from .softmax import LN2, LOG2E, end_of, load_tile, narrow, score_mask, spread, store_tile
 
 
 @triton.jit
@@ -30,6 +30,14 @@ def load_lse2(lse_ptr, t, T):
     """Base-2 log-sum-exp of the rows; +inf where there is no row or no key, so that P is 0."""
     lse = tl.load(lse_ptr + t, mask=t < T, other=float("inf"))
     return tl.where(lse == float("-inf"), float("inf"), lse / LN2)
+
+
+@triton.jit
+def mean_key(k_ptr, c, k_s, end, K: tl.constexpr, BLOCK_S: tl.constexpr, WIDE: tl.constexpr,
+             UPCAST: tl.constexpr):  # fmt: skip
+    """The mean [BLOCK_K] of BLOCK_S keys, evenly spread over the first `end`; 0 of none."""
+    k = load_tile(k_ptr, spread(end, BLOCK_S), c, k_s, end, K, UPCAST)
+    return tl.sum(k.to(WIDE), 0) / BLOCK_S
 
 
 @triton.jit
@@ -130,6 +138,7 @@ def attention_bwd_dq_kernel(
         last = end
         if CAUSAL:
             last = tl.minimum(end, (tl.program_id(0) + 1) * BLOCK_T)
+        row_sum = tl.zeros([BLOCK_T], WIDE)
         for first in range(0, last, BLOCK_S):
             s = first + tl.arange(0, BLOCK_S)
             k = load_tile(k_own, s, c, k_s, end, K, UPCAST)
@@ -138,5 +147,8 @@ def attention_bwd_dq_kernel(
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
             ds = narrow(p * (dp - delta[:, None]) * scale, q, UPCAST)
             dq += tl.dot(ds, k, input_precision=PRECISION, out_dtype=WIDE)
+            row_sum += tl.sum(ds.to(WIDE), 1)
+        mean = mean_key(k_own, c, k_s, last, K, BLOCK_S, WIDE, UPCAST)
+        dq -= row_sum[:, None] * mean[None, :]
     dq_ptr += slice_ * dq_b + head_offset(h, dq_h, ALIGNED)
     store_tile(dq_ptr, dq, t, c, dq_t, T, K, UPCAST)

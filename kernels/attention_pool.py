@@ -26,7 +26,7 @@ import triton.language as tl
 
 from .checks import check_pool
 from .configs import compute_options
-from .softmax import end_of, load_tile, narrow, store_tile
+from .softmax import end_of, load_tile, narrow, spread, store_tile
 from .wanted import chosen, stand_ins
 
 BLOCK_N, BLOCK_M = 64, 128  # tokens and channels of a tile
@@ -99,20 +99,29 @@ def pool_sum_kernel(
     NARROW: tl.constexpr = x_ptr.dtype.element_ty.primitive_bitwidth < 32
     acc = tl.zeros([BLOCK_M, BLOCK_H], WIDE)
     means = tl.zeros([BLOCK_H], WIDE)
+    lost = tl.zeros([BLOCK_H], WIDE)
     for first in range(0, end, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         x = load_tile(x_ptr, n, c, x_n, end, M, UPCAST)  # [BLOCK_N, BLOCK_M]
         mean = tl.load(mean_ptr + b * N + n, mask=n < N, other=0.0)
-        rstd = tl.load(rstd_ptr + b * N + n, mask=n < N, other=0.0)
+        rstd = tl.load(rstd_ptr + b * N + n, mask=n < N, other=1.0)
         inside = (n[:, None] < N) & (h[None, :] < H)
         w = tl.load(w_ptr + (b * H + h[None, :]) * N + n[:, None], mask=inside, other=0.0)
-        w = w * rstd[:, None]
+        exact = w * rstd[:, None]
         if NARROW:
-            w = narrow(w, x, UPCAST)
+            w = narrow(exact, x, UPCAST)
             means += tl.sum(w.to(WIDE) * mean[:, None], 0)
+            lost += tl.sum((exact - w.to(WIDE)) / rstd[:, None], 0)
         else:
-            x = x - mean[:, None]
+            w, x = exact, x - mean[:, None]
         acc += tl.dot(tl.trans(x), w, input_precision=PRECISION, out_dtype=WIDE)
+    if NARROW:  # what w lost to rounding, times the mean of xhat
+        n = spread(end, BLOCK_N)
+        x = load_tile(x_ptr, n, c, x_n, end, M, UPCAST)
+        mean = tl.load(mean_ptr + b * N + n, mask=n < end, other=0.0)
+        rstd = tl.load(rstd_ptr + b * N + n, mask=n < end, other=0.0)
+        common = tl.sum((x.to(WIDE) - mean[:, None]) * rstd[:, None], 0) / BLOCK_N
+        acc += common[:, None] * lost[None, :]
     offsets = (b * H + h[None, :]) * M + c[:, None]
     tl.store(m_ptr + offsets, acc - means[None, :], mask=(c[:, None] < M) & (h[None, :] < H))
 

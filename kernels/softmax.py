@@ -30,12 +30,18 @@ def end_of(lengths_ptr, b, count):
 
 
 @triton.jit
+def spread(end, COUNT: tl.constexpr):
+    """COUNT rows, evenly spread over the first `end`; fewer are there several times."""
+    return tl.arange(0, COUNT).to(tl.int64) * end // COUNT
+
+
+@triton.jit
 def store_tile(ptr, tile, rows, columns, row_stride, row_count, column_count, UPCAST: tl.constexpr):
     """Write what is inside of [R, C] in the type of the memory; nothing where ptr is None."""
     if ptr is not None:
         inside = (rows[:, None] < row_count) & (columns[None, :] < column_count)
         offsets = rows[:, None] * row_stride + columns[None, :]
-        if UPCAST:
+        if UPCAST and ptr.dtype.element_ty == tl.bfloat16:  # not partial sums
             tile = round_to_bfloat16(tile)
         tl.store(ptr + offsets, tile.to(ptr.dtype.element_ty), mask=inside)
 

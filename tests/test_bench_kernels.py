@@ -29,7 +29,7 @@ REPORT = {"rows": [ROW], "device": "card", "roofline": {"tflop_s": 1.0, "gb_s": 
 
 def test_pictures_of_a_report(tmp_path):
     names = {path.name for path in pictures.draw(REPORT, tmp_path)}
-    assert names == {"roofline.png", "bars.png", "memory.png", "accuracy.png"}
+    assert names == {"roofline.png", "bars.png", "memory.png", "accuracy.png", "centring.png"}
     assert all((tmp_path / name).stat().st_size > 5_000 for name in names)
 
 
@@ -40,6 +40,7 @@ def test_every_figure_says_what_it_shows():
         pictures._bars(REPORT, [ROW]),
         pictures._memory([ROW]),
         pictures.accuracy(),
+        pictures.centring(),
     ):
         (axes,) = figure.axes
         assert axes.get_xlabel() and (axes.get_ylabel() or axes.get_yticklabels())

@@ -18,6 +18,15 @@ from kernel_cases import (
     check_workspace,
 )  # fmt: skip
 from kernel_oracles import mutant
+from kernel_shifts import (
+    SHIFTED,
+    SHIFTED_POOLS,
+    check_confident_captions,
+    check_shifted_attention,
+    check_shifted_pool,
+    check_unshifted_attention,
+    check_unshifted_pool,
+)
 
 
 def attention_case(name, **more):
@@ -34,6 +43,26 @@ def pairs_case(name, **more):
 
 def captions_case(name, **more):
     return lambda load: check_captions(load("caption_loss"), 0, **{**CAPTIONS[name], **more})
+
+
+def shifted(name):
+    return lambda load: check_shifted_attention(load("attention"), **SHIFTED[name])
+
+
+def unshifted(name):
+    return lambda load: check_unshifted_attention(load("attention"), **SHIFTED[name])
+
+
+def shifted_pool(name):
+    return lambda load: check_shifted_pool(load("attention_pool"), **SHIFTED_POOLS[name])
+
+
+def unshifted_pool(name):
+    return lambda load: check_unshifted_pool(load("attention_pool"), **SHIFTED_POOLS[name])
+
+
+def confident_captions(load):
+    check_confident_captions(load("caption_loss"), 16)
 
 
 def strided_lengths(load):
@@ -119,6 +148,37 @@ BUGS = [
     ("attention_pool.py", "p = p.masked_fill(outside, 0.0)", "p = p * 1.0", pool_case("lengths")),
     ("attention_pool.py", "dxhat += tl.dot(narrow(ds", "dxhat -= tl.dot(narrow(ds",
      pool_case("patches")),
+    # --- keys and tokens that share a large part ------------------------------------------------
+    ("attention.py", "dq -= (tl.sum(row_sum, 1) / COLUMNS)", "dq -= 0 * (tl.sum(row_sum, 1))",
+     shifted("64")),
+    ("attention.py", "dq -= (tl.sum(row_sum, 1) / COLUMNS)", "dq -= tl.sum(row_sum, 1)",
+     shifted("256")),
+    ("attention.py", "row_sum += tl.sum(ds.to(WIDE), 1)[:, None]",
+     "row_sum += tl.sum(p * (dp - delta[:, None]) * scale, 1)[:, None]", shifted("64")),
+    ("attention.py", "row_sum += tl.dot(ds, ones,", "row_sum = tl.dot(ds, ones,", shifted("256")),
+    ("attention.py", "mean = mean_key(k_ptr, c, k_s, end", "mean = mean_key(k_ptr, c, k_s, S",
+     shifted("lengths 0, 1, 2")),
+    ("attention_general.py", "row_sum += tl.sum(ds.to(WIDE), 1)", "row_sum += tl.sum(ds * 0.0, 1)",
+     shifted("shared queries, lengths")),
+    ("attention_general.py", "        row_sum = tl.zeros([BLOCK_T], WIDE)\n",
+     "        if i == slice_ * samples:\n            row_sum = tl.zeros([BLOCK_T], WIDE)\n",
+     shifted("shared queries, two a slice")),
+    ("attention_general.py", "mean_key(k_own, c, k_s, last", "mean_key(k_own, c, k_s, S",
+     shifted("shared queries, lengths")),
+    ("attention_general.py", "load_tile(k_ptr, spread(end, BLOCK_S), c",
+     "load_tile(k_ptr, spread(end, BLOCK_S) * 0, c", unshifted("64")),
+    ("softmax.py", "tl.arange(0, COUNT).to(tl.int64) * end // COUNT", "tl.arange(0, COUNT)",
+     shifted("lengths 0, 1, 2")),
+    ("softmax.py", " and ptr.dtype.element_ty == tl.bfloat16:", ":",
+     unshifted("shared queries, 192")),
+    ("attention_pool.py", "lost += tl.sum(", "lost += 0.0 * tl.sum(", shifted_pool("64")),
+    ("attention_pool.py", "acc += common[:, None]", "acc -= common[:, None]", shifted_pool("64")),
+    ("attention_pool.py", "(exact - w.to(WIDE)) / rstd[:, None]", "(exact - w.to(WIDE))",
+     shifted_pool("64")),
+    ("attention_pool.py", "n = spread(end, BLOCK_N)", "n = spread(N, BLOCK_N)",
+     shifted_pool("lengths")),
+    ("attention_pool.py", "n = spread(end, BLOCK_N)", "n = spread(end, BLOCK_N) * 0",
+     unshifted_pool("64")),
     # --- softmax-InfoNCE ------------------------------------------------------------------------
     ("softmax.py", "tl.sum(weights, AXIS))", "tl.sum(weights, AXIS) * 2)", pairs_case("three")),
     ("info_nce_tiles.py", "== (tile_n * BLOCK_N + n)[None, :]", "== n[None, :]",
@@ -159,12 +219,16 @@ BUGS = [
      "zeros_like(hidden).index_copy(0, real.flip(0), dx_RD)", captions_case("many chunks")),
     ("caption_loss.py", "add_product(dweight_DV, x_RD[rows].T, logits_RV)",
      "add_product(dweight_DV, x_RD[: len(logits_RV)].T, logits_RV)", captions_case("many chunks")),
-    ("caption_loss_rows.py", "g = tl.where(v == target, g - 1.0, g)", "g = g",
+    ("caption_loss_rows.py", "tl.where(v == target, -others, tl.exp2(scores - top))",
+     "tl.exp2(scores - top)", captions_case("one row")),
+    ("caption_loss_rows.py", "g = tl.where(v == target, -others, tl.exp2(scores - top)) / total",
+     "g = tl.exp2(scores - top) / total - tl.where(v == target, 1.0, 0.0)", confident_captions),
+    ("caption_loss_rows.py", "scores = tl.where(v == target, float(\"-inf\"), scores)", "pass",
      captions_case("one row")),
-    ("caption_loss_rows.py", "mask=v < V, other=float(\"-inf\")).to(WIDE) * LOG2E\n        _, peak",
-     "mask=v < V, other=0.0).to(WIDE) * LOG2E\n        _, peak", captions_case("over a block")),
-    ("caption_loss_rows.py", "log_sum_exp(peak, total), 0) - chosen",
-     "log_sum_exp(peak, total), 0)", captions_case("one row")),
+    ("caption_loss_rows.py", "other=float(\"-inf\")).to(WIDE) * LOG2E\n        scores = tl.where",
+     "other=0.0).to(WIDE) * LOG2E\n        scores = tl.where", captions_case("over a block")),
+    ("caption_loss_rows.py", "log_sum_exp(peak - chosen, total)",
+     "log_sum_exp(peak, total)", captions_case("one row")),
     ("caption_loss_rows.py", "logits_ptr += r * row_stride", "logits_ptr += r * (row_stride - 1)",
      captions_case("no padding")),
     ("caption_loss.py", "wide.sub_(wide.amax(1, keepdim=True))", "wide.sub_(0)",

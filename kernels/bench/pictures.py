@@ -21,6 +21,7 @@ def draw(report, folder):
         "bars": _bars(report, timed) if timed else None,
         "memory": _memory(timed),
         "accuracy": accuracy(),
+        "centring": centring(),
     }.items():
         if figure:
             paths.append(folder / f"{name}.png")
@@ -117,6 +118,49 @@ def accuracy(pairs=160, width=14):
     axes.set_title("Pairs that are learned, bfloat16", fontsize=10)
     axes.legend(frameon=False)
     return figure
+
+
+def centring(rows=64, width=64):
+    """Error of dQ in bfloat16 as all logits move away from zero, since the keys share a part."""
+    generator = torch.Generator().manual_seed(0)
+    q, noise, v, do = (torch.randn(rows, width, generator=generator) for _ in range(4))
+    common = torch.randn(width, generator=generator).sign() * width**-0.5
+    q += (width**0.5 - q @ common)[:, None] * common
+    shifts = [0, 3, 10, 20, 30, 60, 90, 120]
+    errors = {}
+    for shift in shifts:
+        factors = [x.bfloat16() for x in (q, noise - shift * common, v, do)]
+        exact = _query_gradients(*(x.double() for x in factors))["keys as they are"]
+        for label, dq in (_query_gradients(*factors) | {"plain torch": _plain(*factors)}).items():
+            gap = float((dq.double() - exact).norm() / exact.norm())
+            errors.setdefault(label, []).append(gap)
+    figure = Figure((6, 4))
+    axes = figure.add_subplot()
+    for colour, label in ((2, "plain torch"), (1, "keys as they are"), (0, "mean key taken out")):
+        axes.plot([-s for s in shifts], errors[label], "o-", color=COLOURS[colour], label=label)
+    axes.set(yscale="log", xlabel="where all logits are", ylabel="relative error of dQ")
+    axes.set_title("Keys that share a large part, bfloat16", fontsize=10)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _query_gradients(q, k, v, do):
+    """{label: dQ} as a fused backward has it, with float32 sums of factors of the inputs' type."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q_, k_, v_, do_ = (x.to(wide) for x in (q, k, v, do))
+    scale = q.shape[-1] ** -0.5
+    p = torch.softmax(q_ @ k_.T * scale, -1)
+    delta = ((p @ v_).to(q.dtype).to(wide) * do_).sum(-1, keepdim=True)
+    ds = (p * (do_ @ v_.T - delta) * scale).to(q.dtype).to(wide)
+    plain = ds @ k_
+    centred = plain - ds.sum(-1, keepdim=True) * k_.mean(0)
+    return {"keys as they are": plain.to(q.dtype), "mean key taken out": centred.to(q.dtype)}
+
+
+def _plain(q, k, v, do):
+    leaf = q.detach().clone().requires_grad_()
+    o = torch.softmax(leaf @ k.T * q.shape[-1] ** -0.5, -1) @ v
+    return torch.autograd.grad(o, leaf, do)[0]
 
 
 def _gradient(way, x, y, scale):
