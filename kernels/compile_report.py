@@ -95,45 +95,55 @@ def digest():
 
 def cases(dtype="bf16"):
     """(name, kernel, values of its run-time arguments by name, constexprs, launch options)."""
-    for name, (T, S, K, causal, lengths, shared) in ATTENTION.items():
-        config = configs.attention_config(T, S, K, shared, exact=dtype == "fp32")
-        sizes = dict(T=T, S=S, H=HEADS, B=BATCH, samples=2)
-        for letter, rows in dict(q=T, k=S, v=S, o=T, do=T, dq=T, dk=S, dv=S).items():
-            sizes |= {f"{letter}_b": rows * HEADS * K, f"{letter}_h": K}
-            sizes |= {f"{letter}_{'s' if rows == S and letter in 'kvdkdv' else 't'}": HEADS * K}
-        for letter in ("k", "v", "dk", "dv"):
-            sizes[f"{letter}_s"] = HEADS * K
-        for letter in ("q", "o", "do", "dq"):
-            sizes[f"{letter}_t"] = HEADS * K
-        flags = dict(CAUSAL=causal, ALIGNED=True, BLOCK_K=config.block_k, K=K)
-        flags |= {} if lengths else ABSENT
-        flags["PRECISION"] = "ieee"
-
-        def row(kernel, tile, sizes=sizes, flags=flags, name=name, **more):
-            blocks = dict(BLOCK_T=tile.block_t, BLOCK_S=tile.block_s)
-            options = dict(num_warps=tile.warps, num_stages=tile.stages)
-            return f"{name}: {kernel.fn.__name__}", kernel, sizes, blocks | flags | more, options
-
-        yield row(attention.attention_fwd_kernel, config.forward, ONE_TILE=config.one_tile)
-        if config.short:
-            yield row(attention.attention_bwd_short_kernel, config.backward)
-        else:
-            yield row(attention.attention_delta_kernel, Tile(64, 64, 4, 1))
-            yield row(attention.attention_bwd_dkdv_kernel, config.backward)
-            yield row(attention.attention_bwd_dq_kernel, config.backward_dq)
-    for name, (N, M, H, lengths) in POOL.items():
-        sizes = dict(N=N, M=M, H=H, x_b=N * M, x_n=M, g_b=H * M, dx_b=N * M, dx_n=M)
-        blocks = dict(BLOCK_N=attention_pool.BLOCK_N, BLOCK_M=attention_pool.BLOCK_M, BLOCK_H=16)
-        blocks |= {} if lengths else ABSENT
-        for kernel in ("pool_scores_kernel", "pool_sum_kernel", "pool_dx_kernel"):
-            yield (
-                f"{name}: {kernel}", getattr(attention_pool, kernel), sizes,
-                blocks | {"FIND_STATISTICS": True}, dict(num_warps=8, num_stages=2),
-            )  # fmt: skip
-    yield from _loss_cases()
+    for name, shape in ATTENTION.items():
+        yield from attention_cases(name, *shape, dtype=dtype)
+    for name, shape in POOL.items():
+        yield from pool_cases(name, *shape)
+    yield from loss_cases()
 
 
-def _loss_cases():
+def attention_cases(name, T, S, K, causal, lengths, shared, dtype="bf16"):
+    """As `cases`: the kernels of attention of one shape, in the order in which they run."""
+    config = configs.attention_config(T, S, K, shared, exact=dtype == "fp32")
+    sizes = dict(T=T, S=S, H=HEADS, B=BATCH, samples=2)
+    for letter, rows in dict(q=T, k=S, v=S, o=T, do=T, dq=T, dk=S, dv=S).items():
+        sizes |= {f"{letter}_b": rows * HEADS * K, f"{letter}_h": K}
+    for letter in ("k", "v", "dk", "dv"):
+        sizes[f"{letter}_s"] = HEADS * K
+    for letter in ("q", "o", "do", "dq"):
+        sizes[f"{letter}_t"] = HEADS * K
+    flags = dict(CAUSAL=causal, ALIGNED=True, BLOCK_K=config.block_k, K=K)
+    flags |= {} if lengths else ABSENT
+    flags["PRECISION"] = "ieee"
+
+    def row(kernel, tile, **more):
+        blocks = dict(BLOCK_T=tile.block_t, BLOCK_S=tile.block_s)
+        options = dict(num_warps=tile.warps, num_stages=tile.stages)
+        return f"{name}: {kernel.fn.__name__}", kernel, sizes, blocks | flags | more, options
+
+    yield row(attention.attention_fwd_kernel, config.forward, ONE_TILE=config.one_tile)
+    if config.short:
+        yield row(attention.attention_bwd_short_kernel, config.backward)
+    else:
+        yield row(attention.attention_delta_kernel, Tile(64, 64, 4, 1))
+        yield row(attention.attention_bwd_dkdv_kernel, config.backward)
+        yield row(attention.attention_bwd_dq_kernel, config.backward_dq)
+
+
+def pool_cases(name, N, M, H, lengths):
+    """As `cases`: the kernels of one-query pooling of one shape."""
+    sizes = dict(N=N, M=M, H=H, x_b=N * M, x_n=M, g_b=H * M, dx_b=N * M, dx_n=M)
+    blocks = dict(BLOCK_N=attention_pool.BLOCK_N, BLOCK_M=attention_pool.BLOCK_M, BLOCK_H=16)
+    blocks |= {} if lengths else ABSENT
+    for kernel in ("pool_scores_kernel", "pool_sum_kernel", "pool_dx_kernel"):
+        yield (
+            f"{name}: {kernel}", getattr(attention_pool, kernel), sizes,
+            blocks | {"FIND_STATISTICS": True}, dict(num_warps=8, num_stages=2),
+        )  # fmt: skip
+
+
+def loss_cases():
+    """As `cases`: the kernels of both losses."""
     tile = configs.INFO_NCE
     blocks = dict(BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_E=tile.block_e)
     options = dict(num_warps=tile.warps, num_stages=tile.stages)
@@ -193,11 +203,8 @@ def facts(compiled, target):
             "stack": int(re.search(r"\.vgpr_spill_count:\s+(\d+)", text)[1]),
             "tensor": len(re.findall(r"v_mfma", text)),
         }
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _run("cuobjdump", "-res-usage", file.name)
-        code = _run("nvdisasm", file.name)
+    usage = _run("cuobjdump", "-res-usage", compiled)
+    code = disassembly(compiled)
     loads = re.findall(r"(LDGSTS|LDG)\.E(?:\.\w+)*", code)
     narrow = re.findall(r"LDG\.E\.U16", code)
     doubles = len(re.findall(r"\.f64\b", compiled.asm["ptx"]))
@@ -213,9 +220,19 @@ def facts(compiled, target):
     }
 
 
+def disassembly(compiled):
+    """NVIDIA's machine code of a compiled kernel, as text."""
+    return _run("nvdisasm", compiled)
+
+
 def _run(tool, *arguments):
-    done = subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout
+    """What one of NVIDIA's tools says of the compiled kernel, its last argument."""
+    *flags, compiled = arguments
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [TOOLS / tool, *flags, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def build(targets=TARGETS, dtypes=DTYPES):
