@@ -42,10 +42,12 @@ class Chip:
 H100 = Chip("H100", 3.35e12)  # SXM: nvidia.com/en-us/data-center/h100
 H200 = Chip("H200", 4.8e12)  # nvidia.com/en-us/data-center/h200
 CHIPS = (H100, H200)
-PARTS = {
-    "products": "tensor_rate", "special": "special_rate", "shared": "shared_rate",
+PARTS = {  # what is counted: what it is divided by
+    "products": "tensor_rate",
+    "special": "special_rate",
+    "shared": "shared_rate",
     "instructions": "issue_rate",
-}  # what is counted: what it is divided by
+}
 
 _LINE = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z]\w*(?:\.\w+)*)(.*)$")
 _LABEL = re.compile(r"^(\.L_x_\d+):")

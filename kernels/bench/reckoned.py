@@ -1,224 +1,171 @@
-"""What an H100 and an H200 would take at the shapes of the target table (reckon.py), as a file that
-needs no compiler to read: reckoned.json, and the tables that are made of it.
+"""What an H100 and an H200 would take at the shapes of the target table, in a file that needs no
+compiler to be read (reckoned.json), and the tables that are made of it.
 
-python -m minicoca.kernels.bench.reckoned --write      compile, count, and write all of them
+    python -m minicoca.kernels.bench.reckoned --write     compile, count, write them all anew
 
-Tensors count once, in and out of memory; what several programs read, the cache serves. A library's
-products are reckoned by the roofline.
+A library's products are reckoned as what they compute or move, whichever takes longer.
 """
 
 import argparse
 import json
-import re
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
-from triton import cdiv
-
-from .. import compile_report, configs, info_nce_tiles, toolchain
-from ..attention import BATCH_SLICES
-from ..attention_pool import BLOCK_M, BLOCK_N
-from ..caption_loss import CUDA_CHUNK
-from ..info_nce import WORKSPACE
-from . import reckon, registry
+from . import reckon
 
 FOLDER = Path(__file__).parent.parent
-FILE = FOLDER / "reckoned.json"
+FILE, KERNELS, README = (FOLDER / name for name in ("reckoned.json", "RECKONED.md", "README.md"))
+BEGIN, END = "<!-- reckoned: by kernels/bench/reckoned.py -->", "<!-- end of reckoned -->"
+DIRECTIONS = ("forward", "backward")
+WORDS = {  # what a part is called in a table
+    "memory": "memory", "cache": "cache", "products": "tensor cores", "special": "exponentials",
+    "shared": "shared memory", "instructions": "instructions", "library": "library",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A launch before it is compiled: direction, row of compile_report, programs, trips of its
-    loops, bytes of its tensors, how often each is read (once, where it is not said), and how many
-    such launches there are."""
-
-    direction: str
-    row: tuple
-    programs: int
-    trips: tuple
-    tensors: dict
-    again: dict
-    launches: int = 1
+def saved():
+    """{shape: {"launches": [fields of reckon.Launch], "library": [[direction, operations, bytes]],
+    "operations", "traffic": [forward, backward], "others": {name: [bytes, bytes]}}}, as written."""
+    return json.loads(FILE.read_text())["shapes"]
 
 
-def attention(T, S, H, K, B, causal=False, lengths=False, shared=False):
-    """[Planned] of attention. lengths: uniform from 1 to S, as the benchmark has them."""
-    config = configs.attention_config(T, S, K, shared)
-    rows = compile_report.attention_cases("", T, S, K, causal, lengths, shared)
-    rows = {kernel.fn.__name__: row for row in rows for kernel in row[1:2]}
-    query, written, statistic = 2 * B * T * H * K, 2 * B * S * H * K, 4 * B * T * H
-    key = written * (S + 1) / (2 * S) if lengths else written
-    own = 2 * T * H * K if shared else query  # of q and dq
-
-    def tiles(tile):
-        """Of queries, of keys, of keys that are read on average."""
-        count = cdiv(S, tile.block_s)
-        read = sum(cdiv(n, tile.block_s) for n in range(1, S + 1)) / S if lengths else count
-        return cdiv(T, tile.block_t), count, read
-
-    across, _, along = tiles(config.forward)
-    found = [
-        Planned(
-            "forward", rows["attention_fwd_kernel"], across * B * H,
-            () if config.one_tile else (along,),
-            {"q": own, "k": key, "v": key, "o": query, "lse": statistic},
-            {"q": B if shared else 1, "k": across, "v": across},
-        )
-    ]  # fmt: skip
-    across, along, _ = tiles(config.backward)
-    read = {"q": own, "k": key, "v": key, "do": query, "lse": statistic}
-    if config.short:
-        tensors = read | {"o": query, "dq": query, "dk": written, "dv": written}
-        row = rows["attention_bwd_short_kernel"]
-        return [*found, Planned("backward", row, B * H, (along,), tensors, {})]
-    read["delta"] = statistic
-    down, _, steps = tiles(config.backward_dq)
-    slices = min(B, BATCH_SLICES) if shared else B
-    return [
-        *found,
-        Planned(
-            "backward", rows["attention_delta_kernel"], cdiv(T, 64) * B * H, (),
-            {"o": query, "do": query, "delta": statistic}, {},
-        ),
-        Planned(
-            "backward", rows["attention_bwd_dkdv_kernel"], along * B * H, (across,),
-            read | {"dk": written, "dv": written},
-            {"q": along * (B if shared else 1), "do": along, "lse": along, "delta": along},
-        ),
-        Planned(
-            "backward", rows["attention_bwd_dq_kernel"], down * slices * H,
-            (cdiv(B, slices), steps),
-            read | {"dq": 4 * slices * T * H * K if shared else query},
-            {"q": B if shared else 1, "k": down, "v": down},
-        ),
-    ]  # fmt: skip
+def parts(shape, direction, chip):
+    """[(kernel, what bounds it, seconds)] of one direction, in the order in which they run."""
+    launches = [reckon.Launch(**fields) for fields in shape["launches"]]
+    found = [(x.kernel, *x.bound(chip)) for x in launches if x.direction == direction]
+    for way, operations, moved in shape["library"]:
+        if way == direction:
+            found.append(("library", "library", _roofline(operations, moved, chip)))
+    return found
 
 
-def pool(N, M, H, B):
-    """[Planned] of one-query pooling."""
-    scores, total, gradient = compile_report.pool_cases("", N, M, H, False)
-    x, weights, head, mean = 2 * B * N * M, 4 * B * H * N, 4 * B * H * M, 8 * B * N
-    down, across = cdiv(N, BLOCK_N), cdiv(M, BLOCK_M)
-    name, kernel, sizes, constexprs, options = scores
-    again = name, kernel, sizes, constexprs | {"FIND_STATISTICS": False}, options
-    to_scores = {"x": x, "g": 2 * H * M, "s": weights, "mean": mean}
-    to_sum = {"x": x, "w": weights, "mean": mean, "m": head}
-    to_dx = {"x": x, "dx": x, "p": weights, "ds": weights, "dm": head // 2, "g": 2 * H * M,
-             "mean": 2 * mean}  # fmt: skip
-    return [
-        Planned("forward", scores, down * B, (across,), to_scores, {"g": down * B}),
-        Planned("forward", total, across * B, (down,), to_sum, {"w": across, "mean": across}),
-        Planned("backward", again, down * B, (across,), to_scores | {"g": head // 2}, {"g": down}),
-        Planned("backward", gradient, down * across * B, (), to_dx,
-                {"p": across, "ds": across, "mean": across, "dm": down, "g": down * B}),
-        Planned("backward", total, across * B, (down,), to_sum, {"w": across, "mean": across}),
-    ]  # fmt: skip
+def seconds(shape, chip):
+    """(forward, backward): the sum of its launches' bounds."""
+    return tuple(sum(t for *_, t in parts(shape, way, chip)) for way in DIRECTIONS)
 
 
-def pairs(B, E):
-    """[Planned] of softmax-InfoNCE."""
-    rows = {row[0]: row for row in compile_report.loss_cases()}
-    tile, chunk = configs.INFO_NCE, min(B, WORKSPACE // (2 * B))
-    down, across = cdiv(chunk, tile.block_m), cdiv(B, tile.block_n)
-    tensors = {"x": 2 * chunk * E, "y": 2 * B * E, "row": 4 * across * chunk, "column": 4 * down * B}
-    again = {"x": across, "y": down}
-    late = tensors | {"g": 2 * chunk * B, "row": 4 * chunk, "column": 4 * B}
-    again_late = again | {"row": across, "column": down}
-    given = dict(programs=down * across, trips=(cdiv(E, tile.block_e),), launches=cdiv(B, chunk))
-    names = [f"pairs of {E}: info_nce_{way}_kernel" for way in ("fwd", "bwd")]
-    late["total"] = tensors["row"]
-    return [
-        Planned("forward", rows[names[0]], tensors=tensors, again=again, **given),
-        Planned("backward", rows[names[1]], tensors=late, again=again_late, **given),
-    ]
+def ceiling(shape, chip):
+    """Seconds of both directions, if nothing were computed or moved but what must be."""
+    both = zip(shape["operations"], shape["traffic"], strict=True)
+    return sum(_roofline(*needed, chip) for needed in both)
 
 
-def captions(R, V):
-    """[Planned] of the captioning loss, whose kernel does the backward's work in the forward."""
-    *_, row = compile_report.loss_cases()
-    sizes, chunk = dict(row_stride=V, V=V), min(R, CUDA_CHUNK)
-    return [
-        Planned(
-            "forward", (row[0], row[1], sizes, *row[3:]), chunk, (cdiv(V, configs.CAPTION_BLOCK),),
-            {"logits": 4 * chunk * V, "target": 8 * chunk, "loss": 4 * chunk}, {},
-            cdiv(R, chunk),
-        )
-    ]  # fmt: skip
+def _roofline(operations, moved, chip):
+    return max(operations / chip.products, moved / chip.bandwidth)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A row of the target table, by the name that the benchmark has for it. library: (direction,
-    operations, bytes) of what a library's products do; others: {baseline: (bytes of its forward,
-    of its backward)}, each of its tensors counted as often as it is written or read."""
-
-    name: str
-    planned: list
-    library: tuple = ()
-    others: dict = field(default_factory=dict)
+def moved(shape):
+    """Bytes from and to memory, both directions."""
+    ours = sum(x["launches"] * x["tensors"] for x in shape["launches"])
+    return ours + sum(much for _, _, much in shape["library"])
 
 
-def shapes():
-    """Every shape that has a target, short attention first."""
-    for name, T, S, K, causal, lengths, target in registry.ATTENTION:
-        if target:
-            H, B = registry.HEADS[K], registry.TOKENS // max(T, S)
-            planned = attention(T, S, H, K, B, causal, lengths)
-            yield Shape(f"{name}, heads of {K}", planned, (), _attention_others(T, S, H, K, B))
-    for N in (256, 1024):
-        B, M, H = registry.TOKENS // N, 1024, 8
-        x, weight = 2 * B * N * M, 2 * M * M
-        # Tensors of x's size: norm 2, keys and values 4, attention 2; all of it backward, and a sum.
-        projected, late = 8 * x + 2 * weight, 18 * x + 4 * weight
-        yield Shape(
-            f"pool 1 x {N}, width {M}", pool(N, M, H, B), (),
-            {"projected per sample": (projected, late)},
-        )  # fmt: skip
-        products = 4 * B * N * M * M
-        query = 2 * B * 256 * M  # expanded, projected, attended to
-        yield Shape(
-            f"pool 256 x {N}, width {M}", attention(256, N, H, M // H, B, shared=True),
-            (
-                ("forward", products, 6 * x + 2 * weight),
-                ("backward", 2 * products, 14 * x + 4 * weight),
-            ),
-            {"projected per sample": (projected + 5 * query, late + 10 * query)},
-        )  # fmt: skip
-    B, E = 32_768, 768
-    yield Shape(
-        f"{B:,} pairs, width {E}", pairs(B, E),
-        (("backward", 4 * B * B * E, 4 * B * B),),
-        {"eager": (2 * 3 * 2 * B * B, 2 * 6 * 2 * B * B)},
-    )  # fmt: skip
-    R, D, V = 19_456, 768, 49_408
-    yield Shape(
-        f"{R:,} tokens x {V:,} words", captions(R, V), (("forward", 6 * R * D * V, 6 * R * V),),
-        {"eager": (2 * 3 * R * V, 2 * 6 * R * V)},
-    )  # fmt: skip
-
-
-def _attention_others(T, S, H, K, B):
-    """SDPA's fused ways: what ours reads and writes, delta from o and dO, and dQ summed in float32
-    (FlashAttention-2, arXiv 2307.08691). Eager: scores and probabilities as they are written."""
-    row, scores = 2 * B * H * K, 2 * B * H * T * S
+def milliseconds(device):
+    """{shape: (forward, backward)} on the chip whose name is in the device's; {} for others."""
+    chip = next((chip for chip in reckon.CHIPS if chip.name in device), None)
+    if chip is None:
+        return {}
     return {
-        "sdpa": (row * 2 * (T + S), row * (11 * T + 4 * S)),
-        "eager math": (row * 2 * (T + S) + 6 * scores, row * (4 * T + 4 * S) + 9 * scores),
+        name: tuple(round(1e3 * t, 4) for t in seconds(shape, chip))
+        for name, shape in saved().items()
     }
 
 
-def launched(planned, compiled=None):
-    """The launch that was planned, as the compiler makes it for sm_90."""
-    target, _ = compile_report.TARGETS["sm_90"]
-    name, kernel, sizes, constexprs, options = planned.row
-    compiled = compiled or compile_report.compile_case(kernel, sizes, constexprs, options, target)
-    facts = compile_report.facts(compiled, target)
-    again = {name: planned.again.get(name, 1) for name in planned.tensors}
-    return reckon.Launch(
-        kernel.fn.__name__, planned.direction, planned.launches, planned.programs,
-        options["num_warps"], facts["registers"], facts["shared"],
-        int(sum(planned.tensors.values())),
-        int(sum(much * again[name] for name, much in planned.tensors.items())),
-        dict(reckon.count(compile_report.disassembly(compiled), planned.trips)),
+def summary(shapes):
+    """A row for each shape, beside its ceiling and what others move, as Markdown."""
+    lines = [
+        "| shape | H100, ms (forward, backward) | H200, ms | bound by | ceiling, ms: H100, H200 "
+        "| moves, MB | others move, MB |",
+        "|---" * 7 + "|",
+    ]
+    for name, shape in shapes.items():
+        times = (
+            ", ".join(f"{1e3 * t:.3f}" for t in seconds(shape, chip) if t) for chip in reckon.CHIPS
+        )
+        ceilings = ", ".join(f"{1e3 * ceiling(shape, chip):.3f}" for chip in reckon.CHIPS)
+        bounds = (
+            ", ".join(WORDS[part] for _, part, _ in parts(shape, way, reckon.H100))
+            for way in DIRECTIONS
+        )
+        others = (f"{label} {sum(both) / 1e6:,.0f}" for label, both in shape["others"].items())
+        cells = (
+            name, *times, "; ".join(x for x in bounds if x), ceilings,
+            f"{moved(shape) / 1e6:,.0f}", ", ".join(others),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def kernels(shapes):
+    """A row for each launch: what it asks for, and what each part alone would take on an H100."""
+    columns = (
+        "shape", "kernel", "programs", "resident", "waves", "registers", "shared, kB",
+        "tensor, other instructions of a warp", "exponentials of a program", "moves, MB",
+        *(f"{word}, µs" for word in WORDS.values() if word != "library"), "memory of an H200, µs",
     )  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, shape in shapes.items():
+        for fields in shape["launches"]:
+            x, work = reckon.Launch(**fields), fields["work"]
+            tensor = work.get("tensor instructions", 0)
+            slowest, _ = x.bound()
+            times = (
+                f"**{1e6 * t:,.0f}**" if part == slowest else f"{1e6 * t:,.0f}"
+                for part, t in x.seconds().items()
+            )
+            cells = (
+                name, f"{x.kernel.removesuffix('_kernel')}{f' x {x.launches}' * (x.launches > 1)}",
+                f"{x.programs:,}", x.resident(), f"{x.waves():.1f}", x.registers,
+                f"{x.shared / 1e3:.0f}", f"{tensor:,.0f}, {work['instructions'] - tensor:,.0f}",
+                f"{work.get('special', 0) * x.warps:,.0f}", f"{x.launches * x.tensors / 1e6:,.0f}",
+                *times, f"{1e6 * x.seconds(reckon.H200)['memory']:,.0f}",
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def replaced(text, table):
+    """The text with the table between its marks. Raises ValueError where they are not there."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{BEGIN} and {END} must stand once each in the file")
+    return f"{text.partition(BEGIN)[0]}{BEGIN}\n{table}\n{END}{text.partition(END)[2]}"
+
+
+def build():
+    """What `saved` reads, made anew; compiles every kernel of the target table."""
+    import torch
+
+    from . import plans, registry
+
+    cases = {case.name: case for case in registry.cases("cpu", torch.bfloat16)}
+    return {
+        shape.name: {
+            "operations": cases[shape.name].flops,
+            "traffic": cases[shape.name].traffic,
+            "library": shape.library,
+            "others": shape.others,
+            "launches": [asdict(plans.launched(planned)) for planned in shape.planned],
+        }
+        for shape in plans.shapes()
+    }
+
+
+def write():
+    """Every file that is made of the machine code."""
+    from .. import compile_report
+
+    shapes, version = build(), compile_report.version()
+    lines = (f"  {json.dumps(name)}: {json.dumps(shape)}" for name, shape in shapes.items())
+    rows = ",\n".join(lines)
+    FILE.write_text(f'{{"version": {json.dumps(version)}, "shapes": {{\n{rows}\n}}}}\n')
+    shapes = saved()
+    README.write_text(replaced(README.read_text(), summary(shapes)))
+    KERNELS.write_text(replaced(KERNELS.read_text(), kernels(shapes)))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="compile, count, write the files")
+    if parser.parse_args().write:
+        write()
+    print(summary(saved()))
