@@ -1,6 +1,7 @@
-"""What is reckoned from machine code: counted right, never less than must be, and as the files say."""
+"""What is reckoned from machine code: counted right, no less than must be, as the files say."""
 
 import math
+import os
 import subprocess
 import sys
 import types
@@ -66,7 +67,13 @@ def check_count(module):
 
 
 def check_resident(module):
-    for registers, warps, count in ((255, 8, 1), (128, 4, 4), (129, 4, 3), (32, 1, 32), (32, 16, 4)):
+    for registers, warps, count in (
+        (255, 8, 1),
+        (128, 4, 4),
+        (169, 4, 2),
+        (32, 1, 32),
+        (32, 16, 4),
+    ):
         assert module.resident(registers, 512, warps) == count
     assert module.resident(32, 115_712, 4) == 2 and module.resident(32, 115_713, 4) == 1
 
@@ -148,7 +155,7 @@ def test_a_bound_is_the_slowest_part_and_no_faster_than_what_must_be(chip):
         part, seconds = launch.bound(chip)
         assert seconds == launch.seconds(chip)[part] == max(launch.seconds(chip).values()) > 0
     for name, shape in SAVED.items():
-        if not name.startswith("pool 1 "):  # it leaves out what its ceiling counts: projections
+        if not name.startswith("pool"):  # whose ceiling is of the projected path
             assert sum(reckoned.seconds(shape, chip)) >= 0.98 * reckoned.ceiling(shape, chip), name
 
 
@@ -158,7 +165,7 @@ def test_a_launch_moves_its_tensors_and_asks_for_no_less():
     for name, _, launch in LAUNCHES:
         asked = (launch.work["read"] + launch.work["written"]) * launch.warps * launch.programs
         assert asked >= 0.999 * launch.tensors, (name, launch.kernel)
-        assert launch.cached >= launch.tensors
+        assert launch.cached >= launch.tensors and asked <= 2 * launch.cached, name
 
 
 def test_no_shape_moves_less_than_its_inputs_and_outputs():
@@ -174,6 +181,7 @@ def test_no_shape_moves_less_than_its_inputs_and_outputs():
 PRODUCTS = {  # of a tile, for each trip of the innermost loop
     "attention_fwd_kernel": 2, "attention_bwd_short_kernel": 5, "attention_bwd_dkdv_kernel": 4,
     "attention_bwd_dq_kernel": 3, "info_nce_fwd_kernel": 1, "info_nce_bwd_kernel": 1,
+    "pool_scores_kernel": 1, "pool_sum_kernel": 1,
 }  # fmt: skip
 
 
@@ -192,7 +200,7 @@ def test_tensor_cores_do_what_the_formula_says_and_nothing_twice():
 
 def test_no_op_computes_less_than_its_operations():
     for shape in SHAPES:
-        if not shape.name.startswith("pool 1 "):  # whose projections are absorbed
+        if not shape.name.startswith("pool"):  # counted as if projected for every sample
             ours = sum(
                 launch.work.get("products", 0) * launch.warps * launch.programs * launch.launches
                 for name, _, launch in LAUNCHES
@@ -204,7 +212,8 @@ def test_no_op_computes_less_than_its_operations():
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([64, 88, 128]))
 def test_twice_the_batch_is_twice_the_work(T, S, K):
-    for one, two in zip(plans.attention(T, S, 4, K, 8), plans.attention(T, S, 4, K, 16), strict=True):
+    both = (plans.attention(T, S, 4, K, batch) for batch in (8, 16))
+    for one, two in zip(*both, strict=True):
         assert two.programs == 2 * one.programs and two.trips == one.trips
         assert sum(two.tensors.values()) == 2 * sum(one.tensors.values())
     launch = LAUNCHES[0][2]
@@ -257,19 +266,17 @@ def kernel(x_ptr, y_ptr, N, BLOCK: tl.constexpr):
         tl.store(y_ptr + i, tl.exp2(tl.load(x_ptr + i).to(tl.float32)))
 
 target, _ = report.TARGETS["sm_90"]
-compiled = report.compile_case(kernel, {"N": 1024}, dict(BLOCK=1024), dict(num_warps=4), target)
+compiled = report.compile_case(kernel, {"N": 10**6}, dict(BLOCK=4096), dict(num_warps=4), target)
 found = reckon.count(report.disassembly(compiled), (7,))
 print(*(4 * found[what] for what in ("read", "written", "special")))
 """
 
 
 def test_a_compiled_kernel_is_counted(tmp_path):
-    """1,024 numbers of two bytes a trip, seven trips: in, out, and one exponential each."""
-    from os import environ
-
+    """4,096 numbers of two bytes a trip, seven trips: in, out, and one exponential each."""
     (tmp_path / "known.py").write_text(KNOWN)
     done = subprocess.run(
         [sys.executable, tmp_path / "known.py"], capture_output=True, text=True, check=True,
-        env={k: v for k, v in environ.items() if k != "TRITON_INTERPRET"},
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
     )  # fmt: skip
-    assert done.stdout.split() == ["14336", "14336", "7168"]
+    assert done.stdout.split() == ["57344", "57344", "28672"]
