@@ -21,9 +21,9 @@ SHAPES = list(plans.shapes())
 CASES = {case.name: case for case in registry.cases("cpu", torch.bfloat16)}
 SAVED = reckoned.saved()
 LAUNCHES = [
-    (shape.name, planned, reckon.Launch(**fields))
+    (shape.name, *pair)
     for shape in SHAPES
-    for planned, fields in zip(shape.planned, SAVED[shape.name]["launches"], strict=True)
+    for pair in zip(shape.planned, reckoned.launches(SAVED[shape.name]), strict=True)
 ]
 
 # As nvdisasm writes it: an outer loop (1 to 2) with one inside, a trap behind the last EXIT, and a

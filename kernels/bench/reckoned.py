@@ -29,10 +29,14 @@ def saved():
     return json.loads(FILE.read_text())["shapes"]
 
 
+def launches(shape):
+    """[reckon.Launch] of a shape, in the order in which they run."""
+    return [reckon.Launch(**fields) for fields in shape["launches"]]
+
+
 def parts(shape, direction, chip):
-    """[(kernel, what bounds it, seconds)] of one direction, in the order in which they run."""
-    launches = [reckon.Launch(**fields) for fields in shape["launches"]]
-    found = [(x.kernel, *x.bound(chip)) for x in launches if x.direction == direction]
+    """[(kernel, what bounds it, seconds)] of one direction."""
+    found = [(x.kernel, *x.bound(chip)) for x in launches(shape) if x.direction == direction]
     for way, operations, moved in shape["library"]:
         if way == direction:
             found.append(("library", "library", _roofline(operations, moved, chip)))
@@ -56,7 +60,7 @@ def _roofline(operations, moved, chip):
 
 def moved(shape):
     """Bytes from and to memory, both directions."""
-    ours = sum(x["launches"] * x["tensors"] for x in shape["launches"])
+    ours = sum(x.launches * x.tensors for x in launches(shape))
     return ours + sum(much for _, _, much in shape["library"])
 
 
@@ -105,9 +109,8 @@ def kernels(shapes):
     )  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, shape in shapes.items():
-        for fields in shape["launches"]:
-            x, work = reckon.Launch(**fields), fields["work"]
-            tensor = work.get("tensor instructions", 0)
+        for x in launches(shape):
+            tensor, others = x.work.get("tensor instructions", 0), x.work["instructions"]
             slowest, _ = x.bound()
             times = (
                 f"**{1e6 * t:,.0f}**" if part == slowest else f"{1e6 * t:,.0f}"
@@ -116,9 +119,9 @@ def kernels(shapes):
             cells = (
                 name, f"{x.kernel.removesuffix('_kernel')}{f' x {x.launches}' * (x.launches > 1)}",
                 f"{x.programs:,}", x.resident(), f"{x.waves():.1f}", x.registers,
-                f"{x.shared / 1e3:.0f}", f"{tensor:,.0f}, {work['instructions'] - tensor:,.0f}",
-                f"{work.get('special', 0) * x.warps:,.0f}", f"{x.launches * x.tensors / 1e6:,.0f}",
-                *times, f"{1e6 * x.seconds(reckon.H200)['memory']:,.0f}",
+                f"{x.shared / 1e3:.0f}", f"{tensor:,.0f}, {others - tensor:,.0f}",
+                f"{x.work.get('special', 0) * x.warps:,.0f}",
+                f"{x.launches * x.tensors / 1e6:,.0f}", *times, f"{1e6 * x.seconds(reckon.H200)['memory']:,.0f}",
             )  # fmt: skip
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
