@@ -63,7 +63,7 @@ def attention_config(T, S, K, shared=False, exact=False):
         backward = Tile(64, 64, 4, 1) if T <= 64 else Tile(128, 64, 8, 1)
     else:
         backward = Tile(128, 64, 8, 1) if wide else Tile(64, 64, 4, 2)
-        dq = Tile(128, 64, 8, 1 if wide else 2)
+        dq = Tile(128, 64, 8, 2)
     return AttentionConfig(one_tile, short, block_k, forward, backward, dq)
 
 
