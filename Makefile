@@ -63,7 +63,7 @@ data/emoji/fetched:
 	    npm pack --silent --pack-destination data/emoji emoji-datasource-google@16.0.0
 	touch $@
 
-kernel-report: $(INSTALLED)  ## registers, spills, loads of every kernel, with three Tritons, no GPU
+kernel-report: $(INSTALLED)  ## registers, spills, loads of every kernel; three Tritons, two assemblers
 	$(BIN)/python -m minicoca.kernels.compile_report --write
 	for version in 3.6.0 3.9.0; do \
 	    $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton-$$version \
@@ -71,6 +71,10 @@ kernel-report: $(INSTALLED)  ## registers, spills, loads of every kernel, with t
 	    PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m minicoca.kernels.compile_report --write \
 	        || exit 1; \
 	done
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/assembler nvidia-cuda-nvcc
+	export TRITON_PTXAS_PATH=$$(ls $(abspath $(VENV))/assembler/nvidia/cu*/bin/ptxas) && \
+	    $(BIN)/python -m minicoca.kernels.compile_report --write --targets sm_80 sm_90 && \
+	    $(BIN)/python -m minicoca.kernels.bench.reckoned --write
 
 clean:  ## the virtual environment and caches; never your runs or data
 	rm -rf $(VENV) $(SLOW) .pytest_cache .hypothesis .ruff_cache

@@ -55,13 +55,15 @@ def attention_config(T, S, K, shared=False, exact=False):
         forward = Tile(block_t, block_s, 4 if block_t * block_s <= 64 * 64 else 8, 1)
     else:
         forward = Tile(128, 64, 8 if wide else 4, 2)
-    short = not shared and T <= (128 if wide else 256)
-    if short:
-        block_t = 64 if T <= 64 else 128 if T <= 128 else 256
-        backward, dq = Tile(block_t, 64, 4 if block_t == 64 and not wide else 8, 1), None
+    short = not shared and T <= (64 if wide else 128)
+    dq = None
+    if wide and short:  # two stages: tiles reach shared memory without passing through registers
+        backward = Tile(64, 64, 8, 2)
+    elif short:
+        backward = Tile(64, 64, 4, 1) if T <= 64 else Tile(128, 64, 8, 1)
     else:
         backward = Tile(128, 64, 8, 1) if wide else Tile(64, 64, 4, 2)
-        dq = Tile(64, 64, 8, 1) if wide else Tile(128, 64, 8, 2)
+        dq = Tile(128, 64, 8, 2)
     return AttentionConfig(one_tile, short, block_k, forward, backward, dq)
 
 
@@ -78,7 +80,7 @@ class ProductTile:
 
 
 INFO_NCE = ProductTile(128, 128, 64, 8, 8, 3)
-CAPTION_BLOCK, CAPTION_WARPS = 4096, 8  # logits that a program holds
+CAPTION_BLOCK, CAPTION_WARPS = 4096, 4  # logits that a program holds
 
 
 def is_exact(dtype):

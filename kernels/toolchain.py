@@ -35,6 +35,6 @@ def complaint(capability=None):
         return ""
     return (
         f"Triton's ptxas is {release[0]}.{release[1]}; on Hopper one before {SOUND[0]}.{SOUND[1]} "
-        "can miscompile kernels like ours without a word. Set TRITON_PTXAS_PATH to a newer one "
-        "(CUDA 13.3, or torch 2.15's Triton), or use --backend torch"
+        "can miscompile kernels like ours without a word. Point TRITON_PTXAS_PATH at a newer one "
+        "(pip install nvidia-cuda-nvcc brings nvidia/cu13/bin/ptxas), or use --backend torch"
     )

@@ -96,6 +96,34 @@ def test_every_row_is_said_as_it_comes():
         assert row["case"] in text
 
 
+def test_what_was_reckoned_stands_beside_what_was_measured():
+    timed = TIMED | dict(forward_ms=0.5, backward_ms=1.5, gb_s=2.0, roofline=0.5)
+    row = ROW | {"reckoned_ms": [0.4, 1.2], "ways": {"ours": timed}, "targets": {}}
+    row["ratios"] = {}
+    assert "ours: 2.000 ms  reckoned: 1.600 ms" in suite.line(row)
+    assert "| 0.500, 1.500 | 0.400, 1.200 |" in suite.table(REPORT | {"rows": [row]})
+    del row["reckoned_ms"]
+    assert "reckoned" not in suite.line(row)
+    assert "| 0.500, 1.500 | - |" in suite.table(REPORT | {"rows": [row]})
+
+
+def test_short_attention_is_timed_first():
+    names = [case.name.split(",")[0] for case in registry.cases("cpu", torch.float32, True)]
+    short = ["vit 49", "vit 50", "vit 196", "vit 197", "vit 256", "vit 257", "cross 76 x 256"]
+    assert names[: len(short)] == short and names.count("cross 76 x 256") == 2
+
+
+def test_all_ways_leave_out_what_lies_beyond_a_length():
+    (case,) = (case for case in rehearsed("attention") if "lengths" in case.name)
+    (q, k, v), _ = case.make(2)
+    with torch.no_grad():
+        v[0, 1:], v[1, 2:] = 1e4, 1e4  # sample b has b + 1 keys
+    found = [way(q, k, v).detach() for way in case.ways.values()]
+    assert len(found) >= 3
+    for y in found:
+        assert y.abs().max() < 100 and torch.allclose(y, found[0], atol=1e-5)
+
+
 def test_an_error_is_relative_to_what_is_exact():
     exact = [torch.tensor([1.0, 2.0])]
     assert measure.relative_error([2 * exact[0]], exact) == pytest.approx(1)

@@ -29,6 +29,33 @@ def test_the_report_holds_every_case_for_three_versions():
         assert not report.complaints(rows, {})
 
 
+def test_the_report_holds_an_assembler_that_is_sound_on_hopper():
+    """Every case in bfloat16, within the same gate, by a ptxas that does not miscompile."""
+    versions = report.saved()["versions"]
+    sound = {name: rows for name, rows in versions.items() if "ptxas" in name}
+    assert sound
+    for name, rows in sound.items():
+        release = tuple(map(int, name.split("ptxas ")[1].split(".")))
+        assert release >= report.toolchain.SOUND
+        wanted = {f"{case}, bf16" for case, *_ in report.cases()}
+        assert {row for row in rows if row.endswith("bf16")} == wanted
+        assert all("sm_90" in row for row in rows.values())
+        assert not report.complaints(rows, {})
+
+
+def test_nothing_is_let_spill_on_hopper():
+    rows = [row for rows in report.saved()["versions"].values() for row in rows.items()]
+    assert not [name for name, on in rows if name.endswith("bf16") and on["sm_90"]["stack"]]
+
+
+def test_an_assembler_of_ones_own_has_a_report_of_its_own(monkeypatch):
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    assert report.version() == triton.__version__
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/somewhere/ptxas")
+    monkeypatch.setattr(report.toolchain, "ptxas_release", lambda: (13, 5))
+    assert report.version() == f"{triton.__version__}, ptxas 13.5"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("targets", [["sm_80", "sm_90"], ["sm_100", "gfx942"]])
 def test_every_configuration_compiles_as_the_report_says(targets):

@@ -231,6 +231,7 @@ def test_an_assembler_before_the_sound_one_is_complained_of(monkeypatch, release
     said = toolchain.complaint((9, 0))
     assert f"ptxas is {release[0]}.{release[1]}; on Hopper one before 13.3" in said
     assert "TRITON_PTXAS_PATH" in said and "--backend torch" in said
+    assert "pip install nvidia-cuda-nvcc" in said
     assert not any(toolchain.complaint(card) for card in ((8, 0), (8, 9), (10, 0), (0, 0)))
 
 

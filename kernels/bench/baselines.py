@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 
 def attention(device):
-    """{label: attention(q, k, v, causal)}, [B, T, H, K]."""
+    """{label: attention(q, k, v, causal, key_lengths)}, [B, T, H, K]."""
     ways = {"sdpa": _sdpa(None)}
     if device == "cuda":
         from torch.nn.attention import SDPBackend
@@ -22,22 +22,31 @@ def attention(device):
 
 
 def _sdpa(backend):
-    def way(q, k, v, causal=False):
+    def way(q, k, v, causal=False, key_lengths=None):
         from torch.nn.attention import sdpa_kernel
 
+        real = None if key_lengths is None else _real(k, key_lengths)
         with sdpa_kernel(backend) if backend is not None else nullcontext():
             moved = (x.transpose(1, 2) for x in (q, k, v))
-            return F.scaled_dot_product_attention(*moved, is_causal=causal).transpose(1, 2)
+            found = F.scaled_dot_product_attention(*moved, attn_mask=real, is_causal=causal)
+            return found.transpose(1, 2)
 
     return way
 
 
-def _math(q, k, v, causal=False):
+def _real(k, key_lengths):
+    """[B, 1, 1, S]: which keys are."""
+    return (torch.arange(k.shape[1], device=k.device) < key_lengths[:, None])[:, None, None]
+
+
+def _math(q, k, v, causal=False, key_lengths=None):
     scores = torch.einsum("bthk,bshk->bhts", q, k) * q.shape[-1] ** -0.5
     if causal:
         T, S = scores.shape[-2:]
         seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~seen, -torch.inf)
+    if key_lengths is not None:
+        scores = scores.masked_fill(~_real(k, key_lengths), -torch.inf)
     return torch.einsum("bhts,bshk->bthk", torch.softmax(scores, -1), v)
 
 

@@ -17,7 +17,7 @@ import torch._functorch.config
 import triton
 
 from ..configs import INTERPRETED
-from . import measure, registry
+from . import measure, reckoned, registry
 
 SETS = 3  # of inputs, in turn
 WRONG = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative error
@@ -48,11 +48,13 @@ def run(quick=False, ops=None, dtype=None, say=print, keep=None):
     # A compiled way's backward is run many times over; it may not use up what the forward kept.
     torch._functorch.config.donated_buffer = False
     report["roofline"] = limits = measure.roofline(device, dtype)
+    expected = reckoned.milliseconds(report["device"]) if dtype == torch.bfloat16 else {}
     for case in registry.cases(device, dtype, quick, size):
         if ops is not None and case.op not in ops:
             continue
         torch._dynamo.reset()  # each case is compiled for its own sizes
         row = _row(case, device, dtype, limits, size == "rehearsal")
+        row |= {"reckoned_ms": expected[case.name]} if case.name in expected else {}
         report["rows"].append(row)
         if keep:
             Path(keep).write_text(json.dumps(report, indent=1))
@@ -202,14 +204,16 @@ def line(row):
     for label, way in row["ways"].items():
         what = f"{way['total_ms']:.3f} ms" if "total_ms" in way else way.get("refused", "right")
         parts.append(f"{label}: {what}")
+    if "reckoned_ms" in row:
+        parts.insert(2, f"reckoned: {sum(row['reckoned_ms']):.3f} ms")
     return "  ".join(parts)
 
 
 def table(report):
     """The report as a Markdown table."""
     columns = (
-        "case", "ours, ms (forward, backward)", "TFLOP/s", "GB/s", "roofline", "peak, kept MB",
-        "as fast as (peak, kept MB)", "target",
+        "case", "ours, ms (forward, backward)", "reckoned", "TFLOP/s", "GB/s", "roofline",
+        "peak, kept MB", "as fast as (peak, kept MB)", "target",
     )  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in report["rows"]:
@@ -217,13 +221,14 @@ def table(report):
         if "total_ms" in ours:
             cells = [
                 f"{ours['forward_ms']:.3f}, {ours['backward_ms']:.3f}",
+                ", ".join(f"{ms:.3f}" for ms in row.get("reckoned_ms", ())) or "-",
                 f"{ours['tflop_s']:.1f}",
                 f"{ours['gb_s']:.0f}",
                 f"{ours['roofline']:.0%}",
                 _megabytes(ours),
             ]
         else:
-            cells = [ours.get("refused", "right (rehearsal)"), "-", "-", "-", "-"]
+            cells = [ours.get("refused", "right (rehearsal)"), "-", "-", "-", "-", "-"]
         ratios = ", ".join(
             f"{label} {ratio} ({_megabytes(row['ways'][label])})"
             for label, ratio in row["ratios"].items()
