@@ -44,7 +44,7 @@ $(SLOW)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SLOW)
 	grep -vE "^(torch|triton|numpy)==" constraints.txt > $(SLOW)/constraints.txt
 	$(SLOW)/bin/python -m pip install --quiet --constraint $(SLOW)/constraints.txt \
-	    torch==2.14.1 torchvision==0.29.1 "numpy<2.4" --editable ".[dev,emoji,open-clip,notebook,eval,parquet,export,clip-benchmark]"
+	    torch==2.14.1 torchvision==0.29.1 "numpy<2.4" --editable ".[dev,emoji,open-clip,notebook,eval,parquet,export,clip-benchmark,track]"
 	touch $@
 
 # A browser for the page with the model inside: the system's, else Debian's where we may install it;

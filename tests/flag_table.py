@@ -72,7 +72,7 @@ FLAGS = {
                     ("--templates-file", [*LABELS, *T[0]], [*LABELS, *T[1]], "asked"),
                     ("--descriptions", D[0], D[1], "asked"),
                     ("--by", [*LABELS, "--by", "pmi"], [*LABELS, "--by", "both"], "out"),
-                    ("--rule", [*D[0], "--rule", "best"], [*D[0], "--rule", "mean"], "out"),
+                    ("--rule", [*D[0], "--rule", "best"], [*D[0], "--rule", "mean"], "asked"),
                     *[(f, [*a, *LABELS], [*b, *LABELS], what) for f, a, b, what in MODEL],
                 ]
             ],
@@ -145,7 +145,7 @@ FLAGS = {
     "plot": (
         [],
         [
-            ("runs", ["HERE/logged", *PNG], ["HERE/logged", "HERE/logged", *PNG], "files"),
+            ("runs", ["HERE/logged", *PNG], ["HERE/other", *PNG], "files"),
             ("--out", ["HERE/logged", *PNG], ["HERE/logged", "--out", "q.png"], "files"),
             ("--by", ["HERE/logged", *PNG], ["HERE/logged", *PNG, "--by", "seconds"], "files"),
         ],
@@ -192,6 +192,7 @@ FLAGS = {
         [
             ("--run", ["--run", "one"], ["--run", "two"], "trained"),
             ("--resume", ["--resume", "one"], ["--resume", "two"], "trained"),
+            ("--report-to", ["--run", "r"], ["--run", "r", "--report-to", "wandb"], "trained"),
             ("--json", [], ["--json"], "out"),
         ],
     ),
@@ -204,6 +205,7 @@ FLAGS = {
             ("--batch-size", ["step", "--batch-size", "2"], ["step", "--batch-size", "3"], "timed"),
             ("--preset", ["step", "--preset", "tiny"], ["step", "--preset", "small"], "timed"),
             ("--device", ["step", "--device", "cpu"], ["step", "--device", "cuda"], "timed"),
+            ("--precision", ["step"], ["step", "--precision", "bfloat16"], "timed"),
             ("--json", ["step", "--json", "a.json"], ["step", "--json", "b.json"], "timed"),
             ("what", ["step"], ["generate"], "timed"),
             ("--tokens", ["generate"], ["generate", "--tokens", "9"], "timed"),

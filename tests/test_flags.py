@@ -46,11 +46,12 @@ def here(tmp_path_factory):
     newest = folder / "runs" / "newest"
     newest.parent.mkdir()
     newest.symlink_to(folder / "first")
-    (folder / "logged").mkdir()
-    (folder / "logged" / "config.json").write_text("{}")
-    log = Log(folder / "logged" / "metrics.jsonl", 0)
-    for step in (10, 20):
-        log.write({"step": step, "seconds": step / 3, "learning_rate": 1 / step})
+    for many, name in enumerate(("logged", "other"), 3):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text("{}")
+        log = Log(folder / name / "metrics.jsonl", 0)
+        for step in range(10, 10 * many, 10):
+            log.write({"step": step, "seconds": step / 3, "learning_rate": 1 / step})
     wide = Image.linear_gradient("L").resize((40, 20))
     Image.merge("RGB", [wide, wide.rotate(180), wide]).save(folder / "wide.jpg")
     for tint in ("red", "blue"):
@@ -98,6 +99,7 @@ def seen(here, tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, put)
     train = lambda *given, say, **how: seen["trained"].append((given, how)) or {}  # noqa: E731
     monkeypatch.setattr(train_command, "train", train)
+    monkeypatch.setattr(train_command.track, "check", lambda name: None)
     for name in export_command.FORMS:
         put = lambda *given, name=name: seen["trained"].append((name, given))  # noqa: E731
         monkeypatch.setitem(export_command.FORMS, name, (put, name))

@@ -76,7 +76,7 @@ OURS = {
         "minicoca.clip_tokenizer", "minicoca.tokenizer", "minicoca.words", "minicoca.evaluate",
         "minicoca.report", "minicoca.engine", "minicoca.files", "minicoca.memory",
         "minicoca.reference", "minicoca.training",
-        "minicoca.tuning",
+        "minicoca.tuning", "torch", "trackio", "wandb",
     },
 }  # fmt: skip
 

@@ -121,7 +121,8 @@ def kernels(shapes):
                 f"{x.programs:,}", x.resident(), f"{x.waves():.1f}", x.registers,
                 f"{x.shared / 1e3:.0f}", f"{tensor:,.0f}, {others - tensor:,.0f}",
                 f"{x.work.get('special', 0) * x.warps:,.0f}",
-                f"{x.launches * x.tensors / 1e6:,.0f}", *times, f"{1e6 * x.seconds(reckon.H200)['memory']:,.0f}",
+                f"{x.launches * x.tensors / 1e6:,.0f}", *times,
+                f"{1e6 * x.seconds(reckon.H200)['memory']:,.0f}",
             )  # fmt: skip
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -61,7 +61,7 @@ EXERCISES = (
             "r @ k_SK - r.sum(1, keepdims=True) * k_SK.mean(0).",
         ),
         {
-            "The keys are not centred: what rounding leaves of a row's sum meets their common part.":
+            "Keys are not centred: what rounding leaves of a row's sum meets their common part.":
                 _mistake(factor=0.0),
             "The rows of ds were added up before rounding: take the ds that the product has.":
                 _mistake(summed=lambda ds: ds),
@@ -69,7 +69,7 @@ EXERCISES = (
                 _mistake(product=lambda ds: ds, summed=lambda ds: ds),
             "The product has ds unrounded; only the sum was rounded.":
                 _mistake(product=lambda ds: ds),
-            "The centred keys were rounded: leave the keys as they are, and take the mean off after.":
+            "Centred keys were rounded: leave the keys as they are, and take the mean off after.":
                 _mistake(keys=lambda k: rounded(k - k.mean(0)), factor=0.0),
             "The mean was added: it is taken off.": _mistake(factor=-1.0),
             "The first key was taken off: it carries noise of its own, take their mean.":

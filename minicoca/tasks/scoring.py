@@ -100,7 +100,7 @@ def reranked(
             skipped.append(str(error))
             lost.append(one)
             continue
-        sums = log_likelihoods(model, image[None], tokens)[0, 0]
+        sums = log_likelihoods(model, np.stack([image]), tokens)[0, 0]
         read.append(one._replace(likelihood=float(sums / counts(tokens)[0])))
     return sorted(read, key=lambda one: -one.likelihood) + lost
 
