@@ -279,14 +279,14 @@ def test_of_a_set_without_a_queried_image_nothing_is_said():
 
 
 def test_an_interval_is_that_of_a_share():
-    """Of 70 right among 100: 0.7 give or take 1.96 standard errors."""
-    right = np.arange(100) < 70
+    """Of 700 right among 1,000: 0.7 give or take 1.96 standard errors."""
+    right = np.arange(1000) < 700
     measure = lambda times: {"share": times @ right / times.sum(), "none": np.nan}  # noqa: E731
-    found = intervals(measure, 100)
-    error = (0.7 * 0.3 / 100) ** 0.5
-    assert found["share"] == pytest.approx([0.7 - 1.96 * error, 0.7 + 1.96 * error], abs=0.02)
-    assert "none" not in found and found == intervals(measure, 100) != intervals(
-        measure, 100, seed=1
+    found = intervals(measure, 1000)
+    error = (0.7 * 0.3 / 1000) ** 0.5
+    assert found["share"] == pytest.approx([0.7 - 1.96 * error, 0.7 + 1.96 * error], abs=0.003)
+    assert "none" not in found and found == intervals(measure, 1000) != intervals(
+        measure, 1000, seed=1
     )
 
 

@@ -86,6 +86,14 @@ def delta():
     return {k: x for k, x in names.items() if k != "s"}, indices  # here s counts keys
 
 
+def centred():
+    p, dp, c, n, r = softmax(draw(3, 5))[0], draw(3, 5, seed=1), draw(4), draw(5, 4), draw(3, 5)
+    delta = (p * dp).sum(1)
+    ds, k = p * (dp - delta[:, None]), c + n
+    names = {"p": p, "dp": dp, "c": c, "n": n, "r": r, "delta": delta, "ds": ds, "k": k}
+    return names | {"m": k.mean(0), "dq": ds @ k}, {"t": 3, "s": 5}
+
+
 def captioning():
     logits, target = draw(2, 3, 5), np.array([[1, 4, 0], [2, 0, 0]])
     loss, cache = losses.caption_loss(logits, target)
@@ -187,6 +195,8 @@ CASES = {  # (page, the block's place on it): its names and how many each index 
     ("12", 2): joined,
     ("12", 3): joined,
     ("13", 0): delta,
+    ("13", 1): centred,
+    ("13", 2): centred,
     ("14", 0): absorbed,
     ("14", 1): absorbed,
     ("15", 1): info_nce,

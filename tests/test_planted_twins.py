@@ -262,8 +262,8 @@ SLIPS = [
     ("the first and the last position exchanged", [
         (text, 'x_BTD + params["position"][: tokens_BT.shape[1]]',
          'x_BTD + params["position"][: tokens_BT.shape[1]][::-1]'),
-        (engine_text, 'embedding(tokens_BT, params["token"]) + params["position"][:T]',
-         'embedding(tokens_BT, params["token"]) + params["position"][:T].flip(0)')], torchs()),
+        (engine_text, 'x_BTD + params["position"][:T]',
+         'x_BTD + params["position"][:T].flip(0)')], torchs()),
     ("patches column by column", [
         (vision, "grid = images_BII3.reshape(B, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)\n"
          "    return grid.reshape(B, side * side",
