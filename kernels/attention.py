@@ -125,11 +125,7 @@ def attention_bwd_short_kernel(
     delta = tl.sum(o.to(WIDE) * do.to(WIDE), 1)  # [BLOCK_T]
     lse2 = load_lse2(lse_ptr + tl.program_id(0).to(tl.int64) * T, t, T)
     dq = tl.zeros([BLOCK_T, BLOCK_K], WIDE)
-    # The sums of the rows of dS, as rounded. Of 256 rows they are a product with ones, in as few
-    # columns as a tensor core takes: added up in registers they would spill.
-    COLUMNS: tl.constexpr = 8 if BLOCK_T > 128 else 1
-    ones = tl.full([BLOCK_S, COLUMNS], 1.0, q.dtype)
-    row_sum = tl.zeros([BLOCK_T, COLUMNS], WIDE)
+    row_sum = tl.zeros([BLOCK_T], WIDE)  # of dS, as rounded
     for first in range(0, S, BLOCK_S):  # beyond `end` too: the gradients there must be written, 0
         s = first + tl.arange(0, BLOCK_S)
         k = load_tile(k_ptr, s, c, k_s, end, K, UPCAST)
@@ -144,13 +140,10 @@ def attention_bwd_short_kernel(
         dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION, out_dtype=WIDE)
         store_tile(dk_ptr, dk, s, c, dk_s, S, K, UPCAST)
         if dq_ptr is not None:
-            if COLUMNS == 1:
-                row_sum += tl.sum(ds.to(WIDE), 1)[:, None]
-            else:
-                row_sum += tl.dot(ds, ones, input_precision=PRECISION, out_dtype=WIDE)
+            row_sum += tl.sum(ds.to(WIDE), 1)
     if dq_ptr is not None:
         mean = mean_key(k_ptr, c, k_s, end, K, BLOCK_S, WIDE, UPCAST)
-        dq -= (tl.sum(row_sum, 1) / COLUMNS)[:, None] * mean[None, :]
+        dq -= row_sum[:, None] * mean[None, :]
         store_tile(dq_ptr + b * dq_b + head_offset(h, dq_h, ALIGNED), dq, t, c, dq_t, T, K, UPCAST)
 
 

@@ -143,12 +143,13 @@ def attention_bwd_dq_kernel(
             s = first + tl.arange(0, BLOCK_S)
             k = load_tile(k_own, s, c, k_s, end, K, UPCAST)
             v = load_tile(v_own, s, c, v_s, end, K, UPCAST)
-            p = probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL, WIDE, PRECISION)
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
-            ds = narrow(p * (dp - delta[:, None]) * scale, q, UPCAST)
-            dq += tl.dot(ds, k, input_precision=PRECISION, out_dtype=WIDE)
+            p = probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL, WIDE, PRECISION)
+            ds = narrow(p * (dp - delta[:, None]), q, UPCAST)
             row_sum += tl.sum(ds.to(WIDE), 1)
+            dq += tl.dot(ds, k, input_precision=PRECISION, out_dtype=WIDE)
         mean = mean_key(k_own, c, k_s, last, K, BLOCK_S, WIDE, UPCAST)
         dq -= row_sum[:, None] * mean[None, :]
+    dq *= scale  # once, and not in every tile
     dq_ptr += slice_ * dq_b + head_offset(h, dq_h, ALIGNED)
     store_tile(dq_ptr, dq, t, c, dq_t, T, K, UPCAST)
