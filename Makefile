@@ -8,7 +8,7 @@ SLOW = $(VENV)-slow
 
 .PHONY: train test test-slow faults mutants lint train-emoji kernel-report clean
 
-train: $(INSTALLED)  ## train on drawn shapes: three minutes on two cores
+train: $(INSTALLED)  ## train on drawn shapes: a minute or two on two cores
 	$(BIN)/python -m minicoca train
 
 test: $(INSTALLED)  ## on all cores; the tests take one thread each
@@ -63,9 +63,9 @@ data/emoji/fetched:
 	    npm pack --silent --pack-destination data/emoji emoji-datasource-google@16.0.0
 	touch $@
 
-kernel-report: $(INSTALLED)  ## registers, spills, loads of every kernel; three Tritons, two assemblers
+kernel-report: $(INSTALLED)  ## registers, spills, loads of every kernel; four Tritons, two assemblers
 	$(BIN)/python -m minicoca.kernels.compile_report --write
-	for version in 3.6.0 3.9.0; do \
+	for version in 3.6.0 3.7.1 3.9.0; do \
 	    $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton-$$version \
 	        triton==$$version && \
 	    PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m minicoca.kernels.compile_report --write \

@@ -1,6 +1,6 @@
 """All of CoCa on one page of NumPy: pictures, model, gradient by hand, optimizer, captions.
 
-    python one_page.py          a minute or two on two cores; needs NumPy and nothing else
+    python one_page.py          a minute and a half on two cores; needs NumPy and nothing else
 
 CoCa (Yu et al. 2022, arXiv 2205.01917) learns from pairs of a picture and a sentence in two ways at
 once. Contrastive: of a batch, find each picture's sentence and each sentence's picture. Captioning:

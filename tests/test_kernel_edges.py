@@ -226,12 +226,16 @@ def test_what_is_just_inside_every_limit_is_taken():
 
 
 @pytest.mark.parametrize("release", [(11, 8), (12, 9), (13, 2)])
-def test_an_assembler_before_the_sound_one_is_complained_of(monkeypatch, release):
+@pytest.mark.parametrize("beside", [None, (13, 2), (13, 3)])
+def test_an_assembler_before_the_sound_one_is_complained_of(monkeypatch, release, beside):
     monkeypatch.setattr(toolchain, "ptxas_release", lambda: release)
+    monkeypatch.setattr(toolchain, "release_of", lambda path: beside)
     said = toolchain.complaint((9, 0))
     assert f"ptxas is {release[0]}.{release[1]}; on Hopper one before 13.3" in said
     assert "TRITON_PTXAS_PATH" in said and "--backend torch" in said
-    assert "pip install nvidia-cuda-nvcc" in said
+    comes_with_triton = str(toolchain.bundled("ptxas-blackwell")) in said
+    assert comes_with_triton == (beside == (13, 3))
+    assert ("pip install nvidia-cuda-nvcc" in said) != comes_with_triton
     assert not any(toolchain.complaint(card) for card in ((8, 0), (8, 9), (10, 0), (0, 0)))
 
 
@@ -252,9 +256,6 @@ def test_the_assembler_that_triton_is_told_to_use_is_asked(monkeypatch, tmp_path
     )
     ptxas.chmod(0o755)
     monkeypatch.setenv("TRITON_PTXAS_PATH", str(ptxas))
-    toolchain.ptxas_release.cache_clear()
     assert toolchain.ptxas_release() == release
-    toolchain.ptxas_release.cache_clear()
     monkeypatch.setenv("TRITON_PTXAS_PATH", str(tmp_path / "nothing"))
     assert toolchain.ptxas_release() is None
-    toolchain.ptxas_release.cache_clear()
