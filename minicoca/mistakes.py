@@ -122,7 +122,7 @@ def look(model, tokenizer, pairs, gallery: int = 0, limit: int | None = None) ->
     order = sorted(named)
     pictures = dict(zip(order, pairs.batch(np.array(order)), strict=True))
     maps = {i: explain(model, tokenizer, pictures[i], said[i].caption) for i in explained
-            if said[i].caption}  # fmt: skip
+            if tokenizer.normalise(said[i].caption)}  # fmt: skip
     return found._replace(explained=maps, pictures=pictures)
 
 

@@ -67,7 +67,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "")
     )
     said = f"<caption>{caption}</caption>" if caption else ""
     return (
-        f'<div class="wide" tabindex="0"><table>{said}<thead><tr>{top}</tr></thead>'
+        f'<div class="wide" tabindex="0" role="group" aria-label="table"><table>{said}<thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

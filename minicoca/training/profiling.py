@@ -80,7 +80,7 @@ def started():
     from torch.profiler import profile, schedule
 
     # One step to warm the profiler itself.
-    found = profile(schedule=schedule(wait=0, warmup=1, active=WATCHED), acc_events=True)
+    found = profile(schedule=schedule(wait=0, warmup=1, active=WATCHED, repeat=1), acc_events=True)
     found.start()
     return found
 
