@@ -156,7 +156,10 @@ FLAGS = {
             ("runs", ["HERE/first", *HTML], ["HERE/first", "HERE/second", *HTML], "files"),
             ("--out", ["HERE/first", *HTML], ["HERE/first", "--out", "q.html"], "files"),
             ("--limit", ["HERE/first", *HTML], ["HERE/first", *HTML, "--limit", "2"], "files"),
-            *[(f, ["HERE/first", *HTML, *a], ["HERE/first", *HTML, *b], w) for f, a, b, w in MODEL[1:]],
+            *[
+                (f, ["HERE/first", *HTML, *a], ["HERE/first", *HTML, *b], w)
+                for f, a, b, w in MODEL[1:]
+            ],
         ],
     ),
     "export": (

@@ -29,7 +29,9 @@ def pairs():
 def confused_model():
     """The model that comes with us, shaken until it makes mistakes of every kind."""
     model, rng = minicoca.load("shapes", backend="numpy"), np.random.default_rng(0)
-    shaken = tree_map(lambda x: x + 0.09 * np.std(x) * rng.standard_normal(x.shape), model.coca.params)
+    shaken = tree_map(
+        lambda x: x + 0.45 * np.std(x) * rng.standard_normal(x.shape), model.coca.params
+    )
     return type(model.coca)(tree_map(np.float32, shaken), model.config), model.tokenizer
 
 

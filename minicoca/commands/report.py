@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 from ..files import write_output
-from ..training.checkpoint import (
-    LOG, RESULTS, RUNS, TRAINED, find_run, load_model, read_config, read_results,
-)  # fmt: skip
+from ..training import checkpoint
+from ..training.checkpoint import LOG, RESULTS, RUNS, TRAINED, find_run
 from .evaluate import NUMBERS, SHARES
 from .flags import Usage
 from .model import add_computing, note
@@ -63,9 +62,9 @@ def told_of(folder, arguments):
     from ..pages.report import Told
     from ..training.log import Log
 
-    config, results, records, notes = read_config(folder), {}, [], []
+    config, results, records, notes = checkpoint.read_config(folder), {}, [], []
     if (folder / RESULTS).is_file():
-        results = read_results(folder)
+        results = checkpoint.read_results(folder)
     else:
         notes.append(f"no figures: there is no {RESULTS}, for the run has not come to its end")
     if (folder / LOG).is_file():
@@ -87,7 +86,9 @@ def looks_of(folder, config, arguments, notes):
         dataset = data.load(config)
         splits = dataset.evaluations or {"validation": dataset.validation}
         splits = {name: pairs for name, pairs in splits.items() if pairs is not None and len(pairs)}
-        model, tokenizer = load_model(folder, arguments.backend, arguments.device, notes.append)
+        model, tokenizer = checkpoint.load_model(
+            folder, arguments.backend, arguments.device, notes.append
+        )
     except (ValueError, OSError, ImportError) as error:
         notes.append(f"no pictures, mistakes and word maps: {brief(error)}")
         return {}

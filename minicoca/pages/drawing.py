@@ -158,7 +158,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
-def matrix(cosines: np.ndarray, rows: Sequence[str], pictures: Sequence[str], said: str) -> str:
+def matrix(cosines: np.ndarray, texts: Sequence[str], pictures: Sequence[str], said: str) -> str:
     """Cosines [n, n] as cells, the stronger the larger; of a negative one the class is `less`. The
     texts are columns; a picture (a data URI) stands before each row."""
     n, cells = len(cosines), []
@@ -168,7 +168,7 @@ def matrix(cosines: np.ndarray, rows: Sequence[str], pictures: Sequence[str], sa
             strength = min(1.0, abs(float(value)))
             cells.append(
                 f'<rect{kind} x="{j + 1}" y="{i}" width="1" height="1" fill-opacity='
-                f'"{strength:.2f}"><title>{escape(f"{i + 1}, {rows[j]}")}: {value:.2f}</title></rect>'
+                f'"{strength:.2f}"><title>{i + 1}, {escape(texts[j])}: {value:.2f}</title></rect>'
             )
     shown = "".join(
         f'<image href="{uri}" x="0.04" y="{i + 0.04}" width="0.92" height="0.92"/>'

@@ -72,7 +72,8 @@ def about(one: Told) -> str:
         said.append(f"{results['parameters']:,} parameters")
     if "train_seconds" in results:
         said.append(f"{results['steps']:,} steps in {results['train_seconds']:,.0f} s")
-    said += [str(results["date"])] * ("date" in results)
+    if "date" in results:
+        said.append(str(results["date"]))
     notes = "".join(f"<li>{escape(note)}</li>" for note in one.notes)
     notes = f'<ul class="notes">{notes}</ul>' if notes else ""
     return f"<p><b>{escape(one.name)}</b>: {escape(', '.join(said))}</p>{notes}"
@@ -124,11 +125,10 @@ def legend(told: Sequence[Told]) -> str:
 
 def gradients(told: Sequence[Told]) -> str:
     """What part of the squared gradient each branch of the model had, over the steps."""
-    logs = [
-        (one.name, [(r["step"], r["gradient_shares"]) for r in one.records if r.get("gradient_shares")])
-        for one in told
-    ]  # fmt: skip
-    logs = [(name, records) for name, records in logs if records]
+    logs = []
+    for one in told:
+        found = [(r["step"], r["gradient_shares"]) for r in one.records if "gradient_shares" in r]
+        logs += [(one.name, found)] if found else []
     if not logs:
         return ""
     steps = [step for _, records in logs for step, _ in records]

@@ -24,7 +24,7 @@ def section(told: Sequence, name: str) -> str:
             parts.append(f"<h3>{heading}</h3>{found[0]}")
             continue
         sides = "".join(
-            f'<div><h4>{escape(one.name)}</h4>{html or "<p>nothing of this kind</p>"}</div>'
+            f"<div><h4>{escape(one.name)}</h4>{html or '<p>nothing of this kind</p>'}</div>"
             for one, html in zip(told, found, strict=True)
         )
         parts.append(f'<h3>{heading}</h3><div class="sides">{sides}</div>')
@@ -61,13 +61,16 @@ def worst(looks) -> str:
         return ""
     items = "".join(
         f"<li>{picture(looks, one.place, one.truth)}<span>{verdict(one)} "
-        f"<small>log p per token: of the truth {one.log_truth:.2f}"
-        + ("" if one.right else f", of the caption {one.log_caption:.2f}")
+        f"<small>log p per token: of the truth {one.log_truth:.3f}"
+        + ("" if one.right else f", of the caption {one.log_caption:.3f}")
         + "</small></span></li>"
         for one in looks.worst
     )
-    said = "The pictures whose truth the model finds the least likely, of all "
-    return f'<p>{said}{looks.images:,}:</p><ul class="pictures">{items}</ul>'
+    said = f"Of all {looks.images:,} those whose truth the model finds the least likely"
+    said += (
+        ":" if not all(one.right for one in looks.worst) else "; even so, what it wrote is right:"
+    )
+    return f'<p>{said}</p><ul class="pictures">{items}</ul>'
 
 
 def similarity(looks) -> str:
@@ -161,17 +164,18 @@ def words(looks) -> str:
 
 def word_of(word) -> str:
     others = "".join(
-        f"<small>{escape(text) or '(end)'} {p:.1%}</small>"
-        for text, p in word.rivals
-        if p >= LEAST
+        f"<small>{escape(text) or '(end)'} {p:.1%}</small>" for text, p in word.rivals if p >= LEAST
     )
-    maps = "".join(
-        f'<span class="map"><img src="{png(heat(grid, full))}" alt="{what} {place_of(grid)}"></span>'
-        for grid, full, what in (
-            (word.attention, 1e-9, "read most:"), (word.occlusion, FAINT, "would miss most:")
-        )
-    )  # fmt: skip
-    return f"<li><b>{escape(word.text) or '(end)'}</b><i>{word.probability:.1%}</i>{maps}{others}</li>"
+    read = map_of(heat(word.attention), f"read most: {place_of(word.attention)}")
+    missed = map_of(heat(word.occlusion, FAINT), f"would miss most: {place_of(word.occlusion)}")
+    maps = read + missed
+    return (
+        f"<li><b>{escape(word.text) or '(end)'}</b><i>{word.probability:.1%}</i>{maps}{others}</li>"
+    )
+
+
+def map_of(pixels: np.ndarray, said: str) -> str:
+    return f'<span class="map"><img src="{png(pixels)}" alt="{said}"></span>'
 
 
 def place_of(grid: np.ndarray) -> str:

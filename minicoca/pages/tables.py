@@ -1,4 +1,4 @@
-"""Tables of a report: figures with their intervals, and whatever else two runs have side by side."""
+"""Tables of a report: figures with their intervals, and what two runs have side by side."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 Labels = Mapping[str, str]
 ABOUT = (
-    "<p>Behind a figure stands its 95 % interval over images drawn anew from these; it says nothing "
-    "of another training run.</p>"
+    "<p>Behind a figure stands its 95 % interval over images drawn anew from these; it says "
+    "nothing of another training run.</p>"
 )
 
 
@@ -67,8 +67,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "")
     )
     said = f"<caption>{caption}</caption>" if caption else ""
     return (
-        f'<div class="wide" tabindex="0" role="group" aria-label="table"><table>{said}<thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="wide" tabindex="0" role="group" aria-label="table"><table>{said}'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

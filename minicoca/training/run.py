@@ -65,8 +65,8 @@ def train(
 
     changes: settings to replace when a run is taken up. report_to: a tracker (track.py) that is
     told what metrics.jsonl is. profile: a few steps are watched (profiling.py). Raises TakenError
-    where another process trains there, and Stopped if the run is interrupted, diverges, or can no longer read or write a
-    file; a checkpoint is kept in each case.
+    where another process trains there, and Stopped if the run is interrupted, diverges, or can no
+    longer read or write a file; a checkpoint is kept in each case.
     """
     folder, command = Path(folder), command or shlex.join(["minicoca", *sys.argv[1:]])
     if not taking_up:
@@ -138,7 +138,9 @@ def _train(
     with asked_to_stop() as asked:
         if not taking_up:
             checkpoint(0)
-        watching = profiled(trainer, config, folder, first, say) if profile else nullcontext(trainer)
+        watching = (
+            profiled(trainer, config, folder, first, say) if profile else nullcontext(trainer)
+        )
         with telling(report_to, log, folder, config.to_dict(), first, say), watching as watched:
             loop(watched, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked)
     seconds = time.perf_counter() - begun
