@@ -4,14 +4,18 @@ import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from oracles import planted
+from runs import tensors
 from settings_trace import small_data
 
 from minicoca import __main__ as cli
+from minicoca.params import flatten
 from minicoca.training import profiling
 
 QUICK = ["train", "--batch-size", "4", "--image-layers", "1", "--evaluate-every", "0"]
+NAMES = "plain", "watched"
 ROW = re.compile(r"(.+?) +([\d,.]+) +([\d.]+) +([\d.]+)%")
 
 
@@ -21,14 +25,14 @@ def trained(folder, *flags):
 
 
 def test_it_watches_and_changes_nothing(tmp_path, capsys):
-    assert trained(tmp_path / "plain", "--steps", "16") == 0
+    assert trained(tmp_path / NAMES[0], "--steps", "16") == 0
     capsys.readouterr()
-    assert trained(tmp_path / "watched", "--steps", "16", "--profile") == 0
+    assert trained(tmp_path / NAMES[1], "--steps", "16", "--profile") == 0
     said = capsys.readouterr().out
-    for name in ("model.safetensors", "tokenizer.model"):
-        plain, watched = ((tmp_path / run / name).read_bytes() for run in ("plain", "watched"))
-        assert plain == watched
-    events = json.loads((tmp_path / "watched" / "trace.json").read_text())["traceEvents"]
+    plain, watched = (flatten(tensors(tmp_path / n, "model.safetensors")) for n in NAMES)
+    for name, value in plain.items():
+        np.testing.assert_array_equal(value, watched[name])
+    events = json.loads((tmp_path / NAMES[1] / "trace.json").read_text())["traceEvents"]
     assert sum(str(event.get("name")).startswith("aten::") for event in events) > 1000
     head = said.index("steps 10 to 14: ")
     rows = said[head:].splitlines()[2:13]
@@ -37,7 +41,7 @@ def test_it_watches_and_changes_nothing(tmp_path, capsys):
     parts = [float(row[3]) for row in found]
     assert sum(parts) == pytest.approx(100, abs=1) and parts[:10] == sorted(parts[:10])[::-1]
     assert any(row[0] in ("aten::addmm", "aten::mm") for row in found)
-    assert str(tmp_path / "watched" / "trace.json") in said
+    assert str(tmp_path / NAMES[1] / "trace.json") in said
 
 
 def test_what_cannot_be_profiled_is_refused_before_anything(tmp_path, capsys):
@@ -90,12 +94,12 @@ def event(key, count, cpu, device=0, kind=None, note=False):
 
 def check_table():
     """By hand: ten rows and the rest; kernels alone where there is a device."""
-    events = [event(f"op{i}", 5 * i, 1000 * i) for i in range(1, 13)]
+    events = [event(f"op{i}", 5 * (13 - i), 1000 * i) for i in range(1, 13)]
     events.append(event("ProfilerStep*", 5, 10**9))
     lines = profiling.table(events, (10, 14)).splitlines()
     assert lines[0] == "steps 10 to 14: 15.6 ms a step of the CPU's time" and len(lines) == 13
-    assert lines[2].split() == ["op12", "12.0", "2.40", "15.4%"]
-    assert lines[-1].split() == ["(2", "others)", "3.0", "0.60", "3.8%"]
+    assert lines[2].split() == ["op12", "1.0", "2.40", "15.4%"]
+    assert lines[-1].split() == ["(2", "others)", "23.0", "0.60", "3.8%"]
     from torch.autograd import DeviceType
 
     events += [event("kernel" * 20, 10, 0, 4000, DeviceType.CUDA)]
