@@ -226,7 +226,8 @@ def check_two_runs():
     assert [re.sub("<.*?>", "", said) for _, said in found] == ["overlap", "apart", "overlap", "-"]
     assert NAMES.compared("caption_exact", of[0], {}) == ["-", "-"]
     ten = {"caption_cider_d": 2.5}
-    assert NAMES.compared("caption_cider_d", ten, {"caption_cider_d": 1.0})[0] == "-1.5"
+    assert NAMES.compared("caption_cider_d", ten, {"caption_cider_d": 1.0})[0] == "-1.50"
+    assert NAMES.compared("images", {"images": 3}, {"images": 5}) == ["-", "-"]
 
 
 def test_two_runs_have_their_differences(here, capsys):

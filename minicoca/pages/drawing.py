@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 46, 10, 8, 24
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 44, 20, 8, 24
 PARTS = 80  # of a curve of over twice as many points, each its mean, and its range faintly behind
 MARKED = 20  # points, which are dots too
 SIDE, HEAVY = 96, 8_000  # pixels of a picture; bytes above which it has 256 colours
@@ -144,7 +144,6 @@ def framed(title, said, x_of, y_of, marks, drawn):
     steps = "".join(
         f'<text x="{x_of(v):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{v:,.0f}</text>'
         for v in ticks(*x_of.ends, 4)
-        if x_of(v) < WIDTH - 24
     )
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'

@@ -144,7 +144,7 @@ def gradients(told: Sequence[Told]) -> str:
             rows.append([what, *([escape(name)] if len(logs) > 1 else []), *means])
     head = ["", *(["run"] if len(logs) > 1 else []), *THIRDS]
     key = table(head, rows, "means of the steps that were logged")
-    return f'<h3>Where the gradient is</h3><div class="charts">{"".join(drawn)}{key}</div>'
+    return f'<h3>Where the gradient is</h3><div class="charts">{"".join(drawn)}</div>{key}'
 
 
 def made(told: Sequence[Told]) -> str:

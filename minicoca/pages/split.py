@@ -89,7 +89,7 @@ def similarity(looks) -> str:
     items = "".join(f"<li>{escape(text)}</li>" for text in looks.texts)
     return (
         f"<p>{said} Rows are pictures, columns the texts of the same pictures in the same order; "
-        f"the stronger a cell, the larger the cosine.</p>{drawn}"
+        f"the stronger a cell, the further from 0 the cosine, and red is below.</p>{drawn}"
         f"<details><summary>The {n} texts</summary><ol>{items}</ol></details>"
     )
 

@@ -42,11 +42,13 @@ class Names(NamedTuple):
         return self.value(key, of[key]) + (f' <span class="interval">{ends}</span>' if ends else "")
 
     def compared(self, key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-        """[how much the second figure is over the first, whether their intervals overlap]."""
-        if not all(isinstance(own.get(key), int | float) for own in (one, other)):
+        """[how much the second figure is over the first, whether their intervals overlap]; nothing
+        of what is no figure but a count."""
+        known = key in self.shares or key in self.numbers
+        if not known or key not in one or key not in other:
             return ["-", "-"]
         more = other[key] - one[key]
-        text = f"{100 * more:+.1f} points" if key in self.shares else f"{more:+,.4g}"
+        text = f"{100 * more:+.1f} points" if key in self.shares else f"{more:+.2f}"
         ends = [own.get("intervals", {}).get(key) for own in (one, other)]
         if not all(ends):
             return [text, "-"]
