@@ -39,6 +39,6 @@ def test_it_fits_a_phone_and_a_wide_window(here, capsys, names):  # noqa: F811
     page = b"<!doctype html><body><script>window.ready = true</script></body>"
     found = in_browser(page, LOOK, html=html, widths=[360, 1280])
     for width, own in found.items():
-        assert own["scrolls"] == 0 and own["spills"] == [], width
+        assert (own["scrolls"], own["spills"]) == (0, []), width
         assert own["broken"] == 0 and own["pictures"] > 50 * len(names) and own["boxes"] > 5
         assert set(own["sides"]) == (({1} if width == "360" else {2}) if len(names) > 1 else set())
