@@ -78,8 +78,8 @@ def upward(y, log):
         low, high = low / 1.05, high * 1.05
         place = scale(math.log10(low), math.log10(high), HEIGHT - BOTTOM, TOP)
         return lambda v: place(np.log10(v)), decades(low, high)
-    if high - low < 1e-9 * max(abs(high), 1e-3):
-        low, high = low - max(abs(low), 1e-3) / 2, high + max(abs(high), 1e-3) / 2
+    if high - low < 1e-9 * max(abs(low), abs(high)) or low == high:  # flat: from 0
+        low, high = min(0.0, 2 * low), max(0.0, 2 * high) or float(low == 0)
     return scale(low, high, HEIGHT - BOTTOM, TOP), ticks(low, high)
 
 

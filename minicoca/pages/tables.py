@@ -81,11 +81,12 @@ def figures(told: Sequence, names: Names) -> str:
     splits = list(dict.fromkeys(split for own in of for split in own))
     if not splits:
         return ""
+    about = ABOUT if any("intervals" in cell for own in of for cell in own.values()) else ""
     if len(told) == 1:
         cells = [of[0][split] for split in splits]
         rows = [[names.label(k), *(names.figure(k, c) for c in cells)] for k in keys(cells, names)]
-        return ABOUT + table(["", *(escape(spaced(split)) for split in splits)], rows)
-    parts = [ABOUT]
+        return about + table(["", *(escape(spaced(split)) for split in splits)], rows)
+    parts = [about]
     if told[0].settings.get("data") != told[1].settings.get("data"):
         parts.append("<p>The two runs were measured on different data.</p>")
     for split in splits:

@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from ..config import Config
 from ..files import read_bytes, write_atomically
+from ..words import clip
 
 TRACE = "trace.json"  # as chrome://tracing and Perfetto read it
 BEFORE, WATCHED = 9, 5  # steps until all is warm, the last of them with the profiler; and then
-COSTLIEST, WIDEST = 10, 48  # operations that are named; letters of a name
+COSTLIEST, WIDEST = 10, 60  # operations that are named; letters of a name
 
 
 def check(config: Config, first: int = 0) -> None:
@@ -87,14 +90,20 @@ def started():
 
 def tell(profile, steps: tuple[int, int], path: Path, say: Callable[[str], None]) -> None:
     """Keep the trace and say the table. No trouble with the file ends the run."""
-    say(table(profile.key_averages(), steps))
+    with tqdm.external_write_mode():  # the progress bar makes room
+        say(table(profile.key_averages(), steps))
+        say(kept(profile, path))
+
+
+def kept(profile, path):
+    """What became of the trace."""
     try:
         with tempfile.TemporaryDirectory() as inside:
             profile.export_chrome_trace(f"{inside}/{TRACE}")
             write_atomically(path, read_bytes(Path(inside) / TRACE))
-        say(f"trace:      {path} (chrome://tracing, or ui.perfetto.dev)")
+        return f"trace:      {path} (for chrome://tracing or ui.perfetto.dev)"
     except (OSError, ValueError, RuntimeError) as error:
-        say(f"no trace: {error}")
+        return f"no trace: {error}"
 
 
 def table(events: Any, steps: tuple[int, int]) -> str:
@@ -118,10 +127,7 @@ def table(events: Any, steps: tuple[int, int]) -> str:
         f"steps {steps[0]} to {steps[1]}: {total / many / 1e3:.1f} ms a step of the {where}'s time",
         f"{'operation':{width}}  calls a step  ms a step   share",
     ]
-    for name, count, microseconds in rows:
-        name = name if len(name) <= width else f"{name[: width - 3]}..."
-        lines.append(
-            f"{name:{width}}  {count / many:>12,.1f}  {microseconds / many / 1e3:>9.2f}  "
-            f"{microseconds / total:>6.1%}"
-        )
+    for name, count, time in rows:
+        own = f"{count / many:>12,.1f}  {time / many / 1e3:>9.2f}  {time / total:>6.1%}"
+        lines.append(f"{clip(name, width):{width}}  {own}")
     return "\n".join(lines)
