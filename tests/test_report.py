@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from unittest import mock
@@ -252,6 +253,15 @@ def test_what_is_not_there_is_said(here, capsys, monkeypatch):
     assert "<h2>Figures" in html and "<h2>Curves" in html and "Word by word" not in html
     samples = json.loads((here / "a" / "results.json").read_text())["samples"]
     assert all(one["truth"] in html for one in samples) and samples
+
+
+def test_damaged_lines_are_counted(here, capsys, tmp_path):
+    run = shutil.copytree(here / "a", tmp_path / "damaged")
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], lines[1].replace("1", "2"), *lines[2:], "{"]))
+    _, said = written(capsys, run, "--limit", 2)
+    assert "2 damaged lines of metrics.jsonl are left out" in said
 
 
 def test_the_command(here, capsys, tmp_path):

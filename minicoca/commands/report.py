@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..files import write_output
+from ..files import read_bytes, write_output
 from ..training import checkpoint
 from ..training.checkpoint import LOG, RESULTS, RUNS, TRAINED, find_run
 from .evaluate import NUMBERS, SHARES
@@ -68,7 +68,10 @@ def told_of(folder, arguments):
     else:
         notes.append(f"no figures: there is no {RESULTS}, for the run has not come to its end")
     if (folder / LOG).is_file():
-        records = Log.read(folder / LOG)
+        lines = read_bytes(folder / LOG).splitlines()
+        records = Log.records(lines)
+        if lost := len(lines) - len(records):
+            notes.append(f"{lost:,} damaged lines of {LOG} are left out")
     if not any("learning_rate" in record for record in records):
         notes.append(f"no curves: there is no {LOG} with steps")
     looks = looks_of(folder, config, arguments, notes)

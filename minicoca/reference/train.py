@@ -37,7 +37,7 @@ class Trainer:
     def step(self, step, images, tokens):
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T]; what happened, as floats.
         If the loss or the gradient is not finite, nothing is changed."""
-        places = kept_tokens(self.config, step, len(images))
+        self.gradients, places = {}, kept_tokens(self.config, step, len(images))
         images = normalise(images, self.config)
         outputs, cache = coca(self.params, self.config, images, tokens, places)
         gradients = flatten(coca_backward(1.0, cache)[0])
