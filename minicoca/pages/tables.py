@@ -61,16 +61,17 @@ def spaced(name: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """Cells are HTML, the caption too. It scrolls in a box of its own where it is too wide."""
+    """Cells are HTML, and so is the caption. It scrolls in a box of its own where it is too wide,
+    under its caption, which does not."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in others)}</tr>'
         for first, *others in rows
     )
-    said = f"<caption>{caption}</caption>" if caption else ""
     return (
-        f'<div class="wide" tabindex="0" role="group" aria-label="table"><table>{said}'
-        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+        (f"<p>{caption}:</p>" if caption else "")
+        + f'<div class="wide" tabindex="0" role="group" aria-label="{caption or "table"}">'
+        f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
