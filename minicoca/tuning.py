@@ -16,6 +16,7 @@ import numpy as np
 from .config import Config, shown
 from .params import flatten, shapes, specs, stream
 
+BRANCHES = ("image", "pooler", "text", "decoder")  # of the tree, those that are large
 # The branches of the tree that --image-rate, --pooler-rate and --text-rate are for. What is in none
 # is the temperature: it has the rate itself.
 PARTS = {
@@ -68,6 +69,17 @@ def learning(config: Config) -> int:
     tree = specs(config)
     sizes = {name: math.prod(shape) for name, shape in shapes(tree).items()}
     return sum(sizes[name] for name, factor in factors(tree, config).items() if factor)
+
+
+def shares(squares: dict[str, float]) -> dict[str, float]:
+    """What part of all squares each of BRANCHES has, and "rest" (projections, temperature), from
+    {name: sum of squares} of any leaves of a tree. All 0 where there are no squares but 0."""
+    found = dict.fromkeys((*BRANCHES, "rest"), 0.0)
+    for name, square in squares.items():
+        branch = name.split(".")[0]
+        found[branch if branch in BRANCHES else "rest"] += square
+    total = sum(found.values())
+    return {branch: square / total if total else 0.0 for branch, square in found.items()}
 
 
 def _named(pattern, names):

@@ -150,6 +150,18 @@ FLAGS = {
             ("--by", ["HERE/logged", *PNG], ["HERE/logged", *PNG, "--by", "seconds"], "files"),
         ],
     ),
+    "report": (
+        [],
+        [
+            ("runs", ["HERE/first", *HTML], ["HERE/first", "HERE/second", *HTML], "files"),
+            ("--out", ["HERE/first", *HTML], ["HERE/first", "--out", "q.html"], "files"),
+            ("--limit", ["HERE/first", *HTML], ["HERE/first", *HTML, "--limit", "2"], "files"),
+            *[
+                (f, ["HERE/first", *HTML, *a], ["HERE/first", *HTML, *b], w)
+                for f, a, b, w in MODEL[1:]
+            ],
+        ],
+    ),
     "export": (
         [],
         [
@@ -193,6 +205,7 @@ FLAGS = {
             ("--run", ["--run", "one"], ["--run", "two"], "trained"),
             ("--resume", ["--resume", "one"], ["--resume", "two"], "trained"),
             ("--report-to", ["--run", "r"], ["--run", "r", "--report-to", "wandb"], "trained"),
+            ("--profile", ["--run", "r"], ["--run", "r", "--profile"], "trained"),
             ("--json", [], ["--json"], "out"),
         ],
     ),

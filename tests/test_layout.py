@@ -43,7 +43,11 @@ OURS = {
         "onnxruntime", "PIL",
     },
     "pages": {
-        "numpy", "minicoca.config", "minicoca.data", "minicoca.params", "minicoca.tokenizer",
+        "numpy", "PIL", "minicoca.config", "minicoca.data", "minicoca.pages", "minicoca.params",
+        "minicoca.tokenizer",
+    },
+    "mistakes.py": {
+        "numpy", "tqdm", "minicoca.evaluate", "minicoca.metrics", "minicoca.tasks",
     },
     "bounds.py": {"PIL"},
     "colours.py": {"numpy", "PIL"},

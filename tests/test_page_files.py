@@ -100,7 +100,7 @@ def contrast(one, other):
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_everything_can_be_read(scheme):
     """WCAG 2.2 AA: 4.5 to 1 for text, 3 to 1 for edges of what can be pressed."""
-    roots = re.findall(r":root \{(.*?)\}", source("page.css"), re.S)
+    roots = re.findall(r":root \{(.*?)\}", source("colours.css"), re.S)
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", roots[scheme]))
     for ink, ground in product(("ink", "soft"), ("paper", "card", "wash", "bar")):
         assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)

@@ -14,6 +14,7 @@ from . import (
     info,
     page,
     plot,
+    report,
     search,
     train,
 )
@@ -32,6 +33,7 @@ COMMANDS = {
     "import": imports,
     "info": info,
     "plot": plot,
+    "report": report,
     "data": data,
     "bench": bench,
 }

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import config
-from ..training import track
+from ..training import profiling, track
 from ..training.checkpoint import CHANGEABLE, RUNS, find_run, new_folder, read_config
 from ..training.run import train
 from .flags import Usage, add_settings, from_flags, settings_by_group
@@ -32,6 +32,8 @@ def add_flags(parser):
     first.add_argument(
         "--report-to", choices=track.NEEDS, help="tell a tracker too what metrics.jsonl holds"
     )
+    text = f"write {profiling.TRACE} into the run's folder, and say what a step spends its time on"
+    first.add_argument("--profile", action="store_true", help=text)
     for group, names in settings_by_group().items():
         add_settings(parser.add_argument_group(group), [n for n in names if n not in FIRST])
 
@@ -63,16 +65,22 @@ def _resume(arguments, say):
         given = _wherever(given)
     except ValueError as error:
         raise Usage(error) from error
-    told = arguments.report_to
-    return train(None, arguments.resume, taking_up=True, changes=given, say=say, report_to=told)
+    how = dict(say=say, report_to=arguments.report_to, profile=arguments.profile)
+    return train(None, arguments.resume, taking_up=True, changes=given, **how)
 
 
 def _begin(arguments, say):
     settings, folder = _settings(arguments), arguments.run
+    if arguments.profile:
+        try:
+            profiling.check(settings)
+        except ValueError as error:
+            raise Usage(error) from error
     if folder is None:
         name = Path(settings.data).resolve().stem  # of shards, a pattern
         folder = new_folder(RUNS, re.sub(r"[*?{}[\]]+", "", name).strip(".") or "run")
-    return train(settings, folder, say=say, report_to=arguments.report_to)
+    how = dict(say=say, report_to=arguments.report_to, profile=arguments.profile)
+    return train(settings, folder, **how)
 
 
 def _settings(arguments):

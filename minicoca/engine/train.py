@@ -7,7 +7,7 @@ import torch
 from ..config import PAD
 from ..params import flatten, specs, stream, tree_map, unflatten
 from ..params import shapes as params_shapes
-from ..tuning import by_muon, factors, kept_tokens
+from ..tuning import by_muon, factors, kept_tokens, shares
 from .augment import augment
 from .generate import CoCa
 from .losses import contrastive_loss
@@ -73,6 +73,14 @@ class Trainer:
                 torch._foreach_lerp_(list(flatten(self.ema).values()), new, 1 - decay)
         temperature = float(self.params["log_temperature"].detach().exp())
         return report | {"learning_rate": rate, "temperature": temperature}
+
+    def gradient_shares(self):
+        """What part of the last step's squared gradient each branch of the model had (`shares`).
+        Clipping scales all of it alike."""
+        own = {name: leaf.grad for name, leaf in self.leaves.items() if leaf.grad is not None}
+        norms = torch._foreach_norm(list(own.values())) if own else []
+        squares = torch.stack(norms).double().square().tolist() if own else []
+        return shares(dict(zip(own, squares, strict=True)))
 
     def _images(self, step, images):
         """To float, augmented, normalised, in the compute type."""

@@ -80,7 +80,7 @@ def page(params: dict, config: Config, tokenizer: AnyTokenizer, name: str) -> by
         "CHOICES_OF_COLOUR": choices("colour", {n: swatch(c) for n, c in colours().items()}),
         "CHOICES_OF_SIZE": choices("size", {n: n for n in reversed(shapes.SIZES)}),
         "HEADS": "".join(heads(path, config) for path in attentions(params)),
-        "STYLE": source("page.css"),
+        "STYLE": source("colours.css") + source("page.css"),
         "SCRIPTS": "\n".join(map(source, SCRIPTS)),
         "MODEL": as_json(contents(params, config, tokenizer)),
     }

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..params import flatten, specs, tree_map
 from ..params import shapes as params_shapes
-from ..tuning import by_muon, factors, kept_tokens
+from ..tuning import by_muon, factors, kept_tokens, shares
 from .generate import CoCa
 from .model import coca, coca_backward
 from .optim import clamp_temperature, clip_by_global_norm, learning_rate, optimise, start
@@ -32,17 +32,18 @@ class Trainer:
                 raise ValueError(f"{name} needs --backend torch; here it is {plain[-1]}")
         self.params, self.config = params, config
         self.learns = [name for name, factor in factors(params, config).items() if factor]
-        self.adam = start(params, config)
+        self.adam, self.gradients = start(params, config), {}
 
     def step(self, step, images, tokens):
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T]; what happened, as floats.
         If the loss or the gradient is not finite, nothing is changed."""
-        places = kept_tokens(self.config, step, len(images))
+        self.gradients, places = {}, kept_tokens(self.config, step, len(images))
         images = normalise(images, self.config)
         outputs, cache = coca(self.params, self.config, images, tokens, places)
         gradients = flatten(coca_backward(1.0, cache)[0])
         gradients = {name: gradients[name] for name in self.learns}
         gradients, norm = clip_by_global_norm(gradients, self.config.clip_norm)
+        self.gradients = gradients
         weights = {"contrastive": self.config.contrastive_weight}
         weights["caption"] = self.config.caption_weight
         report = {name: float(outputs[name]) for name in ("loss", *filter(weights.get, weights))}
@@ -55,6 +56,11 @@ class Trainer:
                 self.params = clamp_temperature(self.params)
         temperature = float(np.exp(self.params["log_temperature"]))
         return report | {"learning_rate": rate, "temperature": temperature}
+
+    def gradient_shares(self):
+        """What part of the last step's squared gradient each branch of the model had (`shares`).
+        Clipping scales all of it alike."""
+        return shares({name: float(np.vdot(g, g)) for name, g in self.gradients.items()})
 
     def state(self):
         """Everything that changes from step to step, as a tree of arrays."""

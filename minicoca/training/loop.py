@@ -44,7 +44,8 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
             bar.update()
             if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
                 elapsed = time.perf_counter() - begun
-                log.write({"step": step + 1, "seconds": round(elapsed, 3)} | report)
+                parts = {"gradient_shares": trainer.gradient_shares()}
+                log.write({"step": step + 1, "seconds": round(elapsed, 3)} | report | parts)
                 bar.set_postfix_str(_brief(report), refresh=False)
             last = step + 1 == config.steps
             if config.evaluate_every and (step + 1) % config.evaluate_every == 0 and not last:

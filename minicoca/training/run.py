@@ -9,6 +9,7 @@ import math
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,20 +51,22 @@ from .checkpoint import (
 from .log import Log, machine
 from .loop import Stopped, asked_to_stop, diverged, loop
 from .owner import LOCK, LostError, owned
+from .profiling import profiled
 from .track import telling
 
 GALLERY = {"shapes": 256}  # retrieval among so many pairs; elsewhere among all of a split
 
 
 def train(
-    config, folder, *, taking_up=False, changes=None, command=None, say=print, report_to=None
-):
+    config, folder, *, taking_up=False, changes=None, command=None, say=print, report_to=None,
+    profile=False,
+):  # fmt: skip
     """Train in `folder`, or take up the run that is there; returns its results as a dict.
 
     changes: settings to replace when a run is taken up. report_to: a tracker (track.py) that is
-    told what metrics.jsonl is. Raises TakenError where another process
-    trains there, and Stopped if the run is interrupted, diverges, or can no longer read or write a
-    file; a checkpoint is kept in each case.
+    told what metrics.jsonl is. profile: a few steps are watched (profiling.py). Raises TakenError
+    where another process trains there, and Stopped if the run is interrupted, diverges, or can no
+    longer read or write a file; a checkpoint is kept in each case.
     """
     folder, command = Path(folder), command or shlex.join(["minicoca", *sys.argv[1:]])
     if not taking_up:
@@ -73,7 +76,8 @@ def train(
     try:
         with owned(folder) as still_ours:
             changes = changes or {}
-            return _train(config, folder, taking_up, changes, command, say, still_ours, report_to)
+            how = command, say, still_ours, report_to, profile
+            return _train(config, folder, taking_up, changes, *how)
     except (KeyboardInterrupt, OSError) as error:
         if isinstance(error, LostError) or not (folder / CHECKPOINT).is_file():
             raise
@@ -84,7 +88,9 @@ def train(
             folder.rmdir()  # it failed before there was anything to keep
 
 
-def _train(config, folder, taking_up, changes, command, say, still_ours, report_to):
+def _train(
+    config, folder, taking_up, changes, command, say, still_ours, report_to, profile
+):  # fmt: skip
     of, first, seconds = clear(folder, taking_up), 0, 0.0
     if taking_up and (folder / CHECKPOINT).is_file():
         trainer, tokenizer, dataset, config, of, done = resume(folder, say, **changes)
@@ -132,8 +138,11 @@ def _train(config, folder, taking_up, changes, command, say, still_ours, report_
     with asked_to_stop() as asked:
         if not taking_up:
             checkpoint(0)
-        with telling(report_to, log, folder, config.to_dict(), first, say):
-            loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked)
+        watching = (
+            profiled(trainer, config, folder, first, say) if profile else nullcontext(trainer)
+        )
+        with telling(report_to, log, folder, config.to_dict(), first, say), watching as watched:
+            loop(watched, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked)
     seconds = time.perf_counter() - begun
     still_ours()
     seal = params.save(folder / WEIGHTS, trainer.weights(), config, **of.as_dict())

@@ -67,10 +67,10 @@ def telling(
 
 
 def figures_of(record: dict[str, Any]) -> Figures:
-    """The numbers of a record of metrics.jsonl; those of validation under its name."""
-    flat = {
-        f"validation/{key}": value for key, value in record.get("validation", {}).items()
-    } | record
+    """The numbers of a record of metrics.jsonl; those of a group (validation) under its name."""
+    groups = {name: own for name, own in record.items() if isinstance(own, dict)}
+    flat = {f"{name}/{key}": value for name, own in groups.items() for key, value in own.items()}
+    flat |= record
     return {
         key: value
         for key, value in flat.items()
