@@ -105,7 +105,7 @@ def cases(dtype="bf16"):
 def attention_cases(name, T, S, K, causal, lengths, shared, dtype="bf16"):
     """As `cases`: the kernels of attention of one shape, in the order in which they run."""
     config = configs.attention_config(T, S, K, shared, exact=dtype == "fp32")
-    sizes = dict(T=T, S=S, H=HEADS, B=BATCH, samples=2)
+    sizes = dict(T=T, S=S, H=HEADS, B=BATCH, samples=2 if shared else 1)
     for letter, rows in dict(q=T, k=S, v=S, o=T, do=T, dq=T, dk=S, dv=S).items():
         sizes |= {f"{letter}_b": rows * HEADS * K, f"{letter}_h": K}
     for letter in ("k", "v", "dk", "dv"):
@@ -185,6 +185,8 @@ def compile_case(kernel, sizes, constexprs, options, target, dtype="bf16"):
             signature[name], attributes[(place,)] = f"*{kind}", [["tt.divisibility", 16]]
         elif name in ("scale", "eps"):
             signature[name] = "fp32"
+        elif sizes[name] == 1:
+            signature[name], constexpr_values[(place,)] = "constexpr", 1
         else:
             signature[name] = "i32"
             if sizes[name] % 16 == 0:
