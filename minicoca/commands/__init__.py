@@ -14,6 +14,7 @@ from . import (
     info,
     page,
     plot,
+    probe,
     search,
     train,
 )
@@ -27,6 +28,7 @@ COMMANDS = {
     "embed": embed,
     "explain": explain,
     "evaluate": evaluate,
+    "probe": probe,
     "export": export,
     "page": page,
     "import": imports,
