@@ -202,19 +202,19 @@ def test_a_pooler_is_a_function_of_its_seed():
 @pytest.mark.parametrize("options", [{}, {"pooler": "none"}, {"stem": "clip", "embed_width": 22}])
 def test_features_are_those_of_the_model_in_both_backends(options):
     config = small_config(**options)
-    params, _, _ = model_and_batch(config, 0)
+    params = tree_map(np.float32, model_and_batch(config, 0)[0])
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 6, 6, 3), dtype=np.uint8)
     models = CoCa(params, config, torch.device("cpu")), reference_generate.CoCa(params, config)
     vectors, tokens = task.features(models[1], images)
     assert tokens.shape == (4, 1, 9 + (config.stem == "clip"), config.image_width)
-    np.testing.assert_allclose(vectors, models[1].embed_images(images), rtol=1e-9)
+    np.testing.assert_allclose(vectors, models[1].embed_images(images), rtol=1e-5)
     for found, want in zip(task.features(models[0], images), (vectors, tokens), strict=True):
         np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
     mean, every = task.features(models[1], images[None])
     np.testing.assert_allclose(every[0], tokens[:, 0])
     own = vectors.mean(0)
-    np.testing.assert_allclose(mean[0], own / np.linalg.norm(own), rtol=1e-9)
+    np.testing.assert_allclose(mean[0], own / np.linalg.norm(own), rtol=1e-5)
 
 
 def test_a_model_that_cannot_compare_has_the_mean_of_its_tokens():
