@@ -115,8 +115,8 @@ def run(arguments):
 
 def check(arguments):
     """Raise Usage for what cannot be."""
-    if any(many is not None and many < 1 for many in arguments.shots):
-        raise Usage(f"--shots {min(filter(None.__ne__, arguments.shots))}: at least 1, or all")
+    if few := [many for many in arguments.shots if many is not None and many < 1]:
+        raise Usage(f"--shots {few[0]}: at least 1, or all")
     if arguments.seeds < 1:
         raise Usage(f"--seeds {arguments.seeds}: at least 1")
     if not 0 <= arguments.held_out_part < 1:

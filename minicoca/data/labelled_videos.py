@@ -13,7 +13,7 @@ from minicoca.data.files import Report
 from minicoca.data.folders import classes_of
 from minicoca.data.labelled import Labelled, labelled
 from minicoca.data.layouts import read_listed
-from minicoca.data.records import Reading
+from minicoca.data.records import SPLITS, Reading
 from minicoca.data.splits import split_names
 from minicoca.data.video import FRAMES, find_videos, load_video
 from minicoca.images import ImageError, patiently, status
@@ -57,7 +57,7 @@ def load(
             for path, split in own:
                 name = path.relative_to(source).as_posix()
                 captions[name] = (label,) if label else ()
-                splits |= {name: split} if split else {}
+                splits |= {name: SPLITS[split.lower()]} if split else {}
     else:
         image, label, split = columns
         how = Reading(report, image, label, split, root=image_root, labels=True)
