@@ -15,7 +15,7 @@ D = [["--descriptions", f"HERE/{name}.json"] for name in ("d", "e")]
 FILES = {"a": "a\nthe\n", "b": "a\nred\n", "t": "{} red\n", "u": "{} blue\n"}
 FILES |= {"d.json": '{"a": ["a", "red"], "b": ["the"]}', "e.json": '{"a": ["a blue"]}'}
 FILES["kinds.csv"] = "image,label,other\n" + "".join(
-    f"red/{i}.png,{i % 2},{i % 3}\n" for i in range(12)
+    f"red/{i}.png,{'red blue'.split()[i % 2]},{'red blue a'.split()[i % 3]}\n" for i in range(12)
 )
 SEED = ["--seed", "4"]
 KINDS, CLIPS = ["--data", "HERE/kinds.csv"], ["--data", "HERE/clips"]
@@ -78,8 +78,8 @@ FLAGS = {
                     ("--descriptions", D[0], D[1], "asked"),
                     (
                         "--probe",
-                        ["--probe", "HERE/1.safetensors"],
-                        ["--probe", "HERE/2.safetensors"],
+                        ["--probe", "HERE/1.safetensors", "--json"],
+                        ["--probe", "HERE/2.safetensors", "--json"],
                         "out",
                     ),
                     ("--by", [*LABELS, "--by", "pmi"], [*LABELS, "--by", "both"], "out"),
@@ -137,14 +137,14 @@ FLAGS = {
         ],
     ),
     "probe": (
-        [*KINDS, "--by", "linear", "--shots", "1", "all", "--seeds", "1"],
+        [*KINDS, "--by", "linear", "--shots", "1", "all", "--held-out-part", "0.5"],
         [
             ("--data", [], ["--data", "HERE/classes"], "out"),
             ("--label-column", [], ["--label-column", "other"], "out"),
-            ("--video", CLIPS, [*CLIPS, "--video"], "out"),
+            ("--video", CLIPS, [*CLIPS, "--video"], "asked"),
             ("--by", ["--by", "linear"], ["--by", "knn"], "out"),
             ("--shots", ["--shots", "1"], ["--shots", "2"], "out"),
-            ("--seeds", ["--seeds", "2"], ["--seeds", "3"], "out"),
+            ("--seeds", ["--seeds", "2", "--json"], ["--seeds", "3", "--json"], "out"),
             ("--template", [], ["--template", "a {} thing"], "asked"),
             ("--out", [], ["--out", "curve.png"], "files"),
             ("--save", [], ["--save", "p.safetensors"], "files"),

@@ -1,5 +1,6 @@
-"""What a model forgets when it learns one thing more, and what a locked tower keeps: runs of
-minutes that print the tables of the guide. `python tests/forgetting.py forget|lock [SEED ...]`."""
+"""What a model forgets when it learns one thing more, and what a locked tower keeps: the guide's
+tables, in runs of minutes. `python tests/forgetting.py forget|lock shapes|emoji [SEED ...]`
+"""
 
 import csv
 import sys
@@ -11,15 +12,13 @@ import numpy as np
 from PIL import Image
 
 from minicoca.config import from_dict
-from minicoca.data import Pairs, ZeroShot, shapes
+from minicoca.data import load, shapes
 from minicoca.evaluate import evaluate
 from minicoca.training.checkpoint import find_run, load_model, read_config
 from minicoca.training.run import train
 
 TRAIN, TESTED, STEPS = 6000, 500, 300
-BASE = "shapes"
-PLACES = tuple(shapes.PLACES)
-RELATIONS = ("left of", "right of", "above", "below")
+PLACES, RELATIONS = tuple(shapes.PLACES), ("left of", "right of", "above", "below")
 
 
 def as_written(text):
@@ -27,33 +26,43 @@ def as_written(text):
 
 
 def turned_round(text):
-    """The same words, the other way round: what the thing stands in relation to comes first."""
+    """The same words, the other way round: what a scene's thing stands in relation to comes first;
+    of an emoji's name the last word."""
     starts = [text.find(f" {words}") for words in (*PLACES, *RELATIONS)]
-    first = min(start for start in starts if start > 0)
-    return f"{text[first + 1 :]} {text[:first]}"
+    if first := min((start for start in starts if start > 0), default=0):
+        return f"{text[first + 1 :]} {text[:first]}"
+    return " ".join(reversed(text.split()))
 
 
-def split(name, count, style, negative):
-    """Scenes as Pairs, with the zero-shot task of shapes in the words of a style."""
-    scenes = shapes.scenes(name, count)
-    images = np.stack([shapes.draw(scene, 32) for scene in scenes])
-    task = shapes._zero_shot(scenes)
-    prompts = tuple(tuple(map(style, own)) for own in task.prompts)
-    task = ZeroShot(task.names, prompts, task.images, task.labels)
-    captions = tuple((style(shapes.caption(scene)),) for scene in scenes)
-    return Pairs(255 - images if negative else images, captions, task)
+def data_of(base):
+    """(what is learned from, what is tested) of what a base was trained on."""
+    if base == "emoji":
+        dataset = load(read_config(find_run(base)))
+        return dataset.train, dataset.evaluations["held_out"]
+    dataset = shapes.load(0, 32, TRAIN, TESTED)
+    return dataset.train, dataset.evaluations["held_out"]
 
 
-def written(folder, style, negative):
-    """A list of training scenes as a person has them: pictures and a CSV; its path."""
-    pairs, path = split("train", TRAIN, style, negative), folder / "captions.csv"
+def changed(pairs, style, negative=False):
+    """Pairs with their captions, and those of the zero-shot task, in a style."""
+    captions = tuple(tuple(map(style, own)) for own in pairs.captions)
+    task = pairs.zero_shot
+    if task:
+        prompts = tuple(tuple(map(style, own)) for own in task.prompts)
+        task = replace(task, prompts=prompts)
+    return replace(pairs, images=pairs.images ^ 255 * negative, captions=captions, zero_shot=task)
+
+
+def written(folder, pairs):
+    """Pairs as a person has them: pictures and a CSV; its path."""
+    path = folder / "captions.csv"
     folder.mkdir()
     with open(path, "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image", "caption"])
-        for i, (image, (text,)) in enumerate(zip(pairs.images, pairs.captions, strict=True)):
+        for i, (image, texts) in enumerate(zip(pairs.images, pairs.captions, strict=True)):
             Image.fromarray(image).save(folder / f"{i}.png")
-            rows.writerow([f"{i}.png", text])
+            rows.writerows([f"{i}.png", text] for text in texts)
     return path
 
 
@@ -70,11 +79,11 @@ def figures(folder, *tested):
     return np.array(found)
 
 
-def tuned(folder, source, seed, scratch=False, **changes):
+def tuned(base, folder, source, seed, scratch=False, **changes):
     """A run folder that begins with the base's weights, or with first values of the same model."""
-    earlier = read_config(find_run(BASE))
+    earlier = read_config(find_run(base))
     settings = {
-        "init": "" if scratch else str(find_run(BASE)),
+        "init": "" if scratch else str(find_run(base)),
         "data": str(source), "steps": STEPS, "warmup": 30, "learning_rate": 1e-3, "seed": seed,
         "validation_part": 0.01, "held_out_part": 0.01, "evaluate_every": 0,
     }  # fmt: skip
@@ -83,28 +92,26 @@ def tuned(folder, source, seed, scratch=False, **changes):
     return folder
 
 
-def forget(seeds):
-    """Fine-tuned on sentences turned round; asked for the old ones and for the new ones."""
-    old, new = (split("held_out", TESTED, style, False) for style in (as_written, turned_round))
+def forget(base, seeds):
+    """Fine-tuned on captions turned round; asked for the old ones, and for the new ones."""
     ways = {
         "captioning loss alone": dict(contrastive_weight=0.0),
         "both losses": {},
-        "both, image encoder frozen": dict(freeze="image,pooler"),
     }
+    learned, tested = data_of(base)
+    sides = [changed(tested, style) for style in (as_written, turned_round)]
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        source = written(folder / "data", turned_round, False)
-        rows = {"before": [figures(find_run(BASE), old, new)]}
+        source = written(Path(folder) / "data", changed(learned, turned_round))
+        rows = {"before": [figures(find_run(base), *sides)]}
         for seed in seeds:
             for name, changes in ways.items():
-                own = tuned(folder / f"{name}{seed}", source, seed, **changes)
-                rows.setdefault(name, []).append(figures(own, old, new))
-                print(f"# {name}, seed {seed}: {rows[name][-1].round(1).tolist()}", flush=True)
+                own = tuned(base, Path(folder) / f"{name}{seed}", source, seed, **changes)
+                keep(rows, name, figures(own, *sides), seed)
     return rows
 
 
-def lock(seeds):
-    """One side of the data is new, sentences turned round or pictures in negative; one tower, or
+def lock(base, seeds):
+    """One side of the data is new, captions turned round or pictures in negative; one tower, or
     neither, is locked. Asked for the new ones."""
     ways = {
         "from scratch": dict(scratch=True),
@@ -112,22 +119,23 @@ def lock(seeds):
         "image tower locked": dict(freeze="image"),
         "text tower locked": dict(freeze="text"),
     }
+    learned, tested = data_of(base)
     rows = {}
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        for side, style, negative in (
-            ("new sentences", turned_round, False), ("new pictures", as_written, True)
-        ):  # fmt: skip
-            source = written(folder / side, style, negative)
-            new = split("held_out", TESTED, style, negative)
-            rows[f"{side}: before"] = [figures(find_run(BASE), new)]
+    for side, how in {"captions": (turned_round,), "pictures": (as_written, True)}.items():
+        new = changed(tested, *how)
+        keep(rows, f"new {side}: before", figures(find_run(base), new), "-")
+        with tempfile.TemporaryDirectory() as folder:
+            source = written(Path(folder) / "data", changed(learned, *how))
             for seed in seeds:
                 for name, changes in ways.items():
-                    own = tuned(folder / f"{side} {name}{seed}", source, seed, **changes)
-                    found = figures(own, new)
-                    rows.setdefault(f"{side}: {name}", []).append(found)
-                    print(f"# {side}, {name}, seed {seed}: {found.round(1).tolist()}", flush=True)
+                    own = tuned(base, Path(folder) / f"{name}{seed}", source, seed, **changes)
+                    keep(rows, f"new {side}: {name}", figures(own, new), seed)
     return rows
+
+
+def keep(rows, name, found, seed):
+    rows.setdefault(name, []).append(found)
+    print(f"# {name}, seed {seed}: {found.round(1).tolist()}", flush=True)
 
 
 def table(rows):
@@ -142,5 +150,5 @@ def table(rows):
 
 
 if __name__ == "__main__":
-    what, *seeds = sys.argv[1:]
-    print(table({"forget": forget, "lock": lock}[what]([*map(int, seeds)] or [0, 1, 2])))
+    what, base, *seeds = sys.argv[1:]
+    print(table({"forget": forget, "lock": lock}[what](base, [*map(int, seeds)] or [0, 1, 2])))

@@ -13,7 +13,7 @@ from .pooling import absorbed_pooler
 RECIPE = Config(
     steps=300, batch_size=128, learning_rate=3e-3, warmup=30, final_rate=0.0, weight_decay=0.01
 )  # fmt: skip
-STRENGTH = 1.0  # of the L2 penalty of all labelled images together
+STRENGTH = 0.1  # of the L2 penalty of all labelled images together
 
 
 def probe(tokens_BJNM, params, heads):
@@ -68,7 +68,7 @@ def fit_linear(x_RE, labels_R, classes, mean_E, std_E):
     weight_EC = torch.zeros(x_RE.shape[1], classes, dtype=torch.float64, requires_grad=True)
     bias_C = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weight_EC, bias_C], max_iter=500, tolerance_grad=1e-7, tolerance_change=0.0,
+        [weight_EC, bias_C], max_iter=300, tolerance_grad=1e-5, tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
