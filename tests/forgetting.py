@@ -3,6 +3,7 @@ tables, in runs of minutes. `python tests/forgetting.py forget|lock shapes|emoji
 """
 
 import csv
+import itertools
 import sys
 import tempfile
 from dataclasses import replace
@@ -93,20 +94,20 @@ def tuned(base, folder, source, seed, scratch=False, **changes):
 
 
 def forget(base, seeds):
-    """Fine-tuned on captions turned round; asked for the old ones, and for the new ones."""
-    ways = {
-        "captioning loss alone": dict(contrastive_weight=0.0),
-        "both losses": {},
-    }
+    """Trained on with the captions that it knows, at the rate that it learned them with."""
+    ways = {"captioning loss alone": dict(contrastive_weight=0.0), "both losses": {}}
     learned, tested = data_of(base)
-    sides = [changed(tested, style) for style in (as_written, turned_round)]
+    rows = {"before": [figures(find_run(base), tested)]}
     with tempfile.TemporaryDirectory() as folder:
-        source = written(Path(folder) / "data", changed(learned, turned_round))
-        rows = {"before": [figures(find_run(base), *sides)]}
+        source = written(Path(folder) / "data", learned)
         for seed in seeds:
             for name, changes in ways.items():
-                own = tuned(base, Path(folder) / f"{name}{seed}", source, seed, **changes)
-                keep(rows, name, figures(own, *sides), seed)
+                rate = read_config(find_run(base)).learning_rate
+                own = tuned(
+                    base, Path(folder) / f"{name}{seed}", source, seed,
+                    learning_rate=rate, **changes,
+                )  # fmt: skip
+                keep(rows, name, figures(own, tested), seed)
     return rows
 
 
@@ -120,16 +121,17 @@ def lock(base, seeds):
         "text tower locked": dict(freeze="text"),
     }
     learned, tested = data_of(base)
-    rows = {}
-    for side, how in {"captions": (turned_round,), "pictures": (as_written, True)}.items():
-        new = changed(tested, *how)
-        keep(rows, f"new {side}: before", figures(find_run(base), new), "-")
-        with tempfile.TemporaryDirectory() as folder:
-            source = written(Path(folder) / "data", changed(learned, *how))
-            for seed in seeds:
-                for name, changes in ways.items():
-                    own = tuned(base, Path(folder) / f"{name}{seed}", source, seed, **changes)
-                    keep(rows, f"new {side}: {name}", figures(own, new), seed)
+    sides, rows = {"captions": (turned_round,), "pictures": (as_written, True)}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for side, how in sides.items():
+            written(Path(folder) / side, changed(learned, *how))
+            found = figures(find_run(base), changed(tested, *how))
+            keep(rows, f"new {side}: before", found, "-")
+        for seed in seeds:
+            for (side, how), (name, changes) in itertools.product(sides.items(), ways.items()):
+                own = Path(folder) / f"{side} {name}{seed}"
+                tuned(base, own, Path(folder) / side / "captions.csv", seed, **changes)
+                keep(rows, f"new {side}: {name}", figures(own, changed(tested, *how)), seed)
     return rows
 
 

@@ -11,7 +11,7 @@ from .optim import clip_by_global_norm, learning_rate, optimizers
 from .pooling import absorbed_pooler
 
 RECIPE = Config(
-    steps=300, batch_size=128, learning_rate=3e-3, warmup=30, final_rate=0.0, weight_decay=0.01
+    steps=300, batch_size=128, learning_rate=5e-3, warmup=30, final_rate=0.0, weight_decay=0.01
 )  # fmt: skip
 STRENGTH = 0.1  # of the L2 penalty of all labelled images together
 
