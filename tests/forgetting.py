@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from minicoca import params
 from minicoca.config import from_dict
 from minicoca.data import load, shapes
 from minicoca.evaluate import evaluate
-from minicoca.training.checkpoint import find_run, load_model, read_config
+from minicoca.params import flatten
+from minicoca.training.checkpoint import WEIGHTS, find_run, load_model, read_config
 from minicoca.training.run import train
 
 TRAIN, TESTED, STEPS = 6000, 500, 300
@@ -90,6 +92,10 @@ def tuned(base, folder, source, seed, scratch=False, **changes):
     }  # fmt: skip
     config = from_dict({**earlier.to_dict(), **settings, **changes})
     train(config, folder, say=lambda text: None, command="")
+    if config.freeze:
+        before, after = (params.load(find_run(f) / WEIGHTS)[0] for f in (base, folder))
+        before, after = (flatten(tree[config.freeze]) for tree in (before, after))
+        assert all((before[name] == after[name]).all() for name in before), config.freeze
     return folder
 
 

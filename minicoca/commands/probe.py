@@ -181,14 +181,14 @@ def row_of(many, found):
 def as_table(row, first):
     """A probe's line, under the heading where it is the first."""
     cells = [percent(one["accuracy"], one["spread"]) for one in row["shots"]]
-    line = f"{row['probe']:8}" + "".join(f"{cell:>14}" for cell in cells)
+    line = f"{row['probe']:10}" + "".join(f"{cell:>14}" for cell in cells)
     if not first:
         return line
     zero = row["zero_shot"]
     told = f"chance {row['chance']:.1%}, zero-shot " + ("none" if zero is None else f"{zero:.1%}")
     sizes = f"{row['classes']:,} classes, {row['train']:,} to learn from, {row['test']:,} tested"
     marks = "".join(f"{one['shots']:>14}" for one in row["shots"])
-    return f"{sizes}; {told}\n{'labels':8}{marks}   of each class: %, mean and spread\n{line}"
+    return f"{sizes}; {told}\n{'labels':10}{marks}   of each class: %, mean and spread\n{line}"
 
 
 def percent(mean, spread):
