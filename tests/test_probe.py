@@ -1,13 +1,14 @@
 """Probes of frozen features: their gradients, what they must and cannot find, how they are kept."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import complex_step_error, planted
+from oracles import SuffixTracer, complex_step_error, planted
 from strategies import model_and_batch, seeds, small_config, tree_of
 
 from minicoca.data import labelled
@@ -73,6 +74,16 @@ def check_engine_equals_reference(seed, frames, told):
 @given(seed=seeds, frames=st.integers(1, 4), told=st.booleans())
 def test_engine_equals_reference(seed, frames, told):
     check_engine_equals_reference(seed, frames, told)
+
+
+def test_suffixes_are_true():
+    with SuffixTracer(Path(reference.__file__).parent) as tracer:
+        tokens, params, labels = example(0, 4, True)
+        logits, cache = reference.probe(tokens, params, HEADS)
+        _, loss_cache = reference.probe_loss(logits, labels)
+        reference.probe_backward(reference.probe_loss_backward(1.0, loss_cache), cache)
+    assert not tracer.complaints, tracer.complaints[:5]
+    assert {"x_BJNM", "x_BSM", "dtokens_BJNM", "dlog_p_BC"} <= tracer.names
 
 
 def check_order_of_frames(seed):

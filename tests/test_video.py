@@ -121,6 +121,26 @@ def test_what_would_take_too_much_is_refused_before_it_is_made(tmp_path, monkeyp
         video.load_video(tmp_path / "a.gif", SIDE)
 
 
+@pytest.mark.parametrize("form", ["a.gif", "a.npz"])
+def test_damaged_bytes_are_an_image_error_or_a_video(form, tmp_path):
+    """Of 150 files with bytes changed, cut off or doubled."""
+    path, rng = tmp_path / form, np.random.default_rng(0)
+    FORMS[form](path, frames(5))
+    whole, said = path.read_bytes(), 0
+    for trial in range(150):
+        content = bytearray(whole)
+        for _ in range(1 + trial % 4):
+            content[rng.integers(len(content))] = rng.integers(256)
+        content = [content, content[: rng.integers(len(content))], content * 2][trial % 3]
+        path.write_bytes(content)
+        try:
+            assert video.load_video(path, SIDE, 4).shape == (4, SIDE, SIDE, 3)
+        except ImageError as error:
+            assert form in str(error) and len(str(error)) < 300
+            said += 1
+    assert said > 30
+
+
 def collection(folder):
     """Six videos of two classes in three forms."""
     for label, start in (("dark", 0), ("light", 200)):
