@@ -195,7 +195,7 @@ def load(
     with ThreadPoolExecutor(workers) as pool:
         begins, left_out = leave_out_unusable(captions, listed, pool, report)
         if not captions:
-            raise ValueError(nothing_left(source, listed.root, left_out, report))
+            raise ValueError(nothing_left(source, listed.root, left_out, how))
         names = list(captions)
         copies = {} if keep_copies else equal_bytes([*map(listed.file, names)], pool)
     for row, first in copies.items():
@@ -280,13 +280,14 @@ def leave_out_unusable(
     return found, list(errors.values())
 
 
-def nothing_left(source: Path, root: Path, errors: list[ImageError], report: Report) -> str:
+def nothing_left(source: Path, root: Path, errors: list[ImageError], how: Reading) -> str:
     """Why there is nothing to train on, in words."""
+    report = how.report
     missing = any(isinstance(error, NoFileError) for error in errors) and not source.is_dir()
     where = f"; paths begin in {root} (--image-root)" if missing else ""
     often = sorted(report.named.items(), key=lambda item: -len(item[1]))[:2]
     lost = "; ".join(f"{len(them)} {reason}, as {clip(them[0], 120)}" for reason, them in often)
-    return f"{clip(str(source))}: no image with a caption can be used{where}" + (
+    return f"{clip(str(source))}: no image with a {how.what} can be used{where}" + (
         lost and f". {lost}"
     )
 

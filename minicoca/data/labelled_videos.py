@@ -65,7 +65,8 @@ def load(
         root, captions, splits = listed.root, listed.captions, listed.splits
     names = [name for name in captions if captions[name] and is_whole(root / name, report)]
     if not names:
-        raise ValueError(f"{clip(str(source))}: no video with a label can be used. {report}")
+        form = "GIFs, .npz or folders of frames, each in the folder of its class, or a list"
+        raise ValueError(f"{clip(str(source))}: no video with a label; give {form}. {report}")
     places = {name: name for name in names}
     parts = split_names(names, {}, places, splits, seed, held_out, 0.0, report)
 
