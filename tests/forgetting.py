@@ -100,19 +100,19 @@ def tuned(base, folder, source, seed, scratch=False, **changes):
 
 
 def forget(base, seeds):
-    """Trained on with the captions that it knows, at the rate that it learned them with."""
-    ways = {"captioning loss alone": dict(contrastive_weight=0.0), "both losses": {}}
+    """Trained on with the captions that it knows, at the rate that it learned them with and at a
+    third of it."""
+    losses = {"captioning loss alone": dict(contrastive_weight=0.0), "both losses": {}}
+    peak = read_config(find_run(base)).learning_rate
     learned, tested = data_of(base)
     rows = {"before": [figures(find_run(base), tested)]}
     with tempfile.TemporaryDirectory() as folder:
         source = written(Path(folder) / "data", learned)
-        for seed in seeds:
-            for name, changes in ways.items():
-                rate = read_config(find_run(base)).learning_rate
-                own = tuned(
-                    base, Path(folder) / f"{name}{seed}", source, seed,
-                    learning_rate=rate, **changes,
-                )  # fmt: skip
+        for seed, rate in itertools.product(seeds, (peak, peak / 3)):
+            for name, changes in losses.items():
+                name = f"{name}, rate {rate:.3f}"
+                own = Path(folder) / f"{name} {seed}"
+                tuned(base, own, source, seed, learning_rate=rate, **changes)
                 keep(rows, name, figures(own, tested), seed)
     return rows
 

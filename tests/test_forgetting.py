@@ -45,5 +45,5 @@ def test_a_locked_tower_is_the_same_to_the_last_bit(freeze, tmp_path, monkeypatc
 def test_captioning_alone_forgets_far_more_than_both_losses():
     """On emoji: zero-shot accuracy, in points of a hundred."""
     rows = forget("emoji", [0])
-    before, alone, both = (float(found[0][0, 0]) for found in rows.values())
+    before, alone, both = (float(found[0][0, 0]) for found in [*rows.values()][:3])
     assert alone < before - 10 and both > alone + 8
