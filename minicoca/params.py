@@ -144,6 +144,14 @@ def _pooler(queries, reads, width):
     }
 
 
+def probe_specs(width, classes, frames=0):
+    """The tree of Specs of a probe (reference/probe.py) of tokens [.., width]; of a video whose
+    frames are told apart, with a vector for each."""
+    classifier = {"weight": Spec((width, classes), "zeros"), "bias": Spec((classes,), "zeros")}
+    tree = {"pooler": _pooler(1, width, width), "classifier": classifier}
+    return tree | ({"frame": Spec((frames, width), 1.0)} if frames else {})
+
+
 def _sincos(patches, width):
     """Fixed 2-D waves as first positions: half the width for the row, half for the column."""
     side = math.isqrt(patches)

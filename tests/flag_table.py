@@ -14,6 +14,11 @@ T = [["--templates-file", f"HERE/{name}"] for name in ("t", "u")]
 D = [["--descriptions", f"HERE/{name}.json"] for name in ("d", "e")]
 FILES = {"a": "a\nthe\n", "b": "a\nred\n", "t": "{} red\n", "u": "{} blue\n"}
 FILES |= {"d.json": '{"a": ["a", "red"], "b": ["the"]}', "e.json": '{"a": ["a blue"]}'}
+FILES["kinds.csv"] = "image,label,other\n" + "".join(
+    f"red/{i}.png,{'red blue'.split()[i % 2]},{'red blue a'.split()[i % 3]}\n" for i in range(12)
+)
+SEED = ["--seed", "4"]
+KINDS, CLIPS = ["--data", "HERE/kinds.csv"], ["--data", "HERE/clips"]
 INDICES = [["--index", f"HERE/{tint} index"] for tint in ("red", "blue")]
 FIT = [
     ("--fit", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--fit", "pad"], "asked"),
@@ -71,6 +76,12 @@ FLAGS = {
                     ("--template", [*LABELS, *TO, "{} red"], [*LABELS, *TO, "{} blue"], "asked"),
                     ("--templates-file", [*LABELS, *T[0]], [*LABELS, *T[1]], "asked"),
                     ("--descriptions", D[0], D[1], "asked"),
+                    (
+                        "--probe",
+                        ["--probe", "HERE/1.safetensors", "--json"],
+                        ["--probe", "HERE/2.safetensors", "--json"],
+                        "out",
+                    ),
                     ("--by", [*LABELS, "--by", "pmi"], [*LABELS, "--by", "both"], "out"),
                     ("--rule", [*D[0], "--rule", "best"], [*D[0], "--rule", "mean"], "asked"),
                     *[(f, [*a, *LABELS], [*b, *LABELS], what) for f, a, b, what in MODEL],
@@ -91,6 +102,7 @@ FLAGS = {
             ("-k", ["HERE/red", "a", "-k", "2"], ["HERE/red", "a", "-k", "3"], "out"),
             ("--rerank", ["HERE/red", "a"], ["HERE/red", "a", "--rerank", "9"], "out"),
             ("--sheet", ["HERE/red", "a"], ["HERE/red", "a", "--sheet", "sheet.png"], "files"),
+            ("--video", ["HERE/red", "a"], ["HERE/red", "a", "--video"], "out"),
             *[
                 (flag, ["HERE/red", "a", *a], ["HERE/red", "a", *b], what)
                 for flag, a, b, what in MODEL
@@ -105,6 +117,7 @@ FLAGS = {
             ("--out", ["HERE/red", *NPZ], ["HERE/red", "--out", "w.npz"], "files"),
             *[(flag, [*a, *NPZ], [*b, *NPZ], what) for flag, a, b, what in FIT],
             ("--index", ["own", "--index", "own/a"], ["own", "--index", "own/b"], "out"),
+            ("--video", ["HERE/red", *NPZ], ["HERE/red", "--video", *NPZ], "files"),
             *[(f, ["HERE/red", *NPZ, *a], ["HERE/red", *NPZ, *b], what) for f, a, b, what in MODEL],
         ],
     ),
@@ -121,6 +134,28 @@ FLAGS = {
             ("--word-order", [], ["--word-order"], "out"),
             ("--out", ["--out", "a.json"], ["--out", "b.json"], "files"),
             *MODEL[1:],
+        ],
+    ),
+    "probe": (
+        [*KINDS, "--by", "linear", "--shots", "1", "all", "--held-out-part", "0.5"],
+        [
+            ("--data", [], ["--data", "HERE/classes"], "out"),
+            ("--label-column", [], ["--label-column", "other"], "out"),
+            ("--video", CLIPS, [*CLIPS, "--video"], "asked"),
+            ("--by", ["--by", "linear"], ["--by", "knn"], "out"),
+            ("--shots", ["--shots", "1"], ["--shots", "2"], "out"),
+            ("--seeds", ["--seeds", "2", "--json"], ["--seeds", "3", "--json"], "out"),
+            ("--template", [], ["--template", "a {} thing"], "asked"),
+            ("--out", [], ["--out", "curve.png"], "files"),
+            ("--save", [], ["--save", "p.safetensors"], "files"),
+            ("--held-out-part", ["--held-out-part", "0.3"], ["--held-out-part", "0.6"], "out"),
+            (
+                "--seed",
+                ["--held-out-part", "0.6"],
+                ["--held-out-part", "0.6", "--seed", "4"],
+                "out",
+            ),
+            *MODEL,
         ],
     ),
     "explain": (

@@ -78,6 +78,7 @@ ONLY_ENGINE = {
     "model.py": {"total_loss"},
     "optim.py": {"optimizers", "Muon"},
     "generate.py": {"Search"},
+    "probe.py": {"fit_pooler", "fit_linear", "scores"},
 }  # fmt: skip
 
 

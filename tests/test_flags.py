@@ -32,6 +32,7 @@ from minicoca.tasks import zero_shot
 from minicoca.training.checkpoint import read_own
 from minicoca.training.log import Log
 
+OF_DATA = "data", "evaluate", "probe"
 ALL = [(name, given, *row) for name, (given, rows) in FLAGS.items() for row in rows]
 
 
@@ -57,6 +58,16 @@ def here(tmp_path_factory):
     for tint in ("red", "blue"):
         made = ["embed", f"{folder}/{tint}", "--index", f"{folder}/{tint} index"]
         assert cli.main([*made, "--run", str(folder / "first")]) == 0
+        (folder / "clips" / tint).mkdir(parents=True)
+        pictures = [Image.open(folder / tint / f"{i}.png") for i in range(12)]
+        for i in range(6):
+            first, second = pictures[2 * i : 2 * i + 2]
+            to = folder / "clips" / tint / f"{i}.gif"
+            first.save(to, save_all=True, append_images=[second])
+    for shots in "12":
+        made = ["probe", "--data", f"{folder}/kinds.csv", "--by", "linear", "--shots", shots]
+        made += ["--save", f"{folder}/{shots}.safetensors", "--run", str(folder / "first")]
+        assert cli.main(made) == 0
     return folder
 
 
@@ -79,7 +90,7 @@ def seen(here, tmp_path, monkeypatch):
         monkeypatch.setattr(module.CoCa, name, watched)
 
     for module in (engine_generate, reference_generate):
-        for name in ("embed_images", "embed_texts", "generate", "beam_search"):
+        for name in ("features", "embed_images", "embed_texts", "generate", "beam_search"):
             watch(module, name)
     explained = explain_task.explain
     put = lambda *given: seen["asked"].append(given[3:]) or explained(*given)  # noqa: E731
@@ -152,9 +163,11 @@ def flags_of(command):
     settings = {"--" + name.replace("_", "-") for name in FIELDS} - {"--backend", "--device"}
     if command == "train":
         settings |= {"--backend", "--device"}
-    if command == "evaluate":
+    if command in ("evaluate", "probe"):
         settings -= {"--data"}
-    return names - {"-h"} - (settings if command in ("train", "data", "evaluate") else set())
+    if command == "probe":
+        settings -= {"--held-out-part", "--seed"}
+    return names - {"-h"} - (settings if command in (*OF_DATA, "train") else set())
 
 
 @pytest.mark.parametrize("command", FLAGS)

@@ -21,7 +21,8 @@ OURS = {
     },
     "data": {
         "numpy", "PIL", "tqdm", "emoji", "pyarrow", "minicoca.config", "minicoca.params",
-        "minicoca.data", "minicoca.images", "minicoca.metrics", "minicoca.words",
+        "minicoca.bounds", "minicoca.data", "minicoca.images", "minicoca.metrics",
+        "minicoca.words",
     },
     "config.py": {"minicoca.presets"},
     "presets.py": set(),
@@ -83,6 +84,8 @@ OURS = {
         "minicoca.tuning", "torch", "trackio", "wandb",
     },
 }  # fmt: skip
+
+BESIDE = {"probe.py"}  # files of the reference that CoCa itself does without
 
 
 def files(pattern="*.py"):
@@ -159,14 +162,16 @@ def test_no_circle_of_imports():
 
 
 def test_budgets():
-    """A person can hold a file in the head: 200 lines in the reference (1,300 in all), else 400."""
+    """A person can hold a file in the head: 200 lines in the reference (CoCa's own 1,300 in all),
+    150 of what is beside CoCa there, else 400."""
     lines = {path: len(path.read_text().splitlines()) for path in files()}
     reference = {
         p: n for p, n in lines.items() if "reference" in p.parts and "tests" not in p.parts
     }
-    assert sum(reference.values()) <= 1300, sum(reference.values())
+    core = {p: n for p, n in reference.items() if p.name not in BESIDE}
+    assert sum(core.values()) <= 1300, sum(core.values())
     for path, n in lines.items():
-        limit = 200 if path in reference else 400
+        limit = 400 if path not in reference else 200 if path in core else 150
         assert n <= limit, f"{path.relative_to(ROOT)} has {n} lines, more than {limit}"
 
 

@@ -15,6 +15,7 @@ from . import (
     page,
     plot,
     report,
+    probe,
     search,
     train,
 )
@@ -28,6 +29,7 @@ COMMANDS = {
     "embed": embed,
     "explain": explain,
     "evaluate": evaluate,
+    "probe": probe,
     "export": export,
     "page": page,
     "import": imports,

@@ -14,6 +14,7 @@ from .model import (
     images_of,
     open_model,
     tell_unread,
+    videos_of,
 )
 from .model import add_flags as add_model_flags
 from .results import Results
@@ -33,6 +34,7 @@ def add_flags(parser):
     labels.add_argument(
         "--descriptions", type=Path, help='JSON: {"label": ["a sentence that holds of it", ...]}'
     )
+    labels.add_argument("--probe", type=Path, help="... those of a probe: a file of probe --save")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(
         "--template", action="append", help='a prompt with {} for the label (default "{}")'
@@ -41,8 +43,8 @@ def add_flags(parser):
     parser.add_argument(
         "--by",
         choices=BY,
-        default="cosine",
-        help="what judges: vectors, log p(text | image) per token, less log p(text), or both heads",
+        help="what judges: vectors (cosine, the default), log p(text | image) per token, less "
+        "log p(text), or both heads",
     )
     parser.add_argument(
         "--rule",
@@ -56,6 +58,10 @@ def run(arguments):
     from ..tasks.indexed import open_index
     from ..tasks.zero_shot import check_labels, classified, classifier
 
+    if arguments.probe:
+        by_probe(arguments)
+        return
+    arguments.by = arguments.by or "cosine"
     labels, prompts = labels_of(arguments)
     if arguments.index and arguments.by != "cosine":
         raise Usage(f"--by {arguments.by}: an index holds no more than vectors; give the images")
@@ -72,6 +78,55 @@ def run(arguments):
         classify = classifier(model, tokenizer, labels, prompts, arguments.by, rule)
     except ValueError as error:
         raise Usage(error) from error
+
+    def every(skipped):
+        if index is None:
+            return classified(model, classify, paths, arguments.by, skipped, fitting)
+        return ((names, classify(vectors)) for names, vectors in index.batches(ROWS))
+
+    show(arguments, paths, index, every)
+
+
+def by_probe(arguments):
+    """By a probe of `minicoca probe`, of pictures or, where it learned from them, of videos."""
+    from ..tasks.files import decoded
+    from ..tasks.indexed import open_index
+    from ..tasks.probe import features, load_probe
+    from ..tasks.videos import watched
+
+    words = {"--template": arguments.template, "--templates-file": arguments.templates_file}
+    words |= {"--by": arguments.by, "--rule": arguments.rule}
+    if given := [flag for flag, value in words.items() if value]:
+        raise Usage(f"{given[0]} is of classes in words: leave it out with --probe")
+    fitting = fitting_of(arguments)
+    model, _ = open_model(arguments)
+    probe = load_probe(arguments.probe, model)
+    if arguments.index and (probe.reads_tokens or probe.frames > 1):
+        kind = "videos" if probe.frames > 1 else "image tokens"
+        raise Usage(f"{arguments.probe} reads {kind}, and an index holds vectors of pictures alone")
+    index = open_index(model, arguments.index, arguments.fit) if arguments.index else None
+    find = videos_of if probe.frames > 1 else images_of
+    paths = [] if index is not None else find(arguments.images)
+    side, device = model.config.image_size, model.config.device
+
+    def every(skipped):
+        if index is not None:
+            for names, vectors in index.batches(ROWS):
+                yield names, probe.classify(vectors, None, device)
+            return
+        if probe.frames > 1:
+            batches = watched(paths, side, probe.frames, skipped, fitting)
+        else:
+            batches = decoded(paths, side, skipped, fitting)
+        for kept, images in batches:
+            yield kept, probe.classify(*features(model, images, probe.reads_tokens), device)
+
+    show(arguments, paths, index, every)
+
+
+def show(arguments, paths, index, every):
+    """Rows as they come. every: gives (files, their Classifications), and takes a list for what is
+    skipped."""
     width = index.longest if index is not None else max(len(str(path)) for path in paths)
 
     def line(row):
@@ -79,11 +134,7 @@ def run(arguments):
         return "\n".join([said, *(f"  {x:7.3f}  {t}" for t, x in row.get("evidence", {}).items())])
 
     with Results(arguments, len(paths) if index is None else len(index), line) as results:
-        if index is None:
-            every = classified(model, classify, paths, arguments.by, results.skipped, fitting)
-        else:
-            every = ((names, classify(vectors)) for names, vectors in index.batches(ROWS))
-        for kept, found in every:
+        for kept, found in every(results.skipped):
             pairs = zip(kept, found, strict=True)
             results.add([row_of(path, one, arguments.descriptions) for path, one in pairs])
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..files import make_folder, saving, write_output
 from ..training.owner import TakenError, owned
 from .flags import Usage, check_text
-from .model import add_fit, fitting_of, images_of, open_model, tell_unread
+from .model import add_fit, add_video, fitting_of, images_of, open_model, tell_unread, videos_of
 from .model import add_flags as add_model_flags
 from .results import Results, check_output
 
@@ -21,6 +21,7 @@ def add_flags(parser):
     parser.add_argument("inputs", nargs="+", help="image files or folders; with --text, sentences")
     add_model_flags(parser)
     add_fit(parser)
+    add_video(parser)
     parser.add_argument("--text", action="store_true", help="the inputs are sentences")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(
@@ -38,8 +39,11 @@ def add_flags(parser):
 def run(arguments):
     from ..tasks import embed_texts
     from ..tasks.files import embed
+    from ..tasks.videos import embed_videos
 
     fitting = fitting_of(arguments)
+    if arguments.video and (arguments.index or arguments.text):
+        raise Usage("--video: neither sentences nor an index, which is of images; give --out")
     if arguments.index:
         update(arguments, fitting)
         return
@@ -48,14 +52,16 @@ def run(arguments):
     check_output("--out", arguments.out)
     if arguments.text:
         check_text("a sentence", *arguments.inputs)
-    inputs = arguments.inputs if arguments.text else images_of(arguments.inputs)
+    find = videos_of if arguments.video else images_of
+    inputs = arguments.inputs if arguments.text else find(arguments.inputs)
     model, tokenizer = open_model(arguments)
     with Results(arguments, len(inputs), line) as results:
         if arguments.text:
             tell_unread(model, tokenizer, inputs)
             batches = [(inputs, embed_texts(model, tokenizer, inputs))]
         else:
-            batches = embed(model, inputs, results.skipped, fitting)
+            vectors = embed_videos if arguments.video else embed
+            batches = vectors(model, inputs, results.skipped, fitting)
         keep(arguments.out, batches, results)
 
 

@@ -1,6 +1,5 @@
 """`minicoca explain`: why a caption says what it says, word by word, and where each word looked."""
 
-import io
 import json
 import warnings
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from .flags import Usage, check_text
 from .model import add_fit, fitting_of, open_model, tell_unread
 from .model import add_flags as add_model_flags
-from .results import check_picture
+from .results import check_picture, save_figure
 
 HELP = "show for each word of a caption its probability, its rivals, and where it looked"
 COLUMNS = 6
@@ -99,9 +98,6 @@ def place(grid):
 def save(path, image, found):
     """Two pictures a word: what it read, and what it would miss."""
     from matplotlib.figure import Figure
-    from PIL import Image
-
-    from .results import save_picture
 
     cells = [(word.text or "(end)", word) for word in found.words]
     columns = min(COLUMNS, len(cells))
@@ -123,9 +119,7 @@ def save(path, image, found):
         show(axes[2 * row + 1, column], image, word.occlusion, title, FAINT)
     with warnings.catch_warnings():  # matplotlib warns of every letter that its font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=110, facecolor="white")
-    save_picture(path, Image.open(drawn).convert("RGB"))
+        save_figure(path, figure)
 
 
 def show(axis, image, grid, title, full=1e-9):

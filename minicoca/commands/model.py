@@ -62,6 +62,12 @@ def fitting_of(arguments):
     return Fitting(arguments.fit or FITS[0], most, note)
 
 
+def add_video(parser):
+    """Whether pictures are videos."""
+    text = "GIFs, folders of frames and .npz: each by the mean of 16 frames' vectors"
+    parser.add_argument("--video", action="store_true", help=text)
+
+
 def add_images(parser):
     """Which pictures."""
     parser.add_argument("images", nargs="+", help="image files or folders of them")
@@ -112,11 +118,23 @@ def tell_unread(model, tokenizer, texts):
 
 def images_of(paths):
     """The image files among `paths`; what is left alone in folders is said."""
-    from ..data.files import Report
     from ..tasks.files import find_images
 
+    return found_by(find_images, paths)
+
+
+def videos_of(paths):
+    """The videos among `paths`: files, and folders of frames; what is left alone is said."""
+    from ..data.video import find_videos
+
+    return found_by(find_videos, paths)
+
+
+def found_by(find, paths):
+    from ..data.files import Report
+
     report = Report()
-    found = find_images(paths, report)
+    found = find(paths, report)
     if report.named:
         print(report.whole(MOST_NAMED), file=sys.stderr)
     return found

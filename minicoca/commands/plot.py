@@ -1,6 +1,5 @@
 """`minicoca plot`: the curves of one run or several, in one picture."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from ..training.checkpoint import LOG, find_run
 from ..training.log import Log
 from .flags import Usage
-from .results import check_picture, save_picture
+from .results import check_picture, save_figure
 
 HELP = "draw the curves of several runs in one picture"
 PANELS = {  # of each: its name as logged, and whether its axis is logarithmic
@@ -47,11 +46,7 @@ def run(arguments):
             raise ValueError(f"{name}: no run with steps in its {LOG}")
         logs[name] = [record | record.get("validation", {}) for record in records]
     panels, figure = drawn(logs, arguments.by)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, facecolor="white")
-    from PIL import Image
-
-    save_picture(arguments.out, Image.open(picture).convert("RGB"))
+    save_figure(arguments.out, figure)
     print(f"{len(logs)} run{'s' * (len(logs) > 1)}, {len(panels)} panels: {arguments.out}")
 
 

@@ -163,3 +163,10 @@ def save_picture(path, picture):
     file = io.BytesIO()
     picture.save(file, Image.registered_extensions()[Path(path).suffix.lower()])
     write_output(path, file.getvalue())
+
+
+def save_figure(path, figure):
+    """A figure of matplotlib's as a picture of whatever kind the name says."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, facecolor="white")
+    save_picture(path, Image.open(drawn).convert("RGB"))

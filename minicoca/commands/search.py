@@ -4,7 +4,17 @@ import stat
 from pathlib import Path
 
 from .flags import Usage, check_text
-from .model import add_fit, add_index, fitting_of, images_of, note, open_model, tell_unread
+from .model import (
+    add_fit,
+    add_index,
+    add_video,
+    fitting_of,
+    images_of,
+    note,
+    open_model,
+    tell_unread,
+    videos_of,
+)
 from .model import add_flags as add_model_flags
 from .results import Results, check_picture, save_picture
 
@@ -21,6 +31,7 @@ def add_flags(parser):
     add_model_flags(parser)
     add_index(parser, "a folder")
     add_fit(parser)
+    add_video(parser)
     parser.add_argument("-k", type=int, default=6, help="how many to show (default 6)")
     parser.add_argument(
         "--rerank",
@@ -37,7 +48,10 @@ def run(arguments):
     from ..tasks.indexed import open_index, search
     from ..tasks.retrieval import best
     from ..tasks.scoring import reranked
+    from ..tasks.videos import embed_videos
 
+    if arguments.video and (arguments.index or arguments.rerank or arguments.sheet):
+        raise Usage("--video: leave out --index, --rerank and --sheet, which are of pictures")
     if arguments.k < 1:
         raise Usage(f"-k {arguments.k}: at least 1")
     if arguments.rerank is not None and arguments.rerank < arguments.k:
@@ -49,7 +63,8 @@ def run(arguments):
     is_image, fitting = by_image(arguments), fitting_of(arguments)
     if is_image and arguments.rerank:
         raise Usage("--rerank is by the likelihood of a sentence: the query is an image")
-    paths = [] if arguments.index else images_of([arguments.folder])
+    find, vectors = (videos_of, embed_videos) if arguments.video else (images_of, embed)
+    paths = [] if arguments.index else find([arguments.folder])
     model, tokenizer = open_model(arguments)
     index = open_index(model, arguments.index, arguments.fit) if arguments.index else None
     fitting = fitting if index is None else fitting._replace(fit=index.fit)
@@ -64,7 +79,7 @@ def run(arguments):
 
     with Results(arguments, len(paths) if index is None else len(index), line) as results:
         try:
-            for part in embed(model, paths, results.skipped, fitting):
+            for part in vectors(model, paths, results.skipped, fitting):
                 parts.append(part)
         finally:  # the best of what was looked at
             results.reached = sum(len(kept) for kept, _ in parts)

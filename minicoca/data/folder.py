@@ -161,6 +161,7 @@ def load(
     image_root: str | os.PathLike | None = None,
     columns: Sequence[str] = ("", "", ""),
     template: str = "a photo of a {}",
+    labels: bool = False,
     background: tuple[int, int, int] = WHITE,
     workers: int = 4,
 ) -> Dataset:
@@ -176,6 +177,7 @@ def load(
         near it that holds the first of them.
     columns: what the columns of images, captions and splits are called; empty where known by name.
     template: the caption of an image whose folder is its class; {} stands for the class.
+    labels: classes are read in the place of captions (`Reading`).
 
     Raises ValueError if the source cannot be understood (naming the line) or no usable image
     remains, OSError if it cannot be read. What is left out is counted in the data set's `notes`.
@@ -187,13 +189,13 @@ def load(
     report = Report()
     root = Path(image_root) if image_root else None
     image, caption, given = columns
-    how = Reading(report, image, caption, given, template, root)
+    how = Reading(report, image, caption, given, template, root, labels)
     listed = read_listed(source, how)
     captions, places = one_file_once(listed, report)
     with ThreadPoolExecutor(workers) as pool:
         begins, left_out = leave_out_unusable(captions, listed, pool, report)
         if not captions:
-            raise ValueError(nothing_left(source, listed.root, left_out, report))
+            raise ValueError(nothing_left(source, listed.root, left_out, how))
         names = list(captions)
         copies = {} if keep_copies else equal_bytes([*map(listed.file, names)], pool)
     for row, first in copies.items():
@@ -278,13 +280,14 @@ def leave_out_unusable(
     return found, list(errors.values())
 
 
-def nothing_left(source: Path, root: Path, errors: list[ImageError], report: Report) -> str:
+def nothing_left(source: Path, root: Path, errors: list[ImageError], how: Reading) -> str:
     """Why there is nothing to train on, in words."""
+    report = how.report
     missing = any(isinstance(error, NoFileError) for error in errors) and not source.is_dir()
     where = f"; paths begin in {root} (--image-root)" if missing else ""
     often = sorted(report.named.items(), key=lambda item: -len(item[1]))[:2]
     lost = "; ".join(f"{len(them)} {reason}, as {clip(them[0], 120)}" for reason, them in often)
-    return f"{clip(str(source))}: no image with a caption can be used{where}" + (
+    return f"{clip(str(source))}: no image with a {how.what} can be used{where}" + (
         lost and f". {lost}"
     )
 

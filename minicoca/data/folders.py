@@ -161,7 +161,8 @@ def read_classes(folder: Path, images: list[Path], reading: Reading) -> Iterator
     classes = classes_of(folder, images)
     for path, _ in classes.pop("", ()):
         reading.report.add("images in no class's folder left out", str(path))
-    reading.kind = f"{len(classes)} class folders, captions made by {reading.template!r}"
+    made = "" if reading.labels else f", captions made by {reading.template!r}"
+    reading.kind = f"{len(classes)} class folders{made}"
     for name, own in classes.items():
         caption = clean(reading.template.replace("{}", name))
         reading.classes[caption] = name

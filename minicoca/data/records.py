@@ -21,6 +21,7 @@ IMAGE_COLUMNS = (
     *("file_name", "image_name", "image_file", "img"),
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "comment")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category")
 SPLIT_COLUMNS = ("split",)
 SPLITS = {
     **dict.fromkeys(("train", "training", "restval"), "train"),  # restval: Karpathy's, of COCO
@@ -46,6 +47,7 @@ class Reading:
     image, caption, split: the columns, or fields, to read; empty: those that are known by name.
     template: of a class folder's caption, with {} for the name of the class.
     root: what paths are relative to; None: the list's own folder.
+    labels: classes are read in the place of captions; whole numbers may name them.
     """
 
     report: Report
@@ -54,9 +56,20 @@ class Reading:
     split: str = ""
     template: str = "a photo of a {}"
     root: Path | None = None
+    labels: bool = False
     kind: str = ""  # the layout, in words
     pieces: dict[str, Piece] = field(default_factory=dict)  # images that lie within other files
     classes: dict[str, str] = field(default_factory=dict)  # the caption of a class -> its name
+
+    @property
+    def what(self) -> str:
+        """What is said of an image."""
+        return "label" if self.labels else "caption"
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """What its column is called."""
+        return LABEL_COLUMNS if self.labels else CAPTION_COLUMNS
 
     def columns(self, names: Sequence[str] | dict, where: str) -> tuple[str, str, str]:
         """The names of the columns of images, captions and splits; the last may be empty. Raises
@@ -66,7 +79,7 @@ class Reading:
 
     def said_of(self, names: Sequence[str] | dict, where: str) -> tuple[str, str]:
         """`columns`, but that of images."""
-        caption = pick(names, CAPTION_COLUMNS, self.caption, "caption", where, self.report)
+        caption = pick(names, self.known, self.caption, self.what, where, self.report)
         known = [name for name in SPLIT_COLUMNS if name in names and not self.split]
         split = pick(names, (), self.split, "split", where, self.report) if self.split else ""
         return caption, split or "".join(known[:1])
@@ -123,6 +136,8 @@ def gathered(
     captions: dict[str, dict[str, None]] = {}  # the inner dict is a set that keeps its order
     splits: dict[str, str] = {}
     for name, texts, where, split in records:
+        if reading.labels and type(texts) is int:
+            texts = str(texts)
         cleaned = clean_all(texts, where, report)
         if not isinstance(name, str | None):
             raise ValueError(f"{where}: image must be a path: {brief(name)}")
@@ -132,7 +147,7 @@ def gathered(
         if not name:
             report.add("rows without an image left out", where)
         elif not cleaned:
-            report.add("rows without a caption left out", where)
+            report.add(f"rows without a {reading.what} left out", where)
         elif (split or "").strip() and not part:
             reason = "rows of a split that is none of train, validation, test left out"
             report.add(reason, f"{where}: {brief(split)}")

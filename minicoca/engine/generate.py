@@ -7,10 +7,11 @@ from ..config import END, PAD, START
 from ..params import demand_finite, stream, tree_map
 from .cache import Cache
 from .decoding import draw, largest, restrict_logits
-from .model import encode_image, encode_text
+from .model import embed, encode_image, encode_text
 from .ops import linear, pick_device, use, with_own_backend
+from .pooling import pool
 from .text import TextRows, multimodal_decoder
-from .vision import normalise
+from .vision import image_encoder, normalise
 
 PAIRS = 64  # of an image and a text, read at once
 ROWS = 256  # of logits at a time
@@ -224,6 +225,17 @@ class CoCa:
         vectors_BE = encode_image(self.params, self.config, self._normalised(images))[0]
         demand_finite(vectors_BE.isfinite().all(), "image vectors")
         return vectors_BE.cpu().numpy()
+
+    @with_own_backend
+    @torch.inference_mode()
+    def features(self, images):
+        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the encoder's own tokens [B, S, M])."""
+        tokens_BSM = image_encoder(self._normalised(images), self.params["image"], self.config)
+        contrast_BD = pool(tokens_BSM, self.params["pooler"], self.config)[0]
+        vectors_BE = embed(contrast_BD, self.params, "image_projection")
+        finite = vectors_BE.isfinite().all() and tokens_BSM.isfinite().all()
+        demand_finite(finite, "image tokens")
+        return vectors_BE.cpu().numpy(), tokens_BSM.float().cpu().numpy()
 
     @with_own_backend
     @torch.inference_mode()

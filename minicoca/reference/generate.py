@@ -10,10 +10,11 @@ import numpy as np
 from ..config import END, PAD, START
 from ..params import demand_finite, stream
 from .decoding import draw, restrict_logits
-from .model import encode_image, encode_text
+from .model import embed, encode_image, encode_text
 from .ops import linear, log_softmax
+from .pooling import pool
 from .text import multimodal_decoder
-from .vision import normalise
+from .vision import image_encoder, normalise
 
 PAIRS = 16  # of an image and a text, read at once
 
@@ -144,6 +145,13 @@ class CoCa:
         vectors_BE = encode_image(self.params, self.config, normalise(images, self.config))[0]
         demand_finite(np.isfinite(vectors_BE).all(), "image vectors")
         return vectors_BE
+
+    def features(self, images):
+        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the encoder's own tokens [B, S, M])."""
+        images = normalise(images, self.config)
+        tokens_BSM, _ = image_encoder(images, self.params["image"], self.config)
+        contrast_BD, *_ = pool(tokens_BSM, self.params["pooler"], self.config)
+        return embed(contrast_BD, self.params, "image_projection")[0], tokens_BSM
 
     def embed_texts(self, tokens):
         """Ids [B, T] -> unit vectors [B, E]."""

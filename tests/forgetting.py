@@ -1,0 +1,162 @@
+"""What a model forgets when it learns one thing more, and what a locked tower keeps: the guide's
+tables, in runs of minutes. `python tests/forgetting.py forget|lock shapes|emoji [SEED ...]`
+"""
+
+import csv
+import itertools
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from minicoca import params
+from minicoca.config import from_dict
+from minicoca.data import load, shapes
+from minicoca.evaluate import evaluate
+from minicoca.params import flatten
+from minicoca.training.checkpoint import WEIGHTS, find_run, load_model, read_config
+from minicoca.training.run import train
+
+TRAIN, TESTED, STEPS = 6000, 500, 300
+PLACES, RELATIONS = tuple(shapes.PLACES), ("left of", "right of", "above", "below")
+
+
+def as_written(text):
+    return text
+
+
+def turned_round(text):
+    """The same words, the other way round: what a scene's thing stands in relation to comes first;
+    of an emoji's name the last word."""
+    starts = [text.find(f" {words}") for words in (*PLACES, *RELATIONS)]
+    if first := min((start for start in starts if start > 0), default=0):
+        return f"{text[first + 1 :]} {text[:first]}"
+    return " ".join(reversed(text.split()))
+
+
+def data_of(base):
+    """(what is learned from, what is tested) of what a base was trained on."""
+    if base == "emoji":
+        dataset = load(read_config(find_run(base)))
+        return dataset.train, dataset.evaluations["held_out"]
+    dataset = shapes.load(0, 32, TRAIN, TESTED)
+    return dataset.train, dataset.evaluations["held_out"]
+
+
+def changed(pairs, style, negative=False):
+    """Pairs with their captions, and those of the zero-shot task, in a style."""
+    captions = tuple(tuple(map(style, own)) for own in pairs.captions)
+    task = pairs.zero_shot
+    if task:
+        prompts = tuple(tuple(map(style, own)) for own in task.prompts)
+        task = replace(task, prompts=prompts)
+    return replace(pairs, images=pairs.images ^ 255 * negative, captions=captions, zero_shot=task)
+
+
+def written(folder, pairs):
+    """Pairs as a person has them: pictures and a CSV; its path."""
+    path = folder / "captions.csv"
+    folder.mkdir()
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "caption"])
+        for i, (image, texts) in enumerate(zip(pairs.images, pairs.captions, strict=True)):
+            Image.fromarray(image).save(folder / f"{i}.png")
+            rows.writerows([f"{i}.png", text] for text in texts)
+    return path
+
+
+def figures(folder, *tested):
+    """Of each split: zero-shot, R@1 of both ways, exact captions; whatever the run's own losses
+    were, it is asked to compare and to caption."""
+    model, tokenizer = load_model(folder)
+    model.config = replace(model.config, contrastive_weight=1.0, caption_weight=1.0)
+    found = []
+    for pairs in tested:
+        own, _ = evaluate(model, tokenizer, pairs, 0, ())
+        names = ("zero_shot_top1", "image_to_text_r1", "text_to_image_r1", "caption_exact")
+        found.append([100 * own[name] for name in names])
+    return np.array(found)
+
+
+def tuned(base, folder, source, seed, scratch=False, **changes):
+    """A run folder that begins with the base's weights, or with first values of the same model."""
+    earlier = read_config(find_run(base))
+    settings = {
+        "init": "" if scratch else str(find_run(base)),
+        "data": str(source), "steps": STEPS, "warmup": 30, "learning_rate": 1e-3, "seed": seed,
+        "validation_part": 0.01, "held_out_part": 0.01, "evaluate_every": 0,
+    }  # fmt: skip
+    config = from_dict({**earlier.to_dict(), **settings, **changes})
+    train(config, folder, say=lambda text: None, command="")
+    if config.freeze:
+        before, after = (params.load(find_run(f) / WEIGHTS)[0] for f in (base, folder))
+        before, after = (flatten(tree[config.freeze]) for tree in (before, after))
+        assert all((before[name] == after[name]).all() for name in before), config.freeze
+    return folder
+
+
+def forget(base, seeds):
+    """Trained on with the captions that it knows, at the rate that it learned them with and at a
+    third of it."""
+    losses = {"captioning loss alone": dict(contrastive_weight=0.0), "both losses": {}}
+    peak = read_config(find_run(base)).learning_rate
+    learned, tested = data_of(base)
+    rows = {"before": [figures(find_run(base), tested)]}
+    with tempfile.TemporaryDirectory() as folder:
+        source = written(Path(folder) / "data", learned)
+        for seed, rate in itertools.product(seeds, (peak, peak / 3)):
+            for name, changes in losses.items():
+                name = f"{name}, rate {rate:.3f}"
+                own = Path(folder) / f"{name} {seed}"
+                tuned(base, own, source, seed, learning_rate=rate, **changes)
+                keep(rows, name, figures(own, tested), seed)
+    return rows
+
+
+def lock(base, seeds):
+    """One side of the data is new, captions turned round or pictures in negative; one tower, or
+    neither, is locked. Asked for the new ones."""
+    ways = {
+        "from scratch": dict(scratch=True),
+        "nothing locked": {},
+        "image tower locked": dict(freeze="image"),
+        "text tower locked": dict(freeze="text"),
+    }
+    learned, tested = data_of(base)
+    sides, rows = {"captions": (turned_round,), "pictures": (as_written, True)}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for side, how in sides.items():
+            written(Path(folder) / side, changed(learned, *how))
+            found = figures(find_run(base), changed(tested, *how))
+            keep(rows, f"new {side}: before", found, "-")
+        for seed in seeds:
+            for (side, how), (name, changes) in itertools.product(sides.items(), ways.items()):
+                own = Path(folder) / f"{side} {name}{seed}"
+                tuned(base, own, Path(folder) / side / "captions.csv", seed, **changes)
+                keep(rows, f"new {side}: {name}", figures(own, changed(tested, *how)), seed)
+    return rows
+
+
+def keep(rows, name, found, seed):
+    rows.setdefault(name, []).append(found)
+    print(f"# {name}, seed {seed}: {found.round(1).tolist()}", flush=True)
+
+
+def table(rows):
+    """Mean and spread of the seeds, a line a way."""
+    lines = []
+    for name, found in rows.items():
+        found = np.array(found).reshape(len(found), -1)
+        spread = found.std(0, ddof=1) if len(found) > 1 else np.zeros(found.shape[1])
+        cells = (f"{m:5.1f} ± {s:3.1f}" for m, s in zip(found.mean(0), spread, strict=True))
+        lines.append(f"{name:36}" + "  ".join(cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    what, base, *seeds = sys.argv[1:]
+    print(table({"forget": forget, "lock": lock}[what](base, [*map(int, seeds)] or [0, 1, 2])))

@@ -1,0 +1,49 @@
+"""What fine-tuning forgets, and what a lock keeps: the experiments do what they say, in little, and
+at full size the direction is the paper's."""
+
+import forgetting
+import numpy as np
+import pytest
+from forgetting import changed, figures, forget, tuned, turned_round, written
+
+from minicoca import params
+from minicoca.data import shapes
+from minicoca.params import flatten
+from minicoca.training.checkpoint import WEIGHTS, find_run
+
+
+def test_turned_round_captions_hold_the_same_words():
+    texts = [shapes.caption(scene) for scene in shapes.scenes("train", 200)]
+    turned = [*map(turned_round, texts)]
+    for text, other in zip(texts, turned, strict=True):
+        assert sorted(text.split()) == sorted(other.split()) and text != other
+    assert len(set(turned)) == len(set(texts))
+    assert turned_round("a small red cross left of a small black heart") == (
+        "left of a small black heart a small red cross"
+    )
+    assert turned_round("red apple") == "apple red"
+
+
+@pytest.mark.parametrize("freeze", ["image", "text", ""])
+def test_a_locked_tower_is_the_same_to_the_last_bit(freeze, tmp_path, monkeypatch):
+    """Both ways of LiT, and neither; whatever the losses of a run, it can be asked to compare."""
+    monkeypatch.setattr(forgetting, "STEPS", 2)
+    dataset = shapes.load(0, 32, 120, 24)
+    source = written(tmp_path / "data", changed(dataset.train, turned_round))
+    weight = 1.0 if freeze else 0.0
+    run = tuned("shapes", tmp_path / "run", source, 0, freeze=freeze, contrastive_weight=weight)
+    before, after = (flatten(params.load(f / WEIGHTS)[0]) for f in (find_run("shapes"), run))
+    moved = {name.split(".")[0] for name in before if (before[name] != after[name]).any()}
+    # The captioning loss alone reaches no contrastive query and no temperature.
+    want = {"image", "pooler", "text", "decoder", "log_temperature"} - {freeze}
+    assert moved == (want if freeze else {"image", "text", "decoder"})
+    found = figures(run, changed(dataset.evaluations["held_out"], turned_round))
+    assert found.shape == (1, 4) and np.isfinite(found).all()
+
+
+@pytest.mark.slow
+def test_captioning_alone_forgets_far_more_than_both_losses():
+    """On emoji: zero-shot accuracy, in points of a hundred."""
+    rows = forget("emoji", [0])
+    before, alone, both = (float(found[0][0, 0]) for found in [*rows.values()][:3])
+    assert alone < before - 10 and both > alone + 8
