@@ -161,6 +161,7 @@ def load(
     image_root: str | os.PathLike | None = None,
     columns: Sequence[str] = ("", "", ""),
     template: str = "a photo of a {}",
+    find: Callable | None = None,
     background: tuple[int, int, int] = WHITE,
     workers: int = 4,
 ) -> Dataset:
@@ -176,6 +177,7 @@ def load(
         near it that holds the first of them.
     columns: what the columns of images, captions and splits are called; empty where known by name.
     template: the caption of an image whose folder is its class; {} stands for the class.
+    find: what reads the source, as `read_listed` takes it.
 
     Raises ValueError if the source cannot be understood (naming the line) or no usable image
     remains, OSError if it cannot be read. What is left out is counted in the data set's `notes`.
@@ -188,7 +190,7 @@ def load(
     root = Path(image_root) if image_root else None
     image, caption, given = columns
     how = Reading(report, image, caption, given, template, root)
-    listed = read_listed(source, how)
+    listed = read_listed(source, how, find)
     captions, places = one_file_once(listed, report)
     with ThreadPoolExecutor(workers) as pool:
         begins, left_out = leave_out_unusable(captions, listed, pool, report)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minicoca.data.records import (
-    CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     Reading,
     Record,
@@ -88,7 +87,7 @@ def is_karpathy(content: dict) -> bool:
 
 def is_by_file(content: dict, reading: Reading) -> bool:
     """Whether the fields are files, and not what one image's fields are called."""
-    ours = {*IMAGE_COLUMNS, *CAPTION_COLUMNS, reading.image, reading.caption}
+    ours = {*IMAGE_COLUMNS, *reading.known, reading.image, reading.caption}
     kinds = all(isinstance(value, str | list | None) for value in content.values())
     return kinds and not ours & content.keys()
 

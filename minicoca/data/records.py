@@ -46,6 +46,7 @@ class Reading:
     image, caption, split: the columns, or fields, to read; empty: those that are known by name.
     template: of a class folder's caption, with {} for the name of the class.
     root: what paths are relative to; None: the list's own folder.
+    what, known: what stands beside an image, and the names by which its column is known.
     """
 
     report: Report
@@ -57,6 +58,8 @@ class Reading:
     kind: str = ""  # the layout, in words
     pieces: dict[str, Piece] = field(default_factory=dict)  # images that lie within other files
     classes: dict[str, str] = field(default_factory=dict)  # the caption of a class -> its name
+    what: str = "caption"
+    known: tuple[str, ...] = CAPTION_COLUMNS
 
     def columns(self, names: Sequence[str] | dict, where: str) -> tuple[str, str, str]:
         """The names of the columns of images, captions and splits; the last may be empty. Raises
@@ -66,7 +69,7 @@ class Reading:
 
     def said_of(self, names: Sequence[str] | dict, where: str) -> tuple[str, str]:
         """`columns`, but that of images."""
-        caption = pick(names, CAPTION_COLUMNS, self.caption, "caption", where, self.report)
+        caption = pick(names, self.known, self.caption, self.what, where, self.report)
         known = [name for name in SPLIT_COLUMNS if name in names and not self.split]
         split = pick(names, (), self.split, "split", where, self.report) if self.split else ""
         return caption, split or "".join(known[:1])

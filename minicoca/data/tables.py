@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minicoca.data.records import (
-    CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     Reading,
     Record,
@@ -48,7 +47,7 @@ def separator_of(path: Path, reading: Reading, least: int = 2) -> str:
     fewer than `least`."""
     line = first_line(path)
     images = {reading.image.lower()} if reading.image else set(IMAGE_COLUMNS)
-    captions = {reading.caption.lower()} if reading.caption else set(CAPTION_COLUMNS)
+    captions = {reading.caption.lower()} if reading.caption else set(reading.known)
     found = {}
     for separator in SEPARATORS:
         names = set(names_in(line, separator))
