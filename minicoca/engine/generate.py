@@ -5,11 +5,12 @@ import torch
 
 from ..config import END, PAD, START
 from ..params import demand_finite, stream, tree_map
+from .answers import answer_logits
 from .cache import Cache
 from .decoding import draw, largest, restrict_logits
 from .model import encode_image, encode_text
-from .ops import linear, pick_device, use, with_own_backend
-from .text import TextRows, multimodal_decoder
+from .ops import linear, pick_device, use, widened, with_own_backend
+from .text import TextRows, lengths_of, multimodal_decoder
 from .vision import normalise
 
 PAIRS = 64  # of an image and a text, read at once
@@ -233,6 +234,15 @@ class CoCa:
         vectors_BE = encode_text(self.params, self.config, tokens)[0]
         demand_finite(vectors_BE.isfinite().all(), "text vectors")
         return vectors_BE.cpu().numpy()
+
+    @with_own_backend
+    @torch.inference_mode()
+    def answer(self, images, tokens):
+        """uint8 images, ids [B, T] of start, question and end -> log p of each answer [B, A]."""
+        images, tokens = self._normalised(images), torch.as_tensor(tokens, device=self.device)
+        logits_BA = answer_logits(self.params, self.config, images, tokens, lengths_of(tokens) - 1)
+        demand_finite(logits_BA.isfinite().all(), "answers")
+        return torch.log_softmax(widened(logits_BA), -1).cpu().numpy()
 
     @with_own_backend
     def log_likelihoods(self, images, tokens):

@@ -9,10 +9,11 @@ import numpy as np
 
 from ..config import END, PAD, START
 from ..params import demand_finite, stream
+from .answers import answer_logits
 from .decoding import draw, restrict_logits
 from .model import encode_image, encode_text
 from .ops import linear, log_softmax
-from .text import multimodal_decoder
+from .text import lengths_of, multimodal_decoder
 from .vision import normalise
 
 PAIRS = 16  # of an image and a text, read at once
@@ -150,6 +151,13 @@ class CoCa:
         vectors_BE = encode_text(self.params, self.config, tokens)[0]
         demand_finite(np.isfinite(vectors_BE).all(), "text vectors")
         return vectors_BE
+
+    def answer(self, images, tokens):
+        """uint8 images, ids [B, T] of start, question and end -> log p of each answer [B, A]."""
+        images, lengths_B = normalise(images, self.config), lengths_of(tokens) - 1
+        logits_BA = answer_logits(self.params, self.config, images, tokens, lengths_B)
+        demand_finite(np.isfinite(logits_BA).all(), "answers")
+        return log_softmax(logits_BA)[0]
 
     def log_likelihoods(self, images, tokens):
         """uint8 [B, I, I, 3], ids [R, T] -> log p of every token but the first: [B, R, T - 1]."""
