@@ -79,7 +79,7 @@ def seen(here, tmp_path, monkeypatch):
         monkeypatch.setattr(module.CoCa, name, watched)
 
     for module in (engine_generate, reference_generate):
-        for name in ("embed_images", "embed_texts", "generate", "beam_search"):
+        for name in ("embed_images", "embed_texts", "generate", "beam_search", "answer"):
             watch(module, name)
     explained = explain_task.explain
     put = lambda *given: seen["asked"].append(given[3:]) or explained(*given)  # noqa: E731

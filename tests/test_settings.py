@@ -21,6 +21,7 @@ from minicoca.training.checkpoint import load_model, read_config, save_config
 from minicoca.training.run import make_trainer
 
 EMOJI = dict(data="emoji", held_out="one", emoji_source="one={}/one,two={}/two,three={}/three")
+ASKS = dict(task="questions", contrastive_weight=0.0)
 COLUMNS = dict(data="{}/columns.csv", image_root="{}/red")
 
 # A line a setting: its name, two values (neither a default that a lost setting falls back to), the
@@ -52,6 +53,12 @@ ROWS = [
     ("embed_width", 4, 6, "weights last"),
     ("contrastive_weight", 0.5, 3.0, "loss step"),
     ("caption_weight", 0.5, 3.0, "loss step"),
+    ("task", "questions", "dialogue", "data", dict(contrastive_weight=0.0)),
+    ("answer_weight", 0.5, 3.0, "loss step", ASKS),
+    ("caption_loss", "all", "answer", "loss step", ASKS),
+    ("question_column", "said", "told", "data", COLUMNS | ASKS | dict(answer_column="caption")),
+    ("answer_column", "said", "told", "data", COLUMNS | ASKS | dict(question_column="caption")),
+    ("hide", "image", "question", "data", ASKS),
     ("data", "{}/red", "{}/blue", "data"),
     ("data", "shapes", "emoji", "data", EMOJI),
     ("image_root", "{}/red", "{}/blue", "data", dict(data="{}/list.csv")),
@@ -101,8 +108,9 @@ ROWS = [
     ("evaluate_every", 1, 2, "looks"),
     ("checkpoint_every", 1, 2, "checkpoints"),
 ]
-# Looked at below: `backend` chooses between these columns, `device` is where tensors are.
-APART = {"backend", "device"}
+# Looked at below: `backend` chooses between these columns, `device` is where tensors are. `answers`
+# are what training's are (test_ask.py).
+APART = {"backend", "device", "answers"}
 NUMPY_REFUSES = {"augment", "accumulate", "ema", "compile", "recompute", "precision", "device"}
 
 # Each number's least value, and the first one over its range.
@@ -116,8 +124,8 @@ LIMITS = {
     "embed_width": (0, 10**6 + 1),
     "vocabulary": (5, 10**6 + 1),
     "text_length": (3, 10**6 + 1),
-    "contrastive_weight caption_weight augment learning_rate final_rate weight_decay epsilon "
-    "clip_norm muon_rate image_rate pooler_rate text_rate": (0.0, 1e6),
+    "contrastive_weight caption_weight answer_weight augment learning_rate final_rate weight_decay "
+    "epsilon clip_norm muon_rate image_rate pooler_rate text_rate": (0.0, 1e6),
     "beta1 beta2 momentum ema validation_part held_out_part": (0.0, 1.0),
     "seed": (0, 2**40),
 }

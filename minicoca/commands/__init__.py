@@ -2,6 +2,7 @@
 
 from .. import __version__
 from . import (
+    ask,
     bench,
     caption,
     classify,
@@ -22,6 +23,7 @@ from .flags import Parser
 COMMANDS = {
     "train": train,
     "caption": caption,
+    "ask": ask,
     "classify": classify,
     "search": search,
     "embed": embed,
