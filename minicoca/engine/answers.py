@@ -32,11 +32,11 @@ def answer_loss(logits_BA, shares_BA):
 def word_targets(tokens_RT, lengths_R, config):
     """What each token but the last is followed by; padding, which is no target, where only the
     answer's words are to be learned."""
-    targets_RT = tokens_RT[:, 1:]
+    targets = tokens_RT[:, 1:]
     if config.caption_loss == "all":
-        return targets_RT
-    places_T = torch.arange(targets_RT.shape[1], device=targets_RT.device)
-    return targets_RT.masked_fill(places_T < lengths_R[:, None] - 1, PAD)
+        return targets
+    places_T = torch.arange(targets.shape[1], device=targets.device)
+    return targets.masked_fill(places_T < lengths_R[:, None] - 1, PAD)
 
 
 def rows_of(config, images, *texts):
@@ -70,8 +70,8 @@ def questions(params, config, images, tokens_BT, places_BL=None, *, lengths, sha
     n, packing = decoded(params, config, images, tokens_RT, places_BL)
     outputs = {}
     if config.caption_weight:
-        targets_RT = word_targets(tokens_RT, lengths_R, config)
-        outputs["caption"] = caption_loss(n, params["decoder"]["head"], targets_RT, packing)
+        targets = word_targets(tokens_RT, lengths_R, config)
+        outputs["caption"] = caption_loss(n, params["decoder"]["head"], targets, packing)
     if config.answers:
         n_RTD = packing.pad(n) if packing else n
         answers_BA = answer_head(n_RTD, params["head"], lengths_R, config)

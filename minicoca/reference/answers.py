@@ -65,11 +65,11 @@ def answer_loss_backward(dloss, cache):
 def word_targets(tokens_RT, lengths_R, config):
     """What each token but the last is followed by; padding, which is no target, where only the
     answer's words are to be learned."""
-    targets_RT = tokens_RT[:, 1:]
+    targets = tokens_RT[:, 1:]
     if config.caption_loss == "all":
-        return targets_RT
-    asked_RT = np.arange(targets_RT.shape[1]) < lengths_R[:, None] - 1
-    return np.where(asked_RT, PAD, targets_RT)
+        return targets
+    asked = np.arange(targets.shape[1]) < lengths_R[:, None] - 1
+    return np.where(asked, PAD, targets)
 
 
 def rows_of(config, images, *texts):
