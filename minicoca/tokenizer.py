@@ -206,7 +206,8 @@ class Tokenizer(AnyTokenizer):
         by alphabet. One that spells words from parts needs no more, and is given back."""
         if not all(piece[:1] == b" " for piece in self.pieces()[UNKNOWN + 1 :]):
             return self
-        new = sorted({word for text in texts for word in self.unseen(text)})
+        words = {word for text in texts for word in text.split()}
+        new = sorted({part for word in words for part in self.unseen(word)})
         pieces = ("\u2581" + word.translate(STAND_INS) for word in new)
         # A message of protobuf repeated at the end of another is one more of its list: field 1 of
         # the model, whose field 1 is the piece, and its field 2 a score, which words do not use.

@@ -252,10 +252,11 @@ class CoCa:
 
     @with_own_backend
     def generate(self, images, prompt=(START,), beams=0, **how):
-        """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""
+        """Ids [B, T] that continue the prompt (ids [T0], or without beams one for each image) of
+        each image; beams > 0: beam search."""
         if not beams:
             images = self._normalised(images)
-            prompt_BT = torch.tensor(prompt, device=self.device).expand(len(images), -1)
+            prompt_BT = torch.as_tensor(prompt, device=self.device).expand(len(images), -1)
             return generate(self.params, self.config, images, prompt_BT, **how).cpu().numpy()
         found = [own[0][0] for own in self.beam_search(images, prompt, beams=beams, best=1, **how)]
         tokens_BT = np.full((len(found), max(map(len, found))), PAD)

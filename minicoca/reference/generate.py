@@ -164,10 +164,11 @@ class CoCa:
         return log_likelihoods(self.params, self.config, normalise(images, self.config), tokens)
 
     def generate(self, images, prompt=(START,), beams=0, **how):
-        """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""
+        """Ids [B, T] that continue the prompt (ids [T0], or without beams one for each image) of
+        each image; beams > 0: beam search."""
         if not beams:
             images_BII3 = normalise(images, self.config)
-            prompts = np.tile(prompt, (len(images), 1))
+            prompts = np.broadcast_to(prompt, (len(images), np.shape(prompt)[-1]))
             return generate(self.params, self.config, images_BII3, prompts, **how)
         found = [own[0][0] for own in self.beam_search(images, prompt, beams=beams, **how)]
         tokens_BT = np.full((len(found), max(map(len, found))), PAD)
