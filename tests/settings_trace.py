@@ -27,6 +27,17 @@ TINY = dict(
     evaluate_every=0, checkpoint_every=90, learning_rate=0.02, epsilon=1e-3, clip_norm=0.0,
 )  # fmt: skip
 
+ASKS = dict(task="questions", contrastive_weight=0.0)
+COLUMNS = dict(data="{}/columns.csv", image_root="{}/red")
+TASK_ROWS = [  # of test_settings.py
+    ("task", "questions", "dialogue", "data", dict(contrastive_weight=0.0)),
+    ("answer_weight", 0.5, 3.0, "loss step", ASKS),
+    ("caption_loss", "all", "answer", "loss step", ASKS),
+    ("question_column", "said", "told", "data", COLUMNS | ASKS | dict(answer_column="caption")),
+    ("answer_column", "said", "told", "data", COLUMNS | ASKS | dict(question_column="caption")),
+    ("hide", "image", "question", "data", ASKS),
+]
+
 NO_TEXTS = shutil.ignore_patterns("*.txt")
 
 # What a run does, in the order of causes: a setting must change nothing before its own stage.
@@ -68,10 +79,9 @@ def places(folder):
             for x in range(4 * count):
                 image.putpixel((x, i), (60 * count, 0, 0))
             image.save(folder / vendor / f"{key}.png")
-    asks = dict(task="questions", contrastive_weight=0.0)
-    for name, more in dict(first={}, second={"seed": 1}, asks=asks).items():
+    for name, more in dict(first={}, second={"seed": 1}, asks=ASKS).items():
         _ended(folder / name, more)
-    _ended(folder / "asks more", asks | {"seed": 1})
+    _ended(folder / "asks more", ASKS | {"seed": 1})
     return folder
 
 

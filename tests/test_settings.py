@@ -9,10 +9,10 @@ import shutil
 import numpy as np
 import pytest
 from runs import TRAINERS
-from settings_trace import STAGES, TINY, places, same, small_data, trace
+from settings_trace import COLUMNS, STAGES, TASK_ROWS, TINY, places, same, small_data, trace
 
 from minicoca import data, params
-from minicoca.config import DATA_FIELDS, PRESETS, Config, from_dict, preset
+from minicoca.config import DATA_FIELDS, PRESETS, TASKS, Config, from_dict, preset
 from minicoca.engine import ops
 from minicoca.engine import train as engine_train
 from minicoca.params import flatten, initialise
@@ -21,8 +21,6 @@ from minicoca.training.checkpoint import load_model, read_config, save_config
 from minicoca.training.run import make_trainer
 
 EMOJI = dict(data="emoji", held_out="one", emoji_source="one={}/one,two={}/two,three={}/three")
-ASKS = dict(task="questions", contrastive_weight=0.0)
-COLUMNS = dict(data="{}/columns.csv", image_root="{}/red")
 
 # A line a setting: its name, two values (neither a default that a lost setting falls back to), the
 # stages that must differ (none before the first of them may), and what else is set. {}: the places.
@@ -53,12 +51,7 @@ ROWS = [
     ("embed_width", 4, 6, "weights last"),
     ("contrastive_weight", 0.5, 3.0, "loss step"),
     ("caption_weight", 0.5, 3.0, "loss step"),
-    ("task", "questions", "dialogue", "data", dict(contrastive_weight=0.0)),
-    ("answer_weight", 0.5, 3.0, "loss step", ASKS),
-    ("caption_loss", "all", "answer", "loss step", ASKS),
-    ("question_column", "said", "told", "data", COLUMNS | ASKS | dict(answer_column="caption")),
-    ("answer_column", "said", "told", "data", COLUMNS | ASKS | dict(question_column="caption")),
-    ("hide", "image", "question", "data", ASKS),
+    *TASK_ROWS,
     ("data", "{}/red", "{}/blue", "data"),
     ("data", "shapes", "emoji", "data", EMOJI),
     ("image_root", "{}/red", "{}/blue", "data", dict(data="{}/list.csv")),
@@ -348,7 +341,8 @@ def test_a_value_of_another_type_or_no_choice_is_refused_by_name(name):
             with pytest.raises(ValueError, match=f"^{name}=.* is not of type {kind.__name__}"):
                 Config(**{name: value})
     for choice in choices or ():
-        assert getattr(Config(**{name: choice}), name) == choice
+        alone = {"contrastive_weight": 0.0, "caption_weight": 0.0} if choice in TASKS[1:] else {}
+        assert getattr(Config(**{name: choice}, **alone), name) == choice
     if choices and kind is str:
         with pytest.raises(ValueError) as refusal:
             Config(**{name: choices[-1] + "x"})
