@@ -9,7 +9,8 @@ dialogue     is there any red star ? no . is there a blue one     yes, no, small
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ SAME = {  # what two pictures may share
     "thing": lambda thing: thing.pair,
 }
 HALVES = {"top": (0, 0), "bottom": (0, 1), "left": (1, 0), "right": (1, 1)}  # axis, which half
+MORE = {"exists": 2, "where": 4}  # of what takes longest to learn, training asks more
 COVER = 150  # its grey
 UNKNOWN = "cannot be told"
 
@@ -44,7 +46,8 @@ def of_shapes(task: str, seed: int, side: int, hide: str = "none") -> Dataset:
     drawn = shapes.load(seed, side)
 
     def split(name, pictures):
-        return Covered(pictures, rows_of(task, shapes.scenes(name, len(pictures), seed)), hide)
+        scenes = shapes.scenes(name, len(pictures), seed)
+        return Covered(pictures, rows_of(task, scenes, MORE if name == "train" else {}), hide)
 
     return Dataset(
         name="shapes",
@@ -57,11 +60,13 @@ def of_shapes(task: str, seed: int, side: int, hide: str = "none") -> Dataset:
     )
 
 
-def rows_of(task: str, scenes: list[Scene]) -> list[Row]:
-    """All that a task asks about the scenes of a split."""
+def rows_of(task: str, scenes: list[Scene], most: Mapping[str, int] = {}) -> list[Row]:
+    """All that a task asks about the scenes of a split. most: as `some` takes it."""
     if task == "pairs":
         return list(pairs(scenes))
-    of = {"questions": some, "entailment": entailment, "dialogue": dialogue}[task]
+    of = {"questions": partial(some, most=most), "entailment": entailment, "dialogue": dialogue}[
+        task
+    ]
     return [Row(row, *asked) for row, scene in enumerate(scenes) for asked in of(scene)]
 
 
@@ -81,15 +86,16 @@ class Covered(Questions):
         return images
 
 
-def some(scene: Scene) -> Iterator[tuple[Question, str]]:
-    """One question of every kind that a scene has, drawn by the scene, so that no kind weighs more
-    for having more to ask."""
+def some(scene: Scene, most: Mapping[str, int] = {}) -> Iterator[tuple[Question, str]]:
+    """One question of every kind that a scene has, or `most` of a kind, drawn by the scene, so that
+    no kind weighs more for having more to ask."""
     random = Random(f"questions {scene!r}").random
     by_kind: dict[str, list[Question]] = {}
     for question in shapes.questions(scene):
         by_kind.setdefault(question.kind, []).append(question)
-    for own in by_kind.values():
-        yield _pick(own, random), ""
+    for kind, own in by_kind.items():
+        for _ in range(min(most.get(kind, 1), len(own))):
+            yield own.pop(int(len(own) * random())), ""
 
 
 def cover(image: np.ndarray, half: str) -> np.ndarray:
