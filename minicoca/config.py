@@ -333,9 +333,10 @@ def preset(name, **overrides):
 
 # Set from the data and its tokenizer, not by a person.
 DATA_FIELDS = ("pixel_mean", "pixel_std", "answers")
-# What a task begins with instead of the settings of its run or preset.
-TASK_SETTINGS = dict.fromkeys(TASKS[1:], {"contrastive_weight": 0.0, "steps": 4000})
+# What a task begins with instead of the settings of its run or preset; and, of a run, how fast.
+TASK_SETTINGS = dict.fromkeys(TASKS[1:], {"contrastive_weight": 0.0, "steps": 6000})
 TASK_SETTINGS["pairs"] = TASK_SETTINGS["pairs"] | {"caption_weight": 0.0}
+TUNED = {"learning_rate": 1e-3}
 
 
 def from_dict(fields):

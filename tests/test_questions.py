@@ -16,7 +16,7 @@ from runs import few_shapes  # noqa: F401 - a fixture
 from minicoca import data
 from minicoca.config import preset
 from minicoca.data import shapes, vqa
-from minicoca.data.asked_shapes import of_shapes, some
+from minicoca.data.asked_shapes import MORE, of_shapes, some
 from minicoca.data.pairs import Pairs
 from minicoca.data.questions import Questions, asked, classes
 from minicoca.data.vqa import normal, soft_accuracy
@@ -43,7 +43,9 @@ def test_rows_are_questions_about_their_scenes():
             assert rows.captions[i] == (f"{own.text} ? {own.answer}",)
             assert (images[i] == shapes.draw(scene, 16)).all()
         per_picture = Counter(zip(rows.about.tolist(), rows.kinds, strict=True))
-        assert max(per_picture.values()) == 1  # no kind weighs more for having more to ask
+        most = {kind: 1 for kind in KINDS} | (MORE if name == "train" else {})
+        assert all(times <= most[kind] for (_, kind), times in per_picture.items())
+        assert len(set(zip(rows.about.tolist(), rows.questions, strict=True))) == len(rows)
 
 
 def test_neither_the_words_nor_a_kind_give_the_answer_away():
