@@ -332,7 +332,7 @@ class Model:
         by = settled(self.coca, by, best)
         texts = for_each(self.config, len(given), texts)
         one = one or same and len(texts) == 1 < self.config.pictures
-        _tell(unread(self.coca, self.tokenizer, texts))
+        _tell(unread(self.coca, self.tokenizer, dict.fromkeys(texts)))
         fitting, told = self._fitting(fit)
         batches = decoded(given, self.config.image_size, None, fitting)
         pictures = np.concatenate([some for _, some in batches])

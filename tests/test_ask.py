@@ -255,3 +255,32 @@ def test_the_flag_begins_with_the_settings_of_the_task(tmp_path, capsys):
     assert "answers, by the head" in capsys.readouterr().out
     assert cli.main([*run, "--data", "emoji", "--run", str(tmp_path / "b")]) == 1
     assert "no questions about emoji" in capsys.readouterr().err
+
+
+TEXTS = {
+    "pairs": "is there the same shape in both",
+    "entailment": "there is a red star",
+    "dialogue": "is there any red star ? no . is there a blue one",
+}
+
+
+@BACKENDS
+@pytest.mark.parametrize("task", TEXTS)
+def test_every_task_learns_and_answers(task, backend, asker, tmp_path, capsys):
+    more = {"caption_weight": 0.0} if task == "pairs" else {}
+    results = quiet(tmp_path / "run", task=task, backend=backend, steps=4, **more)
+    assert 0 <= results["held_out"]["answer_head"] <= 1
+    assert ("answer_generation" in results["held_out"]) == (task != "pairs")
+    both = [str(asker / "0.png"), str(asker / "1.png")]
+    words = ["ask", *both, TEXTS[task], "--run", str(tmp_path / "run")]
+    assert cli.main([*words, "--json", "--backend", backend]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["file"] for row in rows] == ([" ".join(both)] if task == "pairs" else both)
+    model = minicoca.load(tmp_path / "run", backend=backend)
+    found = model.ask(both, TEXTS[task])
+    found = [found] if task == "pairs" else found
+    assert [row["answer"] for row in rows] == [one.answer for one in found]
+    if task == "pairs":
+        assert model.ask(both, [TEXTS[task]])[0].answer in model.config.answers
+        assert cli.main([*words[:1], *words[2:]]) == 2
+        assert "asked about two at a time" in capsys.readouterr().err
