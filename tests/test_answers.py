@@ -17,6 +17,7 @@ from minicoca.reference import answers as reference
 from minicoca.reference.generate import CoCa as ReferenceCoCa
 
 ANSWERS = ("yes", "no", "red", "two", "left", "heart", "ring")
+NAMED = ("about", "lengths", "shares")
 PAIR = dict(task="pairs", caption_weight=0.0)
 WHOLE = dict(task="questions", answers=ANSWERS, contrastive_weight=0.0, answer_weight=0.7)
 
@@ -29,20 +30,20 @@ def askers(draw):
     return draw(configs(**fixed | (PAIR if pairs else {})))
 
 
-def questions_of(config, seed, batch=3):
+def questions_of(config, seed, batch_size=3):
     """float64 (params, images, {tokens, lengths, shares}): the shares sum to 1 at most."""
-    params, images, tokens = model_and_batch(config, seed, batch, fewest=3)
+    params, images, tokens = model_and_batch(config, seed, batch_size, fewest=3)
     rng = np.random.default_rng(seed)
     if config.pictures > 1:
-        images = rng.standard_normal((batch, config.pictures, *images.shape[1:]))
-    shares = rng.dirichlet(np.ones(len(ANSWERS)), batch) * rng.uniform(0.3, 1, (batch, 1))
-    lengths = rng.integers(1, (tokens != 0).sum(1))
-    return params, images, {"tokens": tokens, "lengths": lengths, "shares": shares}
+        images = rng.standard_normal((batch_size, config.pictures, *images.shape[1:]))
+    shares = rng.dirichlet(np.ones(len(ANSWERS)), batch_size) * rng.uniform(0.3, 1, (batch_size, 1))
+    batch = {"tokens": tokens, "lengths": rng.integers(1, (tokens != 0).sum(1)), "shares": shares}
+    return params, images, batch | {"about": rng.integers(0, batch_size, batch_size)}
 
 
 def given_to(batch):
     """As the objectives take it: (tokens, what goes by name)."""
-    return batch["tokens"], {name: batch[name] for name in ("lengths", "shares")}
+    return batch["tokens"], {name: batch[name] for name in NAMED}
 
 
 def check_gradient(config, seed):
@@ -71,7 +72,7 @@ def engines(params, config, images, batch):
     """The engine's (losses, gradients) as NumPy."""
     leaves = {k: torch.tensor(v, requires_grad=True) for k, v in flatten(params).items()}
     tokens, more = ({k: torch.tensor(v) for k, v in batch.items()}, {})
-    more = {name: tokens.pop(name) for name in ("lengths", "shares")}
+    more = {name: tokens.pop(name) for name in NAMED}
     tree, images = unflatten(leaves), torch.tensor(images)
     outputs = engine.questions(tree, config, images, tokens["tokens"], **more)
     outputs["loss"].backward()
@@ -170,7 +171,8 @@ def check_losses_by_hand(side, config, seed):
     """Every term spelled out: shares x log p of the head; log p of each word that counts."""
     params, images, batch = questions_of(config, seed)
     tokens, lengths, shares = (batch[name] for name in ("tokens", "lengths", "shares"))
-    logits = logits_of(side, params, config, images, tokens, lengths)
+    shown = images[batch["about"]]
+    logits = logits_of(side, params, config, shown, tokens, lengths)
     want = 0
     for row, share in zip(logits, shares, strict=True):
         want -= sum(s * (x - np.log(np.exp(row).sum())) for s, x in zip(share, row, strict=True))
@@ -180,7 +182,7 @@ def check_losses_by_hand(side, config, seed):
         own = engines(params, config, images, batch)[0]
     np.testing.assert_allclose(own["answer"], want / len(tokens), rtol=1e-10)
     log_p = np.concatenate([
-        ReferenceCoCaOfFloats(params, config).log_p(images[i : i + 1], tokens[i : i + 1])
+        ReferenceCoCaOfFloats(params, config).log_p(shown[i : i + 1], tokens[i : i + 1])
         for i in range(len(tokens))
     ])  # fmt: skip
     counted = tokens[:, 1:] != 0
@@ -326,6 +328,9 @@ BUGS = [
     (reference, "lengths_R[:, None] - 1\n", "lengths_R[:, None]\n", by_hand(reference)),
     (reference, "np.repeat(of_text, config.pictures, 0)",
      "np.tile(of_text, (config.pictures,) + (1,) * (of_text.ndim - 1))", sides),
+    (reference, "np.add.at(dmemory, about_R, dread)", "dmemory[about_R] = dread", gradient),
+    (reference, "about_B[:, None] * config.pictures + np", "about_B[:, None] + np", sides),
+    (engine, "index_select(0, about_R)", "index_select(0, about_R.sort().values)", sides),
     (engine, "< lengths_R[:, None, None]", "<= lengths_R[:, None, None]", unseen(engine)),
     (engine, "return -(shares_BA * log_p_BA).sum() / len(shares_BA)",
      "return -(shares_BA * log_p_BA).sum() / shares_BA.sum()", by_hand(engine)),

@@ -78,6 +78,9 @@ class Covered(Questions):
         kinds, texts, answers = zip(*asked, strict=True)
         super().__init__(pictures, about, texts, [(one,) for one in answers], kinds, hide)
 
+    def key(self, row: int) -> tuple:
+        return (*super().key(row), self.covers[row])
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         images = super().batch(indices)
         for place, row in enumerate(indices if self.hide != "image" else ()):

@@ -87,6 +87,18 @@ class Questions:
                 counts.setdefault(name, Counter()).update(own)
         return {name: count.most_common(1)[0][0] for name, count in counts.items()}
 
+    def key(self, row: int) -> tuple:
+        """What a row shows: of two rows with equal keys, the same."""
+        return tuple(np.ravel(self.about[row]).tolist())
+
+    @cached_property
+    def looks(self) -> list[list[int]]:
+        """The rows that show the same, together."""
+        found: dict[tuple, list[int]] = {}
+        for row in range(len(self)):
+            found.setdefault(self.key(row), []).append(row)
+        return list(found.values())
+
     @property
     def paths(self):
         """The files of its pictures, where they are files."""
@@ -95,6 +107,35 @@ class Questions:
     def report(self, most: int | None = 5) -> str:
         """Which pictures were replaced, as FolderPairs tells it."""
         return self.pictures.report(most) if hasattr(self.pictures, "report") else ""
+
+
+class Looks:
+    """What training draws from, in place of Pairs: a row is what several questions are about."""
+
+    def __init__(self, questions: Questions):
+        self.questions, self.same = questions, None
+        self.captions = [("",)] * len(questions.looks)
+        self._first = np.array([rows[0] for rows in questions.looks])
+        self._place = {row: i for i, rows in enumerate(questions.looks) for row in rows}
+
+    def batch(self, indices: np.ndarray) -> np.ndarray:
+        """As Questions.batch."""
+        return self.questions.batch(self._first[indices])
+
+    def shown(self, indices: np.ndarray) -> np.ndarray:
+        """As Questions.shown."""
+        rows = self.questions.shown(self._first[indices])
+        return np.array([self._place[int(row)] for row in rows], np.int64)
+
+    def drawn(self, indices: np.ndarray, most: int, rng) -> list[tuple[int, int, str]]:
+        """(place among `indices`, question, one of its answers) of at most so many questions about
+        each."""
+        found = []
+        for place, i in enumerate(indices):
+            for row in rng.permutation(self.questions.looks[i])[:most]:
+                given = self.questions.answers[row]
+                found.append((place, int(row), given[rng.integers(len(given))]))
+        return found
 
 
 def classes(train: Questions, most: int = MOST_ANSWERS) -> tuple[str, ...]:

@@ -39,35 +39,41 @@ def word_targets(tokens_RT, lengths_R, config):
     return targets.masked_fill(places_T < lengths_R[:, None] - 1, PAD)
 
 
-def rows_of(config, images, *texts):
-    """Images and what belongs to questions, a row for each picture of a question."""
+def rows_of(config, images, about_B, *texts):
+    """Images one by one; which of them each row is about [R]; and texts of questions, a row for
+    each picture of a question."""
     if config.pictures == 1:
-        return images, *texts
-    return images.flatten(0, 1), *(x.repeat_interleave(config.pictures, 0) for x in texts)
+        return images, about_B, *texts
+    both_2 = torch.arange(config.pictures, device=about_B.device)
+    about_R = (about_B[:, None] * config.pictures + both_2).flatten()
+    texts = (x.repeat_interleave(config.pictures, 0) for x in texts)
+    return images.flatten(0, 1), about_R, *texts
 
 
-def decoded(params, config, images, tokens_RT, places_BL=None):
+def decoded(params, config, images, about_R, tokens_RT, places=None):
     """What the heads read, [R, T - 1, D] or packed, and the packing."""
     rows = TextRows(tokens_RT, config)
-    _, memory = encode_image(params, config, images, places_BL)
+    _, memory = encode_image(params, config, images, places)
     _, x_RTD = encode_text(params, config, tokens_RT, rows)
-    packing = rows.decoder_packing
+    memory, packing = memory.index_select(0, about_R), rows.decoder_packing
     return multimodal_decoder(x_RTD, memory, params["decoder"], config, packing), packing
 
 
 def answer_logits(params, config, images, tokens_BT, lengths_B):
-    """Logits of the answers [B, A]. tokens: start, question and at least one more."""
-    images, tokens_RT, lengths_R = rows_of(config, images, tokens_BT, lengths_B)
-    n, packing = decoded(params, config, images, tokens_RT)
+    """Logits of the answers [B, A], question b about image b. tokens: start, question and at least
+    one more."""
+    about_B = torch.arange(len(images), device=tokens_BT.device)
+    images, about_R, tokens_RT, lengths_R = rows_of(config, images, about_B, tokens_BT, lengths_B)
+    n, packing = decoded(params, config, images, about_R, tokens_RT)
     n_RTD = packing.pad(n) if packing else n
     return answer_head(n_RTD, params["head"], lengths_R, config)
 
 
-def questions(params, config, images, tokens_BT, places_BL=None, *, lengths, shares):
+def questions(params, config, images, tokens_BT, places=None, *, about, lengths, shares):
     """The whole objective, as the reference's: a dict of `loss`, `caption` and `answer`; a loss of
     weight 0 is not computed."""
-    images, tokens_RT, lengths_R = rows_of(config, images, tokens_BT, lengths)
-    n, packing = decoded(params, config, images, tokens_RT, places_BL)
+    images, about_R, tokens_RT, lengths_R = rows_of(config, images, about, tokens_BT, lengths)
+    n, packing = decoded(params, config, images, about_R, tokens_RT, places)
     outputs = {}
     if config.caption_weight:
         targets = word_targets(tokens_RT, lengths_R, config)

@@ -72,50 +72,58 @@ def word_targets(tokens_RT, lengths_R, config):
     return np.where(asked, PAD, targets)
 
 
-def rows_of(config, images, *texts):
-    """Images and what belongs to questions, a row for each picture of a question."""
+def rows_of(config, images, about_B, *texts):
+    """Images one by one; which of them each row is about [R]; and texts of questions, a row for
+    each picture of a question."""
     if config.pictures == 1:
-        return images, *texts
-    rows = images.reshape(-1, *images.shape[2:])
-    return rows, *(np.repeat(of_text, config.pictures, 0) for of_text in texts)
+        return images, about_B, *texts
+    about_R = (about_B[:, None] * config.pictures + np.arange(config.pictures)).ravel()
+    texts = (np.repeat(of_text, config.pictures, 0) for of_text in texts)
+    return images.reshape(-1, *images.shape[2:]), about_R, *texts
 
 
-def decoded(params, config, images, tokens_BT, lengths_B, places_BL=None):
-    """What the heads read [R, T - 1, D], and how many rows of it are start and question [R]."""
-    images, tokens_RT, lengths_R = rows_of(config, images, tokens_BT, lengths_B)
-    image_RE, memory, image_cache = encode_image(params, config, images, places_BL)
+def decoded(params, config, images, about_R, tokens_RT, places=None):
+    """What the heads read: [R, T - 1, D]."""
+    image, memory, image_cache = encode_image(params, config, images, places)
     text_RE, x_RTD, text_cache = encode_text(params, config, tokens_RT)
-    n, decoder_cache = multimodal_decoder(x_RTD[:, :-1], memory, params["decoder"], config)
-    return n, lengths_R, (image_RE, text_RE, x_RTD, image_cache, text_cache, decoder_cache)
+    read = memory[about_R]  # (1)
+    n, decoder_cache = multimodal_decoder(x_RTD[:, :-1], read, params["decoder"], config)
+    shown = image, memory, about_R, image_cache
+    return n, (shown, text_RE, x_RTD, text_cache, decoder_cache)
 
 
 def decoded_backward(dn, cache):
-    image_RE, text_RE, x_RTD, image_cache, text_cache, decoder_cache = cache
-    dinputs, dmemory, ddecoder = multimodal_decoder_backward(dn, decoder_cache)
+    (image, memory, about_R, image_cache), text_RE, x_RTD, text_cache, decoder_cache = cache
+    dinputs, dread, ddecoder = multimodal_decoder_backward(dn, decoder_cache)
+    dmemory = np.zeros_like(memory)
+    np.add.at(dmemory, about_R, dread)  # from (1): several questions may be about one image
     dx_RTD = np.zeros_like(x_RTD)
     dx_RTD[:, :-1] = dinputs  # the last token is followed by nothing
     dtext = encode_text_backward(np.zeros_like(text_RE), dx_RTD, text_cache)
-    dimages, dvision = encode_image_backward(np.zeros_like(image_RE), dmemory, image_cache)
+    dimages, dvision = encode_image_backward(np.zeros_like(image), dmemory, image_cache)
     return dimages, {"decoder": ddecoder} | dtext | dvision
 
 
 def answer_logits(params, config, images, tokens_BT, lengths_B):
-    """Logits of the answers [B, A]. tokens: start, question and at least one more."""
-    n, lengths_R, _ = decoded(params, config, images, tokens_BT, lengths_B)
+    """Logits of the answers [B, A], question b about image b. tokens: start, question and at least
+    one more."""
+    about_B = np.arange(len(images))
+    images, about_R, tokens_RT, lengths_R = rows_of(config, images, about_B, tokens_BT, lengths_B)
+    n, _ = decoded(params, config, images, about_R, tokens_RT)
     return answer_head(n, params["head"], lengths_R, config)[0]
 
 
-def questions(params, config, images, tokens_BT, places_BL=None, *, lengths, shares):
-    """The whole objective. images: [B, I, I, 3], or [B, 2, I, I, 3] of pairs. tokens: [B, T] ids of
-    start, question, answer and end, padded. lengths: how many are start and question [B]. shares:
-    [B, A], as `answer_loss` takes them.
+def questions(params, config, images, tokens_BT, places=None, *, about, lengths, shares):
+    """The whole objective. images: [., I, I, 3], or [., 2, I, I, 3] of pairs; about: which of them
+    each question is about [B]. tokens: [B, T] ids of start, question, answer and end, padded.
+    lengths: how many are start and question [B]. shares: [B, A], as `answer_loss` takes them.
 
     Returns (outputs, cache); outputs has `loss`, `caption` and, with a head, `answer`.
     """
-    n, lengths_R, towers = decoded(params, config, images, tokens_BT, lengths, places_BL)
+    images, about_R, tokens_RT, lengths_R = rows_of(config, images, about, tokens_BT, lengths)
+    n, towers = decoded(params, config, images, about_R, tokens_RT, places)
     logits, words_cache = linear(n, params["decoder"]["head"])
-    (targets,) = rows_of(config, images, word_targets(tokens_BT, lengths, config))[1:]
-    caption, caption_cache = caption_loss(logits, targets)
+    caption, caption_cache = caption_loss(logits, word_targets(tokens_RT, lengths_R, config))
     loss, head_cache = config.caption_weight * caption, None
     outputs = {"caption": caption}
     if config.answers:

@@ -10,9 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ..config import END, PAD
-from ..data.questions import MOST_ANSWERS, asked
+from ..data.questions import MOST_ANSWERS, Looks, asked
 from ..data.vqa import soft_accuracy
 from ..intervals import DRAWS, intervals
+from ..params import stream
 from . import BATCH
 
 BY = ("head", "generation")
@@ -56,13 +57,15 @@ def shares(answers: Sequence[Sequence[str]], classes: Sequence[str]) -> np.ndarr
     return shares_BA
 
 
-def batch_of(tokenizer, config, pairs, texts: Sequence[str], rows) -> dict[str, np.ndarray]:
-    """What a training step takes of these rows, of which `texts` are each the question with one of
-    its answers."""
-    questions = [pairs.questions[row] for row in rows]
-    given = [text[len(question) + 1 :] for question, text in zip(questions, texts, strict=True)]
-    batch = encode(tokenizer, config.text_length, questions, given)
-    return batch | {"shares": shares([pairs.answers[row] for row in rows], config.answers)}
+def batch_of(tokenizer, config, looks: Looks, indices, step: int) -> dict[str, np.ndarray]:
+    """What a training step takes beside the images of `indices`: a few questions about each, drawn
+    by seed and step. `about` [B]: which of the images each question is about."""
+    rng = stream("captions", config.seed, step)
+    about, rows, given = zip(*looks.drawn(indices, config.per_picture, rng), strict=True)
+    pairs = looks.questions
+    batch = encode(tokenizer, config.text_length, [pairs.questions[row] for row in rows], given)
+    batch["shares"] = shares([pairs.answers[row] for row in rows], config.answers)
+    return batch | {"about": np.array(about, np.int64)}
 
 
 def demand_answers(model, by: str) -> None:

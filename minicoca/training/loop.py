@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from ..data.order import Order, batches
+from ..data.questions import Looks
 from ..evaluate import evaluate
 from ..images import ReadError
 from ..tasks.questions import batch_of
@@ -28,11 +29,12 @@ class Stopped(Exception):
 def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked):
     """Steps `first` to the last. Raises Stopped."""
     pairs, crowded = dataset.train, False
+    pairs = pairs if config.task == "captions" else Looks(pairs)
     order = Order(pairs.captions, config.batch_size, config.seed, config.distinct, pairs.same)
 
-    def encode(texts, rows):
+    def encode(texts, rows, step):
         if config.task != "captions":
-            return batch_of(tokenizer, config, pairs, texts, rows)
+            return batch_of(tokenizer, config, pairs, rows, step)
         return tokenizer.encode(texts, config.text_length)
 
     made = _while_readable(batches(pairs, order, encode, first, config.steps), first, checkpoint)

@@ -44,11 +44,12 @@ def start(config, folder, say, tokenizer=None):
         share = f"{unknown:.1%}" if unknown > 0.001 else "under 0.1%"
         advice = "the run that --init names had others" if weights else "more fit in --vocabulary"
         say(f"{share} of the words are unknown to the tokenizer; {advice}")
-    if config.batch_size > len(dataset.train):
-        say(f"batches of {len(dataset.train)}, all the pairs there are")
+    rows = len(getattr(dataset.train, "looks", dataset.train))
+    if config.batch_size > rows:
+        say(f"batches of {rows}, all the pairs there are")
     config = replace(
         config,
-        batch_size=min(config.batch_size, len(dataset.train)),
+        batch_size=min(config.batch_size, rows),
         warmup=shorter_warmup(config, say),
         vocabulary=tokenizer.vocab_size,
         fold=tokenizer.folds,
