@@ -85,9 +85,9 @@ class Config:
         1.0, "questions: weight of the loss of the head, a classifier; 0 leaves the head out"
     )
     caption_loss: str = _loss(
-        "all",
-        "questions: the captioning loss is of question and answer, or of the answer alone",
-        ("all", "answer"),
+        "answer",
+        "questions: the captioning loss is of the answer, or of all: question and answer (paper)",
+        ("answer", "all"),
     )
     # Data.
     data: str = _data("shapes", "shapes, emoji, or a file, folder or .tar shards of your own")

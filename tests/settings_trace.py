@@ -35,6 +35,7 @@ TASK_ROWS = [  # of test_settings.py
     ("caption_loss", "all", "answer", "loss step", ASKS),
     ("question_column", "said", "told", "data", COLUMNS | ASKS | dict(answer_column="caption")),
     ("answer_column", "said", "told", "data", COLUMNS | ASKS | dict(question_column="caption")),
+    ("per_picture", 1, 3, "batches", ASKS),
     ("hide", "image", "question", "data", ASKS),
 ]
 
