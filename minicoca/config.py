@@ -85,9 +85,9 @@ class Config:
         1.0, "questions: weight of the loss of the head, a classifier; 0 leaves the head out"
     )
     caption_loss: str = _loss(
-        "answer",
-        "questions: the captioning loss is of the answer, or of all: question and answer (paper)",
-        ("answer", "all"),
+        "all",
+        "questions: the captioning loss is of question and answer (paper), or of the answer alone",
+        ("all", "answer"),
     )
     # Data.
     data: str = _data("shapes", "shapes, emoji, or a file, folder or .tar shards of your own")
@@ -334,10 +334,12 @@ def preset(name, **overrides):
 
 # Set from the data and its tokenizer, not by a person.
 DATA_FIELDS = ("pixel_mean", "pixel_std", "answers")
-# What a task begins with instead of the settings of its run or preset; and, of a run, how fast.
-TASK_SETTINGS = dict.fromkeys(TASKS[1:], {"contrastive_weight": 0.0, "steps": 6000})
-TASK_SETTINGS["pairs"] = TASK_SETTINGS["pairs"] | {"caption_weight": 0.0}
-TUNED = {"learning_rate": 1e-3}
+# What a task begins with instead of the settings of its run or preset; and of a run, which sees.
+TASK_SETTINGS = dict.fromkeys(
+    TASKS[1:], {"contrastive_weight": 0.0, "batch_size": 32, "steps": 5000}
+)
+TASK_SETTINGS["pairs"] = {"contrastive_weight": 0.0, "caption_weight": 0.0, "steps": 3000}
+TUNED = {"image_rate": 0.1}
 
 
 def from_dict(fields):

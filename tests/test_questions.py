@@ -15,10 +15,10 @@ from runs import few_shapes  # noqa: F401 - a fixture
 
 from minicoca import data
 from minicoca.config import preset
-from minicoca.data import shapes, vqa
+from minicoca.data import questions, shapes, vqa
 from minicoca.data.asked_shapes import MORE, of_shapes, some
 from minicoca.data.pairs import Pairs
-from minicoca.data.questions import Questions, asked, classes
+from minicoca.data.questions import Looks, Questions, asked, classes
 from minicoca.data.vqa import normal, soft_accuracy
 from minicoca.tasks.questions import encode, shares
 from minicoca.tokenizer import Tokenizer
@@ -112,6 +112,41 @@ def test_where_a_picture_stands_in_for_another_its_question_does_too():
     rows = some_rows()
     rows.pictures = Damaged(rows.pictures.images, rows.pictures.captions)
     assert rows.shown(np.array([0, 1, 3])).tolist() == [2, 1, 3]  # row 0 showed picture 3
+
+
+def check_drawn():
+    """Of each picture at most so many of its questions, none twice, each with an answer of its own,
+    as often as people gave it; the same numbers draw the same."""
+    rows = some_rows()
+    looks = Looks(rows)
+    assert rows.looks == [[0], [1], [2, 3], [4]] and len(looks.captions) == 4
+    indices = np.array([3, 2, 1])
+    assert (looks.batch(indices)[:, 0, 0, 0] == [2, 1, 0]).all()
+    assert looks.shown(indices).tolist() == [3, 2, 1]
+    said = Counter()
+    for seed in range(300):
+        found = looks.drawn(indices, 1 + seed % 2, np.random.default_rng(seed))
+        assert found == looks.drawn(indices, 1 + seed % 2, np.random.default_rng(seed))
+        own = [[row for place, row, _ in found if place == p] for p in range(3)]
+        assert [len(rows) for rows in own] == [1, 1 + seed % 2, 1]
+        for place, row, answer in found:
+            assert row in rows.looks[indices[place]] and answer in rows.answers[row]
+        assert len({row for _, row, _ in found}) == len(found)
+        said.update(found)
+    assert abs(said[2, 1, "no"] / 300 - 2 / 3) < 0.1  # two of three people said so
+    assert 0.3 < said[1, 2, "yes"] / 300 < 0.95  # alone in half of the steps, then drawn in half
+
+
+def test_a_step_asks_a_few_questions_about_each_picture():
+    check_drawn()
+
+
+def test_covered_pictures_are_looks_of_their_own():
+    found = of_shapes("entailment", 0, 16).train
+    for own in found.looks:
+        images = found.batch(own)
+        assert (images == images[:1]).all()
+    assert len(found.looks) > len({*found.about.tolist()})
 
 
 def test_guesses_and_classes_count_every_answer():
@@ -320,6 +355,13 @@ def test_what_vqas_files_lack_is_named(tmp_path):
 BUGS = [
     (vqa, "min((same - 1) / 3, 1)", "min(same / 3, 1)", check_soft_accuracy),
     (vqa, "(len(given) - same) * min(same / 3, 1)", "0", check_soft_accuracy),
+    (
+        questions,
+        "permutation(self.questions.looks[i])[:most]",
+        "integers(0, len(self.questions.questions), most)",
+        check_drawn,
+    ),
+    (questions, "given[rng.integers(len(given))]", "given[0]", check_drawn),
     (vqa, "len(given) < FEWEST", "len(given) < 0", check_soft_accuracy),
 ]
 

@@ -111,10 +111,13 @@ def _train(config, folder, taking_up, changes, command, say, still_ours, report_
     if not Log.first_command(folder / LOG):
         log.write({"step": 0, "command": command})
     size = params.count(trainer.weights())
-    say(f"{dataset.name}: {len(dataset.train):,} training pairs. {dataset.notes}".strip())
+    what, each = "pairs", "pairs"
+    if config.task != "captions":
+        what, each = "questions", f"pictures, {config.per_picture} questions each at most"
+    say(f"{dataset.name}: {len(dataset.train):,} training {what}. {dataset.notes}".strip())
     if cut := tokenizer.too_long(all_captions(dataset), config.text_length):
         say(f"{cut:,} captions are cut at {config.text_length} tokens (--text-length)")
-    say(f"{size:,} parameters; {config.steps:,} steps of {config.batch_size} pairs")
+    say(f"{size:,} parameters; {config.steps:,} steps of {config.batch_size} {each}")
     if fixed := size - learning(config):
         say(f"{fixed:,} of them stay as they are (--freeze, or a rate of 0)")
     begun = time.perf_counter() - seconds
