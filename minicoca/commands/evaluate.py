@@ -16,6 +16,7 @@ from .results import Results, check_output, tell
 HELP = "measure a run on data with captions: retrieval, captions, classes"
 SETTINGS = (
     *("image_root", "image_column", "caption_column", "split_column", "class_template"),
+    *("question_column", "answer_column", "hide"),
     *("validation_part", "held_out_part", "keep_copies", "seed"),
     *("held_out", "exclude", "emoji_source", "unseen_names"),
 )
