@@ -48,9 +48,11 @@ class Questions:
 
     @cached_property
     def captions(self) -> list[tuple[str, ...]]:
-        """What training reads: the question with each of its answers."""
+        """What training reads: the question with each of its answers, once."""
         rows = zip(self.questions, self.answers, strict=True)
-        return [tuple(f"{question} {answer}" for answer in own) for question, own in rows]
+        return [
+            tuple(f"{question} {text}" for text in dict.fromkeys(own)) for question, own in rows
+        ]
 
     def __len__(self) -> int:
         return len(self.questions)
