@@ -339,7 +339,7 @@ TASK_SETTINGS = dict.fromkeys(
     TASKS[1:], {"contrastive_weight": 0.0, "batch_size": 32, "steps": 3000}
 )
 TASK_SETTINGS["questions"] = TASK_SETTINGS["questions"] | {"steps": 5000}
-TASK_SETTINGS["pairs"] = TASK_SETTINGS["pairs"] | {"caption_weight": 0.0, "batch_size": 64}
+TASK_SETTINGS["pairs"] = TASK_SETTINGS["pairs"] | {"caption_weight": 0.0}
 TUNED = {"image_rate": 0.1}
 
 

@@ -41,13 +41,10 @@ def check_pairs():
     for scenes in SCENES.values():
         for row in rows_of("pairs", scenes):
             one, other = (scenes[i].things for i in row.about)
-            key = {
-                "shape": lambda t: t.shape,
-                "colour": lambda t: t.colour,
-                "thing": lambda t: t.pair,
-            }
-            own = key[row.question.text.split()[4]]
-            shared = {own(t) for t in one} & {own(t) for t in other}
+            text, shared = row.question.text, len(one) == len(other)
+            if "same" in text:
+                what = text.split()[4]
+                shared = any(getattr(a, what) == getattr(b, what) for a in one for b in other)
             assert row.question.answer == ("yes" if shared else "no")
             assert row.about[0] != row.about[1]
 
@@ -132,7 +129,7 @@ def test_one_picture_of_a_pair_tells_nothing():
     for side in (0, 1):
         for count in (1, 2, 3):
             own = [r.question.answer for r in rows if len(scenes[r.about[side]].things) == count]
-            assert abs(own.count("yes") / len(own) - 0.5) < 0.06, (side, count)
+            assert abs(own.count("yes") / len(own) - 0.5) < 0.05, (side, count)
 
 
 @pytest.mark.parametrize("task", ["questions", *CHECKS])
@@ -152,8 +149,7 @@ def test_rows_show_their_pictures(task):
 
 
 BUGS = [
-    ("isdisjoint(map(of, scenes[other].things)) != same",
-     "isdisjoint(map(of, scenes[other].things)) == same", check_pairs),
+    ("[not a.isdisjoint(b) for", "[a.isdisjoint(b) for", check_pairs),
     ("abs(place - 0.5) < thing.radius", "abs(place - 0.5) < 0", check_entailment),
     ("(place > 0.5) != bool(second)", "(place > 0.5) == bool(second)", check_entailment),
     ('"yes" if there else UNKNOWN if half else "no"', '"yes" if there else "no"',

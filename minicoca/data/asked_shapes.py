@@ -23,12 +23,13 @@ from minicoca.data.shapes import Question, Scene, Thing
 
 TRIES = 400  # partners that are looked at
 SAME = {  # what two pictures may share
-    "shape": lambda thing: thing.shape,
-    "colour": lambda thing: thing.colour,
-    "thing": lambda thing: thing.pair,
+    "is there the same shape in both": lambda scene: {thing.shape for thing in scene.things},
+    "is there the same colour in both": lambda scene: {thing.colour for thing in scene.things},
+    "are there as many things in both": lambda scene: {len(scene.things)},
 }
 HALVES = {"top": (0, 0), "bottom": (0, 1), "left": (1, 0), "right": (1, 1)}  # axis, which half
 MORE = {"exists": 2, "where": 4}  # of what takes longest to learn, training asks more
+SENTENCES = 3
 COVER = 150  # its grey
 UNKNOWN = "cannot be told"
 
@@ -111,22 +112,20 @@ def cover(image: np.ndarray, half: str) -> np.ndarray:
 
 
 def pairs(scenes: list[Scene]) -> Iterator[Row]:
-    """Of each scene and each of SAME, with a partner that holds a number of things drawn before
-    the answer, which is drawn too: so neither picture by itself tells it."""
-    by_count: dict[int, list[int]] = {}
-    for row, scene in enumerate(scenes):
-        by_count.setdefault(len(scene.things), []).append(row)
-    for row, scene in enumerate(scenes):
-        random = Random(f"pairs {row} {scene!r}").random
-        for kind, of in SAME.items():
-            among = by_count[len(scenes[int(len(scenes) * random())].things)]
-            same, own = random() < 0.5, {*map(of, scene.things)}
-            for _ in range(TRIES):
-                other = among[int(len(among) * random())]
-                if other != row and own.isdisjoint(map(of, scenes[other].things)) != same:
-                    text = f"is there the same {kind} in both"
-                    yield Row((row, other), Question(kind, text, ("no", "yes")[same]))
-                    break
+    """Of each scene with a partner for which the answers are as drawn before: so neither picture by
+    itself tells them, nor does one answer tell another."""
+    shown = [[of(scene) for of in SAME.values()] for scene in scenes]
+    for row, own in enumerate(shown):
+        random = Random(f"pairs {row} {scenes[row]!r}").random
+        wanted = [random() < 0.5 for _ in SAME]
+        for _ in range(TRIES):
+            other = int(len(scenes) * random())
+            same = [not a.isdisjoint(b) for a, b in zip(own, shown[other], strict=True)]
+            if other != row and same == wanted:
+                for text, answer in zip(SAME, wanted, strict=True):
+                    kind = text.split()[4 if "same" in text else 3].removesuffix("s")
+                    yield Row((row, other), Question(kind, text, ("no", "yes")[answer]))
+                break
 
 
 def covered(scene: Scene, half: str) -> list[Thing] | None:
@@ -143,18 +142,21 @@ def covered(scene: Scene, half: str) -> list[Thing] | None:
 
 
 def entailment(scene: Scene) -> Iterator[tuple[Question, str]]:
-    """Two sentences about a scene, covered by half where that can be: that a thing is there, and
-    where the one of a kind is. What is not seen may stand under the cover, if there is one."""
+    """Sentences about a scene, of which half may be covered: that a thing is there, and how two
+    stand. What is not seen may stand under the cover, if there is one."""
     random = Random(f"entailment {scene!r}").random
     halves = {half: seen for half in HALVES if (seen := covered(scene, half)) is not None}
     half = _pick(["", *halves], random) if random() < 0.7 else ""
-    seen = [thing.pair for thing in halves.get(half, scene.things)]
-    there = seen and random() < 0.4
-    colour, shape = _pick(seen, random) if there else _lure(scene, seen, random)
-    answer = "yes" if there else UNKNOWN if half else "no"
-    yield Question("exists", f"there is a {colour} {shape}", answer), half
+    seen, said = [thing.pair for thing in halves.get(half, scene.things)], set()
+    for _ in range(SENTENCES):
+        there = seen and random() < 0.4
+        pair = _pick(seen, random) if there else _lure(scene, seen, random)
+        if pair not in said:
+            said.add(pair)
+            answer = "yes" if there else UNKNOWN if half else "no"
+            yield Question("exists", "there is a {} {}".format(*pair), answer), half
     near = _neighbours(scene.things)
-    if near and len({thing.pair for thing in scene.things}) == len(scene.things):
+    if near and not half and len({thing.pair for thing in scene.things}) == len(scene.things):
         one, other = _pick(near, random)
         told = shapes._relation(one, other)
         text = _pick([told, shapes._relation(other, one)], random)
