@@ -336,7 +336,7 @@ def preset(name, **overrides):
 DATA_FIELDS = ("pixel_mean", "pixel_std", "answers")
 # What a task begins with instead of the settings of its run or preset; and of a run, which sees.
 TASK_SETTINGS = dict.fromkeys(
-    TASKS[1:], {"contrastive_weight": 0.0, "batch_size": 32, "steps": 3000}
+    TASKS[1:], {"contrastive_weight": 0.0, "batch_size": 32, "steps": 2000}
 )
 TASK_SETTINGS["questions"] = TASK_SETTINGS["questions"] | {"steps": 5000}
 TASK_SETTINGS["pairs"] = TASK_SETTINGS["pairs"] | {"caption_weight": 0.0}
