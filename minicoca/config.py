@@ -10,6 +10,8 @@ from .presets import PRESETS
 
 PAD, START, END, UNKNOWN = range(4)  # the token ids that stand for no text
 BUILT_IN = ("shapes", "emoji")  # data sets; any other is a person's own
+HIDE = ("none", "image", "question")
+TASKS = ("captions", "questions", "pairs", "entailment", "dialogue")
 
 
 MOST_SIDE, MOST_LAYERS, MOST_STEPS = 4097, 1001, 10**9 + 1
@@ -38,6 +40,12 @@ class Config:
 
     preset: str = _run("tiny", "where the settings that are not given come from")
     init: str = _run("", "a finished run whose weights, tokenizer and settings to begin with")
+    task: str = _run(
+        "captions",
+        "captions and vectors; or answers to questions about a picture, about two (pairs), whether "
+        "a sentence follows (entailment), or to what refers to the last answer (dialogue)",
+        TASKS,
+    )
     # The image encoder (paper section 3.2; Table 1).
     image_size: int = _model(32, "side of the square input image, in pixels", high=MOST_SIDE)
     patch_size: int = _model(8, "side of a patch, in pixels", high=MOST_SIDE)
@@ -73,11 +81,25 @@ class Config:
     # Losses (paper Eq. 2 to 4).
     contrastive_weight: float = _loss(1.0, "weight of the contrastive loss; 0 leaves it out")
     caption_weight: float = _loss(2.0, "weight of the captioning loss; 0 leaves it out")
+    answer_weight: float = _loss(
+        1.0, "questions: weight of the loss of the head, a classifier; 0 leaves the head out"
+    )
+    caption_loss: str = _loss(
+        "all",
+        "questions: the captioning loss is of question and answer (paper), or of the answer alone",
+        ("all", "answer"),
+    )
     # Data.
     data: str = _data("shapes", "shapes, emoji, or a file, folder or .tar shards of your own")
     image_root: str = _data("", "own data: where a list's image paths begin; else beside the list")
     image_column: str = _data("", "own data: the column or field of image paths; else by its name")
     caption_column: str = _data("", "own data: the column or field of captions; else by its name")
+    question_column: str = _data("", "own data: the column or field of questions; else by its name")
+    answer_column: str = _data("", "own data: the column or field of answers; else by its name")
+    per_picture: int = _data(4, "questions asked of each picture of a step, at most")
+    hide: str = _data(
+        "none", "questions: train and measure without the image, or without the question", HIDE
+    )
     split_column: str = _data("", "own data: the column or field of splits; else one called split")
     class_template: str = _data("a photo of a {}", "class folders: the caption; {} is the class")
     validation_part: float = _data(0.05, "own data: part that is looked at in training", high=1)
@@ -98,6 +120,7 @@ class Config:
     )
     pixel_mean: tuple = _data((0.5, 0.5, 0.5), "mean of red, green, blue; set by the data")
     pixel_std: tuple = _data((0.5, 0.5, 0.5), "their standard deviation; set by the data")
+    answers: tuple = _data((), "the classes of the head; set by the data")
     # Optimisation.
     backend: str = _run(
         "auto",
@@ -167,8 +190,7 @@ class Config:
             raise ValueError(
                 f"validation_part and held_out_part are {parts} together; keep them under 1"
             )
-        if self.contrastive_weight <= 0 and self.caption_weight <= 0:
-            raise ValueError("contrastive_weight and caption_weight are both 0: nothing to learn")
+        _check_task(self)
 
     @property
     def emoji_sources(self):
@@ -191,12 +213,39 @@ class Config:
         return max(1, int(self.patches * self.patch_keep + 0.5))
 
     @property
+    def pictures(self):
+        """How many pictures a question is about."""
+        return 2 if self.task == "pairs" else 1
+
+    @property
     def memory_width(self):
         """M: width of the image tokens that the decoder's cross-attention reads."""
         return self.image_width if self.pooler == "none" else self.text_width
 
     def to_dict(self):
         return dataclasses.asdict(self)
+
+
+ONE_PICTURE = {"augment": 0, "patch_keep": 1, "caption_weight": 0}  # what pairs leave out
+
+
+def _check_task(config):
+    """Raise ValueError for losses and settings that a task does not have."""
+    asks, weights = config.task != "captions", ["contrastive_weight", "caption_weight"]
+    if asks:
+        weights[0] = "answer_weight"
+        if config.contrastive_weight:
+            raise ValueError(
+                f"contrastive_weight={config.contrastive_weight} is not of task={config.task}, "
+                "which matches no texts: make it 0"
+            )
+        if config.accumulate > 1:
+            raise ValueError(f"accumulate={config.accumulate} is of captions; here it is 1")
+    if not any(getattr(config, name) > 0 for name in weights):
+        raise ValueError(f"{' and '.join(weights)} are both 0: nothing to learn")
+    for name, plain in ONE_PICTURE.items() if config.task == "pairs" else ():
+        if getattr(config, name) != plain:
+            raise ValueError(f"{name}={getattr(config, name)}: of pairs of pictures it is {plain}")
 
 
 def _check(field, value):
@@ -213,7 +262,10 @@ def _check(field, value):
         )
     if kind is str:
         _check_text(name, value)
-    if kind is tuple:
+    if name == "answers":
+        if any(type(text) is not str or not text for text in value) or len({*value}) < len(value):
+            raise ValueError(f"answers={shown(value)} are not different texts")
+    elif kind is tuple:
         _check_colours(name, value, *((1e-9, 1e3) if name == "pixel_std" else (-1e3, 1e3)))
 
 
@@ -281,7 +333,14 @@ def preset(name, **overrides):
 
 
 # Set from the data and its tokenizer, not by a person.
-DATA_FIELDS = ("pixel_mean", "pixel_std")
+DATA_FIELDS = ("pixel_mean", "pixel_std", "answers")
+# What a task begins with instead of the settings of its run or preset; and of a run, which sees.
+TASK_SETTINGS = dict.fromkeys(
+    TASKS[1:], {"contrastive_weight": 0.0, "batch_size": 32, "steps": 2000}
+)
+TASK_SETTINGS["questions"] = TASK_SETTINGS["questions"] | {"steps": 5000}
+TASK_SETTINGS["pairs"] = TASK_SETTINGS["pairs"] | {"caption_weight": 0.0}
+TUNED = {"image_rate": 0.1}
 
 
 def from_dict(fields):

@@ -24,7 +24,7 @@ from .metrics import (
     sharing,
     wrong_before,
 )
-from .tasks import BATCH, embed_texts
+from .tasks import BATCH, embed_texts, questions
 from .tasks.captioning import caption
 from .tasks.word_order import preferences
 from .tasks.zero_shot import Judge
@@ -53,11 +53,14 @@ def evaluate(
     gallery: retrieval is among this many images and all their captions, in as many galleries as the
         split fills; 0: among all.
     known: the captions of training, clean; a figure says how many generated ones are none of them.
+        Of questions what their answers are in training, `Questions.guesses`.
     limit: look at the first `limit` images only.
     draws: "intervals" among the figures are those of `intervals`, of so many sets; 0: none.
     by, rule: how classes are judged beside the cosine, and what one makes of its prompts (`Judge`).
     word_order: how often a true sentence scores more than one of the same words that is not.
     """
+    if model.config.task != "captions":
+        return questions.evaluate(model, tokenizer, pairs, known, limit, draws)
     indices = np.arange(len(pairs) if limit is None else min(limit, len(pairs)))
     config, captions, vectors = model.config, [], []
     quiet = len(indices) <= 4 * BATCH

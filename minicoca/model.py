@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .config import Config
 from .data.files import Report
@@ -26,7 +25,9 @@ from .tasks import embed_texts, no_vectors, unread
 from .tasks.captioning import Candidate, caption, captions, decoding, demand_captions
 from .tasks.explain import Explanation, explain
 from .tasks.files import Fitting, Picture, decoded, embed, find_images
+from .tasks.given import listed, text_of, texts_of
 from .tasks.indexed import open_index, search
+from .tasks.questions import Answer, answer, for_each, settled
 from .tasks.retrieval import Found, best
 from .tasks.scoring import Scores, reranked, scores
 from .tasks.zero_shot import (
@@ -38,7 +39,6 @@ from .tasks.zero_shot import (
 )
 from .tokenizer import Tokenizer
 from .training.checkpoint import find_run, load_model
-from .words import clip
 
 Pictures = Picture | Iterable[Picture]
 
@@ -124,10 +124,10 @@ class Model:
         options |= dict(repetition_penalty=repetition_penalty, no_repeat_ngram=no_repeat_ngram)
         options |= dict(length_penalty=length_penalty, beam_groups=beam_groups)
         how = decoding(beams, temperature, top_k, top_p, seed, diversity=diversity, **options)
-        given, one = _listed(images)
+        given, one = listed(images)
         fitting, told = self._fitting(fit)
         batches = decoded(given, self.config.image_size, None, fitting)
-        parts = captions(self.coca, self.tokenizer, batches, _text(prompt), **how)
+        parts = captions(self.coca, self.tokenizer, batches, text_of(prompt), **how)
         found = [caption for _, own in parts for caption in own]
         _tell(told)
         if rerank and best is None:
@@ -136,7 +136,7 @@ class Model:
 
     def embed_images(self, images: Pictures, *, fit: str = "crop") -> np.ndarray:
         """Unit vectors [images, E], or [E] of one image."""
-        given, one = _listed(images)
+        given, one = listed(images)
         fitting, told = self._fitting(fit)
         vectors = self._vectors(given, fitting)
         _tell(told)
@@ -144,7 +144,7 @@ class Model:
 
     def embed_texts(self, texts: str | Iterable[str]) -> np.ndarray:
         """Unit vectors [texts, E], or [E] of one text."""
-        given, one = _texts(texts)
+        given, one = texts_of(texts)
         _tell(unread(self.coca, self.tokenizer, given))
         vectors = embed_texts(self.coca, self.tokenizer, given)
         return vectors[0] if one else vectors
@@ -175,14 +175,14 @@ class Model:
         described = labels if isinstance(labels, Mapping) else None
         if described and templates != "{}":
             raise ValueError("descriptions are read as they stand: leave out templates")
-        labels = _texts(labels)[0]
+        labels = texts_of(labels)[0]
         if described:
-            prompts = [tuple(_texts(described[label])[0]) for label in labels]
+            prompts = [tuple(texts_of(described[label])[0]) for label in labels]
         else:
-            prompts = fill_templates(labels, _texts(templates)[0])
+            prompts = fill_templates(labels, texts_of(templates)[0])
         check_labels(self.coca, self.tokenizer, labels, prompts, shared=bool(described))
         _tell(unread(self.coca, self.tokenizer, [text for group in prompts for text in group]))
-        given, one = _listed(images)
+        given, one = listed(images)
         fitting, told = self._fitting(fit)
         rule = rule or ("mean" if described else "best")
         classify = classifier(self.coca, self.tokenizer, labels, prompts, by, rule)
@@ -231,7 +231,7 @@ class Model:
                 raise ValueError("to rerank takes the images: give them, and not their vectors")
             demand_captions(self.coca)
         many = rerank or k
-        texts = [_text(q) for q in queries if isinstance(q, str)]
+        texts = [text_of(q) for q in queries if isinstance(q, str)]
         _tell(unread(self.coca, self.tokenizer, texts))
         vectors = [
             embed_texts(self.coca, self.tokenizer, [q])
@@ -265,7 +265,7 @@ class Model:
         `tasks.scoring.without_image` estimates it.
         What the model was not trained for is None.
         """
-        (given, one_image), (sentences, one_text) = _listed(images), _texts(texts)
+        (given, one_image), (sentences, one_text) = listed(images), texts_of(texts)
         _tell(unread(self.coca, self.tokenizer, sentences))
         fitting, told = self._fitting(fit)
         batches = decoded(given, self.config.image_size, None, fitting)
@@ -293,8 +293,8 @@ class Model:
         attention, from 0; None: the mean of all. Raises ValueError for a layer or a head that there
         is not, for a caption that is empty to the model, and for one too many or too few.
         """
-        given, one = _listed(images)
-        texts = None if captions is None else _texts(captions)[0]
+        given, one = listed(images)
+        texts = None if captions is None else texts_of(captions)[0]
         if texts is not None and len(texts) != len(given):
             raise ValueError(f"{len(texts)} captions for {len(given)} images: give one for each")
         _tell(unread(self.coca, self.tokenizer, texts or []))
@@ -308,6 +308,37 @@ class Model:
             for picture, text in zip(pictures, texts, strict=True)
         ]
         _tell(told)
+        return found[0] if one else found
+
+    def ask(
+        self,
+        images: Pictures,
+        question: str | Sequence[str],
+        *,
+        by: str | None = None,
+        best: int | None = None,
+        fit: str = "crop",
+    ) -> Answer | list[Answer] | list[list[Answer]]:
+        """What the model answers, and how probable it finds that: an Answer (answer, probability)
+        for each image, or, where `best` says how many, the best ones.
+
+        question: one for all images, or one for each. Of a model of pairs, images are two for each
+            question, one pair after the other.
+        by: "head", the classifier over the answers of training, where there is one; "generation",
+            words written after the question.
+        Raises ValueError for a model that cannot answer so.
+        """
+        (given, one), (texts, same) = listed(images), texts_of(question)
+        by = settled(self.coca, by, best)
+        texts = for_each(self.config, len(given), texts)
+        one = one or same and len(texts) == 1 < self.config.pictures
+        _tell(unread(self.coca, self.tokenizer, dict.fromkeys(texts)))
+        fitting, told = self._fitting(fit)
+        batches = decoded(given, self.config.image_size, None, fitting)
+        pictures = np.concatenate([some for _, some in batches])
+        found = answer(self.coca, self.tokenizer, pictures, texts, by, best or 1)
+        _tell(told)
+        found = found if best else [own[0] for own in found]
         return found[0] if one else found
 
     def _fitting(self, fit):
@@ -328,7 +359,7 @@ class Model:
             if images.shape[1] != want:
                 raise ValueError(f"vectors of width {images.shape[1]}; this model's have {want}")
             return [(range(len(images)), images)], []
-        given = _listed(images)[0]
+        given = listed(images)[0]
         if not any(isinstance(one, str | os.PathLike) and os.path.isdir(one) for one in given):
             return list(embed(self.coca, given, None, fitting)), []
         report, skipped = Report(), []
@@ -336,39 +367,6 @@ class Model:
         for error in skipped:
             report.add("could not be used", error)
         return parts, [str(report)] if report.named else []
-
-
-def _listed(images):
-    """(a list of images, whether one alone was given)."""
-    if isinstance(images, str | os.PathLike | Image.Image):
-        return [images], True
-    if hasattr(images, "__array__") and (images := np.asarray(images)).ndim != 4:
-        return [images], True
-    try:
-        return list(images), False
-    except TypeError:
-        return [images], True  # which says why it is none
-
-
-def _texts(texts):
-    """(a list of texts, whether one alone was given)."""
-    if isinstance(texts, str):
-        return [_text(texts)], True
-    try:
-        return [_text(text) for text in texts], False
-    except TypeError:
-        raise ValueError(f"a text is a str, and not {type(texts).__name__}") from None
-
-
-def _text(text):
-    if not isinstance(text, str):
-        raise ValueError(f"a text is a str, and not {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        at = f"position {error.start}"
-        raise ValueError(f"{clip(text)!r} is no text: half a letter at {at}") from None
-    return text
 
 
 def _tell(lines):

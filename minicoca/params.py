@@ -3,7 +3,8 @@ and where random numbers come from.
 
 A tree is a nested dict whose leaves are arrays. Axis letters (the same in the whole project):
 P pixels per patch, D width, M width of the tokens read across, F hidden of the MLP, V vocabulary,
-T text tokens, N image patches, Q pooler queries, E shared embedding. Matrices are [in, out].
+T text tokens, N image patches, Q pooler queries, E shared embedding, A answers. Matrices are
+[in, out].
 """
 
 import json
@@ -79,6 +80,11 @@ def specs(config):
     if c.embed_width:
         tree["image_projection"] = {"weight": _matrix(D, c.embed_width)}
         tree["text_projection"] = {"weight": _matrix(D, c.embed_width)}
+    if c.answers:  # appendix B: last, so that all else is drawn as without it
+        read = D if c.pictures == 1 else c.text_hidden
+        tree["head"] = {"pooler": _pooler(1, D, D), "classifier": _linear(read, len(c.answers))}
+        if c.pictures > 1:
+            tree["head"]["hidden"] = _linear(c.pictures * D, c.text_hidden)
     return tree
 
 

@@ -19,6 +19,12 @@ ROWS = {
     "zero_shot_top5": "zero-shot, right in 5",
     "caption_bleu_4": "caption BLEU-4",
 }
+ANSWERS = {
+    "answer_head": "answers, by the head",
+    "answer_generation": "answers, written",
+    "answer_most_frequent": "most frequent answer",
+    "answer_same_question": "... of the same question",
+}
 GREEN, RED = "#1a7f37", "#c0362c"
 
 
@@ -32,6 +38,7 @@ def table(results):
                 f"{results[n][key]:>16.1%}" if key in results[n] else f"{'-':>16}" for n in splits
             )
             lines.append(f"{label:26}" + "".join(cells))
+    lines += _answers([results[name] for name in splits])
     galleries = sorted({_gallery(results[n]) for n in splits if "gallery" in results[n]})
     if galleries:
         lines.append(f"(R@1: found first among {', '.join(galleries)})")
@@ -52,6 +59,20 @@ def table(results):
     lines.append(f"\ntrained for {seconds:.0f} s ({speed:.0f} images a second)")
     lines.append(f"run folder: {results['folder']}")
     return "\n".join(lines)
+
+
+def _answers(splits):
+    """How many answers are right, by way and kind of question, and what guessing comes to."""
+    lines, blank = [], f"{'-':>16}"
+    for way, label in ANSWERS.items():
+        keys = dict.fromkeys(key for s in splits for key in s if key.startswith(way))
+        for key in keys:
+            cells = (f"{s[key]:>16.1%}" if key in s else blank for s in splits)
+            kind = key[len(way) + 1 :]
+            lines.append(f"{f'  {kind}' if kind else label:26}" + "".join(cells))
+            if key.startswith(("answer_most", "answer_same")):
+                break  # guesses are told of all kinds together
+    return lines
 
 
 def _gallery(figures):
@@ -79,13 +100,16 @@ def _figure(folder, model, tokenizer, pairs, captions, name):
 
     figure = Figure(figsize=(13, 7.5))
     left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1])
-    left.suptitle(f"{name.replace('_', ' ')}: generated captions (truth below where wrong)")
+    what = "generated captions" if model.config.task == "captions" else "answers"
+    left.suptitle(f"{name.replace('_', ' ')}: {what} (truth below where wrong)")
     axes = left.subplots(4, 5, gridspec_kw={"hspace": 0.75}).flat
     for i, axis in enumerate(axes):
         axis.set_axis_off()
         if i >= len(pairs):
             continue
-        axis.imshow(pairs.batch([i])[0], interpolation="nearest")
+        image = pairs.batch([i])[0]
+        image = image if image.ndim == 3 else np.concatenate(image, 1)  # of a pair, side by side
+        axis.imshow(image, interpolation="nearest")
         if captions:
             truth = nearest_truth(captions[i], written(pairs, i))
             ok = captions[i] == truth
@@ -116,7 +140,7 @@ def _similarity(axis, model, tokenizer, pairs):
 
 def _curves(axis, path):
     records = [r for r in Log.read(path) if "loss" in r]
-    for name in ("contrastive", "caption"):
+    for name in ("contrastive", "caption", "answer"):
         points = [(r["step"], r[name]) for r in records if name in r]
         if points:
             axis.plot(*zip(*points, strict=True), label=name, linewidth=1)

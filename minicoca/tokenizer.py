@@ -201,6 +201,19 @@ class Tokenizer(AnyTokenizer):
             what = f"cannot train a {model_type} tokenizer: a word is too long"
             raise ValueError(f"{what}; take --tokenizer unigram") from error
 
+    def with_words(self, texts: Iterable[str]) -> Tokenizer:
+        """This vocabulary of words and, with ids after its own, those of the texts that it lacks,
+        by alphabet. One that spells words from parts needs no more, and is given back."""
+        if not all(piece[:1] == b" " for piece in self.pieces()[UNKNOWN + 1 :]):
+            return self
+        words = {word for text in texts for word in text.split()}
+        new = sorted({part for word in words for part in self.unseen(word)})
+        pieces = ("\u2581" + word.translate(STAND_INS) for word in new)
+        # A message of protobuf repeated at the end of another is one more of its list: field 1 of
+        # the model, whose field 1 is the piece, and its field 2 a score, which words do not use.
+        added = [_field(1, piece.encode()) + b"\x15\0\0\0\0" for piece in pieces]
+        return Tokenizer(self.serialised() + b"".join(_field(1, each) for each in added))
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
         """Read what `save` wrote. Raises ValueError, naming the file, if it is no such thing."""
@@ -266,6 +279,14 @@ def _text(function: Callable, argument: object) -> Any:
         raise ValueError(
             "the tokenizer's file is damaged: it makes bytes that are no text"
         ) from error
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of a protobuf message that holds bytes."""
+    length, size = len(content), b""
+    while length > 127:
+        size, length = size + bytes([length & 127 | 128]), length >> 7
+    return bytes([number << 3 | 2]) + size + bytes([length]) + content
 
 
 def _beginning(text: str) -> str:

@@ -1,5 +1,5 @@
 """What fine-tuning asks beyond a model, shared by reference and engine: positions at another image
-size; which parameters learn, and how fast; which patches a step reads.
+size, more words, a head; which parameters learn, and how fast; which patches a step reads.
 
 Letters as in params.py; G is the patches of a side, L the image tokens that are kept.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .config import Config, shown
-from .params import flatten, shapes, specs, stream
+from .params import flatten, initialise, shapes, specs, stream
 
 BRANCHES = ("image", "pooler", "text", "decoder")  # of the tree, those that are large
 # The branches of the tree that --image-rate, --pooler-rate and --text-rate are for. What is in none
@@ -118,6 +118,19 @@ def move_positions(tree: dict[str, Any], config: Config) -> dict[str, Any]:
     moved_ND = _resized(old_ND, new)
     position = np.concatenate([image["position"][:first], moved_ND])
     return tree | {"image": image | {"position": position}}
+
+
+def grow(tree: dict[str, Any], config: Config) -> dict[str, Any]:
+    """A tree of weights for the vocabulary and the answers of `config`: further words, and a head
+    that is not there, begin as in a fresh model of its seed. No other leaf is touched."""
+    fresh = initialise(config, config.seed)
+    known = len(tree["text"]["token"])
+    token_VD, words_DV = fresh["text"]["token"], fresh["decoder"]["head"]["weight"]
+    token_VD[:known] = tree["text"]["token"]
+    words_DV[:, :known] = tree["decoder"]["head"]["weight"]
+    grown = tree | {"text": tree["text"] | {"token": token_VD}}
+    grown["decoder"] = tree["decoder"] | {"head": {"weight": words_DV}}
+    return {name: grown.get(name, fresh[name]) for name in fresh}
 
 
 def _resized(old_ND, new):

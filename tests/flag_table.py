@@ -26,6 +26,8 @@ FIT = [
 ]
 SAMPLED, BEAMS = ["--temperature", "1"], ["--beams", "4"]
 THEIRS = ["HERE/first_clip"]
+ASKS = ["--run", "HERE/asks"]
+IS = ["is it red", *ASKS]
 NAMED = ["HERE/red", "HERE/red/1.png"]
 
 # {command: (what is always given, lines of (flag, one way, another, what must differ))}.
@@ -60,6 +62,18 @@ FLAGS = {
             ("--best", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--best", "2"], "out"),
             ("--rerank", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--rerank"], "out"),
             *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
+        ],
+    ),
+    "ask": (
+        [],
+        [
+            ("images", ["HERE/red/0.png", *IS], ["HERE/blue/1.png", *IS], "asked"),
+            ("question", ["HERE/red", "is it red", *ASKS], ["HERE/red", "what", *ASKS], "asked"),
+            ("--by", ["HERE/red", *IS], ["HERE/red", *IS, "--by", "generation"], "asked"),
+            ("--best", ["HERE/red", *IS], ["HERE/red", *IS, "--best", "2"], "out"),
+            *[(flag, [*a, *IS], [*b, *IS], what) for flag, a, b, what in FIT],
+            ("--run", ["HERE/red", *IS], ["HERE/red", IS[0], "--run", "HERE/asks more"], "model"),
+            *[(f, ["HERE/red", *IS, *a], ["HERE/red", *IS, *b], w) for f, a, b, w in MODEL[1:]],
         ],
     ),
     "classify": (

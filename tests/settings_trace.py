@@ -14,6 +14,7 @@ from minicoca import params
 from minicoca.config import preset
 from minicoca.data import emoji, emoji_drawings, shapes
 from minicoca.engine import ops
+from minicoca.engine.train import LOSSES
 from minicoca.params import flatten
 from minicoca.reference import train as reference_train
 from minicoca.training import loop, run
@@ -25,6 +26,18 @@ TINY = dict(
     text_width=12, text_heads=2, text_hidden=14, steps=3, batch_size=6, warmup=1, seed=5,
     evaluate_every=0, checkpoint_every=90, learning_rate=0.02, epsilon=1e-3, clip_norm=0.0,
 )  # fmt: skip
+
+ASKS = dict(task="questions", contrastive_weight=0.0)
+COLUMNS = dict(data="{}/columns.csv", image_root="{}/red")
+TASK_ROWS = [  # of test_settings.py
+    ("task", "questions", "dialogue", "data", dict(contrastive_weight=0.0)),
+    ("answer_weight", 0.5, 3.0, "loss step", ASKS),
+    ("caption_loss", "all", "answer", "loss step", ASKS),
+    ("question_column", "said", "told", "data", COLUMNS | ASKS | dict(answer_column="caption")),
+    ("answer_column", "said", "told", "data", COLUMNS | ASKS | dict(question_column="caption")),
+    ("per_picture", 1, 3, "batches", ASKS),
+    ("hide", "image", "question", "data", ASKS),
+]
 
 NO_TEXTS = shutil.ignore_patterns("*.txt")
 
@@ -67,11 +80,17 @@ def places(folder):
             for x in range(4 * count):
                 image.putpixel((x, i), (60 * count, 0, 0))
             image.save(folder / vendor / f"{key}.png")
-    for seed, name in enumerate(("first", "second")):
-        (folder / name).mkdir()
-        config = preset("tiny", **TINY | dict(seed=seed, vocabulary=30, learning_rate=0.1))
-        trace(config, folder / name)
+    for name, more in dict(first={}, second={"seed": 1}, asks=ASKS).items():
+        _ended(folder / name, more)
+    _ended(folder / "asks more", ASKS | {"seed": 1})
     return folder
+
+
+def _ended(folder, more):
+    """A finished run."""
+    folder.mkdir()
+    config = preset("tiny", **TINY | dict(seed=0, vocabulary=30, learning_rate=0.1) | more)
+    trace(config, folder)
 
 
 @functools.cache
@@ -135,9 +154,9 @@ class Recorder:
         return recorded
 
     def passing(self, coca):
-        def recorded(tree, config, images, *rest):
+        def recorded(tree, config, images, *rest, **more):
             self.seen["passes"].append(len(images))
-            return coca(tree, config, images, *rest)
+            return coca(tree, config, images, *rest, **more)
 
         return recorded
 
@@ -153,13 +172,13 @@ class Recorder:
             first = not self.seen["batches"]
             if first:
                 self.seen["weights"] = raw(trainer)
-                if hasattr(trainer, "coca"):
-                    trainer.coca = self.passing(trainer.coca)
+                if hasattr(trainer, "objective"):
+                    trainer.objective = self.passing(trainer.objective)
             self.seen["batches"] += [images, tokens]
             report = original(trainer, step, images, tokens)
             self.seen["rates"].append(report["learning_rate"])
             self.seen["norm" if first else "last"].append(report["gradient_norm"])
-            losses = [report[k] for k in ("loss", "contrastive", "caption") if k in report]
+            losses = [report[k] for k in LOSSES if k in report]
             self.seen["loss" if first else "last"] += losses
             if first:
                 self.seen["step"] = raw(trainer)

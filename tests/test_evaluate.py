@@ -31,7 +31,7 @@ WORDS = {"red": (1.0, 0.0), "blue": (0.0, 1.0), "purple": (0.8, 0.6)}
 
 
 class Config:
-    text_length, caption_weight, contrastive_weight = 9, 1.0, 1.0
+    text_length, caption_weight, contrastive_weight, task = 9, 1.0, 1.0, "captions"
 
 
 class Model:

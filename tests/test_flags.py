@@ -90,7 +90,8 @@ def seen(here, tmp_path, monkeypatch):
         monkeypatch.setattr(module.CoCa, name, watched)
 
     for module in (engine_generate, reference_generate):
-        for name in ("features", "embed_images", "embed_texts", "generate", "beam_search"):
+        known = ("features", "embed_images", "embed_texts", "generate", "beam_search", "answer")
+        for name in known:
             watch(module, name)
     explained = explain_task.explain
     put = lambda *given: seen["asked"].append(given[3:]) or explained(*given)  # noqa: E731

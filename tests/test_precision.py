@@ -264,7 +264,7 @@ def test_200_steps_lose_as_much_as_in_float32():
     for name in ("float32", "bfloat16"):
         config = preset("tiny", **how, learning_rate=1e-3, precision=name)
         trainer = Trainer(initialise(config), config)
-        encode = lambda texts: tokenizer.encode(texts, 24)  # noqa: E731
+        encode = lambda texts, *rest: tokenizer.encode(texts, 24)  # noqa: E731
         made = batches(scenes, order, encode, 0, config.steps)
         curves.append([trainer.step(*batch)["loss"] for batch in made])
     exact, rounded = np.array(curves)

@@ -9,10 +9,10 @@ import shutil
 import numpy as np
 import pytest
 from runs import TRAINERS
-from settings_trace import STAGES, TINY, places, same, small_data, trace
+from settings_trace import COLUMNS, STAGES, TASK_ROWS, TINY, places, same, small_data, trace
 
 from minicoca import data, params
-from minicoca.config import DATA_FIELDS, PRESETS, Config, from_dict, preset
+from minicoca.config import DATA_FIELDS, PRESETS, TASKS, Config, from_dict, preset
 from minicoca.engine import ops
 from minicoca.engine import train as engine_train
 from minicoca.params import flatten, initialise
@@ -21,7 +21,6 @@ from minicoca.training.checkpoint import load_model, read_config, save_config
 from minicoca.training.run import make_trainer
 
 EMOJI = dict(data="emoji", held_out="one", emoji_source="one={}/one,two={}/two,three={}/three")
-COLUMNS = dict(data="{}/columns.csv", image_root="{}/red")
 
 # A line a setting: its name, two values (neither a default that a lost setting falls back to), the
 # stages that must differ (none before the first of them may), and what else is set. {}: the places.
@@ -52,6 +51,7 @@ ROWS = [
     ("embed_width", 4, 6, "weights last"),
     ("contrastive_weight", 0.5, 3.0, "loss step"),
     ("caption_weight", 0.5, 3.0, "loss step"),
+    *TASK_ROWS,
     ("data", "{}/red", "{}/blue", "data"),
     ("data", "shapes", "emoji", "data", EMOJI),
     ("image_root", "{}/red", "{}/blue", "data", dict(data="{}/list.csv")),
@@ -101,14 +101,15 @@ ROWS = [
     ("evaluate_every", 1, 2, "looks"),
     ("checkpoint_every", 1, 2, "checkpoints"),
 ]
-# Looked at below: `backend` chooses between these columns, `device` is where tensors are.
-APART = {"backend", "device"}
+# Looked at below: `backend` chooses between these columns, `device` is where tensors are. `answers`
+# are what training's are (test_ask.py).
+APART = {"backend", "device", "answers"}
 NUMPY_REFUSES = {"augment", "accumulate", "ema", "compile", "recompute", "precision", "device"}
 
 # Each number's least value, and the first one over its range.
 LIMITS = {
     "image_width image_heads image_hidden caption_queries pooler_heads text_width text_heads "
-    "text_hidden batch_size accumulate": (1, 10**6 + 1),
+    "text_hidden batch_size accumulate per_picture": (1, 10**6 + 1),
     "image_size patch_size": (1, 4097),
     "image_layers unimodal_layers multimodal_layers": (1, 1001),
     "steps checkpoint_every": (1, 10**9 + 1),
@@ -116,8 +117,8 @@ LIMITS = {
     "embed_width": (0, 10**6 + 1),
     "vocabulary": (5, 10**6 + 1),
     "text_length": (3, 10**6 + 1),
-    "contrastive_weight caption_weight augment learning_rate final_rate weight_decay epsilon "
-    "clip_norm muon_rate image_rate pooler_rate text_rate": (0.0, 1e6),
+    "contrastive_weight caption_weight answer_weight augment learning_rate final_rate weight_decay "
+    "epsilon clip_norm muon_rate image_rate pooler_rate text_rate": (0.0, 1e6),
     "beta1 beta2 momentum ema validation_part held_out_part": (0.0, 1.0),
     "seed": (0, 2**40),
 }
@@ -340,7 +341,8 @@ def test_a_value_of_another_type_or_no_choice_is_refused_by_name(name):
             with pytest.raises(ValueError, match=f"^{name}=.* is not of type {kind.__name__}"):
                 Config(**{name: value})
     for choice in choices or ():
-        assert getattr(Config(**{name: choice}), name) == choice
+        alone = {"contrastive_weight": 0.0, "caption_weight": 0.0} if choice in TASKS[1:] else {}
+        assert getattr(Config(**{name: choice}, **alone), name) == choice
     if choices and kind is str:
         with pytest.raises(ValueError) as refusal:
             Config(**{name: choices[-1] + "x"})

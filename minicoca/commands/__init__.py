@@ -2,6 +2,7 @@
 
 from .. import __version__
 from . import (
+    ask,
     bench,
     caption,
     classify,
@@ -14,8 +15,8 @@ from . import (
     info,
     page,
     plot,
-    report,
     probe,
+    report,
     search,
     train,
 )
@@ -24,6 +25,7 @@ from .flags import Parser
 COMMANDS = {
     "train": train,
     "caption": caption,
+    "ask": ask,
     "classify": classify,
     "search": search,
     "embed": embed,

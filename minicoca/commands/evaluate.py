@@ -16,6 +16,7 @@ from .results import Results, check_output, tell
 HELP = "measure a run on data with captions: retrieval, captions, classes"
 SETTINGS = (
     *("image_root", "image_column", "caption_column", "split_column", "class_template"),
+    *("question_column", "answer_column", "hide"),
     *("validation_part", "held_out_part", "keep_copies", "seed"),
     *("held_out", "exclude", "emoji_source", "unseen_names"),
 )
@@ -74,7 +75,7 @@ def add_flags(parser):
 def run(arguments):
     from .. import data
     from ..evaluate import evaluate
-    from ..training.checkpoint import all_captions
+    from ..training.checkpoint import known
     from ..training.run import GALLERY
 
     if arguments.out:
@@ -91,12 +92,12 @@ def run(arguments):
     dataset = data.load(settings)
     tell(f"{dataset.name}: {dataset.notes}".strip())
     chosen = splits_of(dataset, own, arguments.split)
-    known = set(all_captions(dataset)) if own else ()
+    before = known(dataset) if own else ()
     rows = []
     with Results(arguments, len(chosen), as_table) as results:
         for name, pairs in chosen.items():
             figures, _ = evaluate(
-                model, tokenizer, pairs, gallery, known, arguments.limit,
+                model, tokenizer, pairs, gallery, before, arguments.limit,
                 by=arguments.by, rule=arguments.rule, word_order=arguments.word_order,
             )  # fmt: skip
             row = {"run": str(arguments.run), "data": settings.data, "split": name}
@@ -148,7 +149,7 @@ def row_of(figures):
     def renamed(found):
         return {CLIP_BENCHMARK.get(name, name): value for name, value in found.items()}
 
-    ends, counts = figures["intervals"], ("images", "gallery", "gallery_captions")
+    ends, counts = figures["intervals"], ("images", "questions", "gallery", "gallery_captions")
     about = {name: figures[name] for name in counts if name in figures}
     values = {k: v for k, v in figures.items() if k not in counts and k != "intervals"}
     return about | {"metrics": renamed(values), "intervals": renamed(ends)}
@@ -160,7 +161,8 @@ def as_table(row):
 
     head = f"{row['split'].replace('_', ' ')}, {row['images']:,} images"
     lines = [f"{head:32}{'value':>9}   95 % interval"]
-    for labels, form, scale, unit in ((SHARES, ".1f", 100, " %"), (NUMBERS, ".2f", 1, "")):
+    shares = SHARES | {key: label for key, label in answer_labels(row["metrics"])}
+    for labels, form, scale, unit in ((shares, ".1f", 100, " %"), (NUMBERS, ".2f", 1, "")):
         for name, label in labels.items():
             key = CLIP_BENCHMARK.get(name, name)
             if key in row["metrics"]:
@@ -173,6 +175,16 @@ def as_table(row):
     if (order := row["metrics"].get("caption_bleu_order", 4)) < 4:
         lines.append(f"(no caption has more than {order} words, so BLEU-4 is BLEU-{order})")
     return "\n".join([*lines, ""])
+
+
+def answer_labels(metrics):
+    """(name, label) of the figures of answers, in their order: by way, and by kind of question."""
+    from ..report import ANSWERS
+
+    for way, label in ANSWERS.items():
+        for name in (name for name in metrics if name.startswith(way)):
+            kind = name[len(way) + 1 :]
+            yield name, f"  {kind}" if kind else label
 
 
 def keep(path, rows):

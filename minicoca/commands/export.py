@@ -35,6 +35,8 @@ def open_clip(run, folder):
     weights, tokenizer = read_weights(run, config, note)
     apart = params.said_in(path).get("open_clip_cls", "") if path.is_file() else ""
     write_folder(folder, weights, config, tokenizer, apart)
+    if config.answers:
+        note("left out: the head that answers questions, which open_clip's model has not")
     print(f"{folder}: a folder for open_clip (its name for it: local-dir:{folder})")
 
 
@@ -54,6 +56,8 @@ def add_flags(parser):
 
 def run(arguments):
     folder, (write, name) = find_run(arguments.run), FORMS[arguments.form]
+    if read_config(folder).pictures > 1:
+        raise ValueError(f"{folder} answers by its head alone, and no form of these has one")
     out = arguments.out or (
         Path(f"{folder.name}-{name}") if folder.parent == TRAINED else folder / name
     )

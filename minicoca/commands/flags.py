@@ -105,6 +105,9 @@ def from_flags(arguments, earlier=None):
     names = [field.name for field in dataclasses.fields(config.Config)]
     given = {n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None}
     name = given.pop("preset", None)
+    if not earlier or given.get("task", earlier.task) != earlier.task:
+        begins = config.TASK_SETTINGS.get(given.get("task"), {})
+        given = begins | (config.TUNED if begins and earlier else {}) | given
     if earlier:
         return dataclasses.replace(earlier, **given)
     if not name and given.get("data", "shapes") not in config.BUILT_IN:

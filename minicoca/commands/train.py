@@ -16,7 +16,7 @@ from .flags import Usage, add_settings, from_flags, settings_by_group
 from .results import unheard
 
 HELP = "train a model; with no flags, on drawn shapes, in minutes"
-FIRST = ("data", "image_root", "init", "steps", "seed", "backend", "device")
+FIRST = ("data", "image_root", "task", "init", "steps", "seed", "backend", "device")
 RESUME_FLAGS = (*CHANGEABLE, "image_root")
 
 

@@ -7,6 +7,8 @@ __all__ = ["Dataset", "Pairs", "ZeroShot", "load"]
 
 def load(config):
     """The data set that a config names. Raises ValueError, saying what to do, if there is none."""
+    if config.task != "captions":
+        return _questions(config)
     if config.data == "shapes":
         from . import shapes
 
@@ -35,3 +37,17 @@ def load(config):
         columns=(config.image_column, config.caption_column, config.split_column),
         template=config.class_template,
     )
+
+
+def _questions(config):
+    if config.data == "emoji":
+        raise ValueError(f"there are no {config.task} about emoji; --data shapes, or your own")
+    if config.data == "shapes":
+        from . import asked_shapes
+
+        return asked_shapes.of_shapes(config.task, config.seed, config.image_size, config.hide)
+    if config.task in ("pairs", "dialogue"):
+        raise ValueError(f"--task {config.task} is of drawn shapes alone; leave out --data")
+    from . import vqa
+
+    return vqa.load(config)

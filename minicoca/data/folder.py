@@ -20,7 +20,7 @@ from minicoca.data.files import BEGINNING, EXAMPLES, Report, beginning, equal_by
 from minicoca.data.layouts import Listed, read_listed
 from minicoca.data.layouts import read_captions as read_captions  # here too: it once stood here
 from minicoca.data.pairs import Dataset, ZeroShot
-from minicoca.data.records import Reading
+from minicoca.data.records import LABEL_COLUMNS, Reading
 from minicoca.data.splits import first_in, one_file_once, split_names
 from minicoca.data.splits import part_of as part_of
 from minicoca.data.splits import place_of as place_of
@@ -162,6 +162,7 @@ def load(
     columns: Sequence[str] = ("", "", ""),
     template: str = "a photo of a {}",
     labels: bool = False,
+    find: Callable | None = None,
     background: tuple[int, int, int] = WHITE,
     workers: int = 4,
 ) -> Dataset:
@@ -178,6 +179,7 @@ def load(
     columns: what the columns of images, captions and splits are called; empty where known by name.
     template: the caption of an image whose folder is its class; {} stands for the class.
     labels: classes are read in the place of captions (`Reading`).
+    find: what reads the source, as `read_listed` takes it.
 
     Raises ValueError if the source cannot be understood (naming the line) or no usable image
     remains, OSError if it cannot be read. What is left out is counted in the data set's `notes`.
@@ -189,8 +191,10 @@ def load(
     report = Report()
     root = Path(image_root) if image_root else None
     image, caption, given = columns
-    how = Reading(report, image, caption, given, template, root, labels)
-    listed = read_listed(source, how)
+    how = Reading(report, image, caption, given, template, root)
+    if labels:
+        how.what, how.known = "label", LABEL_COLUMNS
+    listed = read_listed(source, how, find)
     captions, places = one_file_once(listed, report)
     with ThreadPoolExecutor(workers) as pool:
         begins, left_out = leave_out_unusable(captions, listed, pool, report)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,14 +49,16 @@ def read_captions(source: Path, report: Report) -> dict[str, tuple[str, ...]]:
     return read_listed(source, Reading(report)).captions
 
 
-def read_listed(source: Path, reading: Reading) -> Listed:
+def read_listed(source: Path, reading: Reading, find: Callable | None = None) -> Listed:
     """The images, captions and splits of a source; what is left out goes to `reading.report`.
+
+    find: what reads the source in place of `records_of`.
 
     Raises ValueError if the source is missing, is of an unknown kind or breaks its own rules, and
     OSError if it cannot be read.
     """
     try:
-        root, prefix, found = records_of(source, reading)
+        root, prefix, found = (find or records_of)(source, reading)
         captions, splits = gathered(found, reading)
         if prefix is None:  # a list by itself, whose images are looked for
             home = folder_of(captions, root, beyond=reading.root is None)

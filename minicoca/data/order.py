@@ -150,7 +150,8 @@ def spread(order, group, rng):
 
 
 def batches(pairs, order, encode, first, last):
-    """(step, uint8 images, token ids) of steps first to last - 1, made a step ahead in a thread."""
+    """(step, uint8 images, encode(texts, rows, step)) of steps first to last - 1, made a step ahead
+    in a thread; rows: whose texts they are."""
 
     def make(step):
         indices = order.indices(step)
@@ -158,7 +159,7 @@ def batches(pairs, order, encode, first, last):
         if not np.array_equal(shown, indices):  # another image stands in for a damaged one:
             once = order.once(shown)  # not beside itself
             images, shown = images[once], shown[once]
-        return step, images, encode(order.chosen(step, shown))
+        return step, images, encode(order.chosen(step, shown), shown, step)
 
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(make, first) if first < last else None

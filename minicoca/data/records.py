@@ -47,7 +47,8 @@ class Reading:
     image, caption, split: the columns, or fields, to read; empty: those that are known by name.
     template: of a class folder's caption, with {} for the name of the class.
     root: what paths are relative to; None: the list's own folder.
-    labels: classes are read in the place of captions; whole numbers may name them.
+    what, known: what stands beside an image, and the names by which its column is known. Of labels,
+        whole numbers may be names.
     """
 
     report: Report
@@ -56,20 +57,11 @@ class Reading:
     split: str = ""
     template: str = "a photo of a {}"
     root: Path | None = None
-    labels: bool = False
     kind: str = ""  # the layout, in words
     pieces: dict[str, Piece] = field(default_factory=dict)  # images that lie within other files
     classes: dict[str, str] = field(default_factory=dict)  # the caption of a class -> its name
-
-    @property
-    def what(self) -> str:
-        """What is said of an image."""
-        return "label" if self.labels else "caption"
-
-    @property
-    def known(self) -> tuple[str, ...]:
-        """What its column is called."""
-        return LABEL_COLUMNS if self.labels else CAPTION_COLUMNS
+    what: str = "caption"
+    known: tuple[str, ...] = CAPTION_COLUMNS
 
     def columns(self, names: Sequence[str] | dict, where: str) -> tuple[str, str, str]:
         """The names of the columns of images, captions and splits; the last may be empty. Raises
@@ -136,7 +128,7 @@ def gathered(
     captions: dict[str, dict[str, None]] = {}  # the inner dict is a set that keeps its order
     splits: dict[str, str] = {}
     for name, texts, where, split in records:
-        if reading.labels and type(texts) is int:
+        if reading.what == "label" and type(texts) is int:
             texts = str(texts)
         cleaned = clean_all(texts, where, report)
         if not isinstance(name, str | None):

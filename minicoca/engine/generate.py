@@ -5,12 +5,13 @@ import torch
 
 from ..config import END, PAD, START
 from ..params import demand_finite, stream, tree_map
+from .answers import answer_logits
 from .cache import Cache
 from .decoding import draw, largest, restrict_logits
 from .model import embed, encode_image, encode_text
-from .ops import linear, pick_device, use, with_own_backend
+from .ops import linear, pick_device, use, widened, with_own_backend
 from .pooling import pool
-from .text import TextRows, multimodal_decoder
+from .text import TextRows, lengths_of, multimodal_decoder
 from .vision import image_encoder, normalise
 
 PAIRS = 64  # of an image and a text, read at once
@@ -247,6 +248,15 @@ class CoCa:
         return vectors_BE.cpu().numpy()
 
     @with_own_backend
+    @torch.inference_mode()
+    def answer(self, images, tokens):
+        """uint8 images, ids [B, T] of start, question and end -> log p of each answer [B, A]."""
+        images, tokens = self._normalised(images), torch.as_tensor(tokens, device=self.device)
+        logits_BA = answer_logits(self.params, self.config, images, tokens, lengths_of(tokens) - 1)
+        demand_finite(logits_BA.isfinite().all(), "answers")
+        return torch.log_softmax(widened(logits_BA), -1).cpu().numpy()
+
+    @with_own_backend
     def log_likelihoods(self, images, tokens):
         """uint8 [B, I, I, 3], ids [R, T] -> log p of every token but the first: [B, R, T - 1]."""
         images, tokens = self._normalised(images), torch.as_tensor(tokens, device=self.device)
@@ -254,10 +264,11 @@ class CoCa:
 
     @with_own_backend
     def generate(self, images, prompt=(START,), beams=0, **how):
-        """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""
+        """Ids [B, T] that continue the prompt (ids [T0], or without beams one for each image) of
+        each image; beams > 0: beam search."""
         if not beams:
             images = self._normalised(images)
-            prompt_BT = torch.tensor(prompt, device=self.device).expand(len(images), -1)
+            prompt_BT = torch.as_tensor(prompt, device=self.device).expand(len(images), -1)
             return generate(self.params, self.config, images, prompt_BT, **how).cpu().numpy()
         found = [own[0][0] for own in self.beam_search(images, prompt, beams=beams, best=1, **how)]
         tokens_BT = np.full((len(found), max(map(len, found))), PAD)

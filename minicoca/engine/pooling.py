@@ -7,11 +7,11 @@ from .attention import multi_head_attention
 from .ops import attention_pool, layer_norm, linear
 
 
-def attentional_pooler(tokens_BSM, params, heads):
-    """[B, S, M] -> [B, Q, D]: the same queries for every sample."""
+def attentional_pooler(tokens_BSM, params, heads, mask=None):
+    """[B, S, M] -> [B, Q, D]: the same queries for every sample. mask: as attention takes it."""
     q_1QD = layer_norm(params["queries"], params["norm_query"])[None]
     k_BSM = layer_norm(tokens_BSM, params["norm_key"])
-    pooled_BQD = multi_head_attention(q_1QD, k_BSM, params["attention"], heads)
+    pooled_BQD = multi_head_attention(q_1QD, k_BSM, params["attention"], heads, mask=mask)
     return layer_norm(pooled_BQD, params["norm_output"])
 
 

@@ -8,6 +8,7 @@ from ..config import PAD
 from ..params import flatten, specs, stream, tree_map, unflatten
 from ..params import shapes as params_shapes
 from ..tuning import by_muon, factors, kept_tokens, shares
+from .answers import questions
 from .augment import augment
 from .generate import CoCa
 from .losses import contrastive_loss
@@ -17,6 +18,7 @@ from .optim import clamp_temperature, clip_by_global_norm, learning_rate, optimi
 from .precision import in_type
 from .vision import normalise
 
+LOSSES = ("loss", "contrastive", "caption", "answer")
 KEPT = ("exp_avg", "exp_avg_sq", "step")  # as torch calls them; Muon has the first alone
 
 
@@ -44,19 +46,25 @@ class Trainer:
                     own |= {"step": torch.zeros((), device=self.device)}
                 self.moments[names[id(leaf)]] = optimizer.state[leaf] = own
         self.ema = tree_map(lambda p: p.detach().clone(), self.params) if config.ema else None
-        self.coca = torch.compile(coca) if config.compile else coca
+        objective = coca if config.task == "captions" else questions
+        self.objective = torch.compile(objective) if config.compile else objective
 
     @with_own_backend
-    def step(self, step, images, tokens):
+    def step(self, step, images, texts):
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T], both NumPy; what happened, as
-        floats. If the loss or the gradient is not finite, nothing is changed."""
-        images, tokens = self._images(step, images), torch.from_numpy(tokens).to(self.device)
+        floats. If the loss or the gradient is not finite, nothing is changed.
+
+        texts: ids, or a dict of arrays, `tokens` and what else the objective takes by name.
+        """
+        texts = texts if isinstance(texts, dict) else {"tokens": texts}
+        batch = {name: torch.from_numpy(array).to(self.device) for name, array in texts.items()}
+        images = self._images(step, images)
         places = kept_tokens(self.config, step, len(images))
         if places is not None:
             places = torch.from_numpy(places).to(self.device)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        losses = self._gradients(images, tokens, places)
+        losses = self._gradients(images, places=places, **batch)
         norm = clip_by_global_norm(self.leaves.values(), self.config.clip_norm)
         report = {k: float(v) for k, v in losses.items()} | {"gradient_norm": float(norm)}
         rate = learning_rate(step, self.config)
@@ -93,13 +101,12 @@ class Trainer:
     def _compute_params(self):
         return in_type(self.params, self.dtype)
 
-    def _gradients(self, images, tokens, places=None):
+    def _gradients(self, images, tokens, places=None, **more):
         if self.config.accumulate <= 1:
-            outputs = self.coca(self._compute_params(), self.config, images, tokens, places)
+            params = self._compute_params()
+            outputs = self.objective(params, self.config, images, tokens, places, **more)
             _backward(outputs["loss"])
-            return {
-                k: outputs[k].detach() for k in ("loss", "contrastive", "caption") if k in outputs
-            }
+            return {k: outputs[k].detach() for k in LOSSES if k in outputs}
         return self._accumulated(images, tokens, places)
 
     def _accumulated(self, images, tokens, places):
@@ -125,7 +132,7 @@ class Trainer:
             dimage, dtext = image.grad.chunk(parts), text.grad.chunk(parts)
         targets = (tokens[:, 1:] != PAD).sum().clamp(min=1)
         for i, (x, t) in enumerate(batches):
-            outputs = self.coca(self._compute_params(), config, x, t, kept[i])
+            outputs = self.objective(self._compute_params(), config, x, t, kept[i])
             objective = 0
             if dimage:
                 objective = (outputs["image"] * dimage[i]).sum() + (

@@ -89,6 +89,8 @@ def left_out(config: Config) -> list[str]:
         lines.append("vectors and the text tower (trained with contrastive_weight 0)")
     if not config.caption_weight:
         lines.append("tokens, memory and step (trained with caption_weight 0)")
+    if config.answers:
+        lines.append("the head that answers questions")
     return lines
 
 

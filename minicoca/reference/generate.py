@@ -9,11 +9,12 @@ import numpy as np
 
 from ..config import END, PAD, START
 from ..params import demand_finite, stream
+from .answers import answer_logits
 from .decoding import draw, restrict_logits
 from .model import embed, encode_image, encode_text
 from .ops import linear, log_softmax
 from .pooling import pool
-from .text import multimodal_decoder
+from .text import lengths_of, multimodal_decoder
 from .vision import image_encoder, normalise
 
 PAIRS = 16  # of an image and a text, read at once
@@ -159,15 +160,23 @@ class CoCa:
         demand_finite(np.isfinite(vectors_BE).all(), "text vectors")
         return vectors_BE
 
+    def answer(self, images, tokens):
+        """uint8 images, ids [B, T] of start, question and end -> log p of each answer [B, A]."""
+        images, lengths_B = normalise(images, self.config), lengths_of(tokens) - 1
+        logits_BA = answer_logits(self.params, self.config, images, tokens, lengths_B)
+        demand_finite(np.isfinite(logits_BA).all(), "answers")
+        return log_softmax(logits_BA)[0]
+
     def log_likelihoods(self, images, tokens):
         """uint8 [B, I, I, 3], ids [R, T] -> log p of every token but the first: [B, R, T - 1]."""
         return log_likelihoods(self.params, self.config, normalise(images, self.config), tokens)
 
     def generate(self, images, prompt=(START,), beams=0, **how):
-        """Ids [B, T] that continue the prompt (ids [T0]) for each image; beams > 0: beam search."""
+        """Ids [B, T] that continue the prompt (ids [T0], or without beams one for each image) of
+        each image; beams > 0: beam search."""
         if not beams:
             images_BII3 = normalise(images, self.config)
-            prompts = np.tile(prompt, (len(images), 1))
+            prompts = np.broadcast_to(prompt, (len(images), np.shape(prompt)[-1]))
             return generate(self.params, self.config, images_BII3, prompts, **how)
         found = [own[0][0] for own in self.beam_search(images, prompt, beams=beams, **how)]
         tokens_BT = np.full((len(found), max(map(len, found))), PAD)

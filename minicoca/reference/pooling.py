@@ -19,12 +19,12 @@ from .ops import (
 )
 
 
-def attentional_pooler(tokens_BSM, params, heads):
-    """[B, S, M] -> [B, Q, D]: the same queries for every sample."""
+def attentional_pooler(tokens_BSM, params, heads, mask=None):
+    """[B, S, M] -> [B, Q, D]: the same queries for every sample. mask: as attention takes it."""
     q_QD, query_cache = layer_norm(params["queries"], params["norm_query"])
     k_BSM, key_cache = layer_norm(tokens_BSM, params["norm_key"])
     q_BQD = np.broadcast_to(q_QD, (len(tokens_BSM), *q_QD.shape))
-    pooled_BQD, cache = multi_head_attention(q_BQD, k_BSM, params["attention"], heads)
+    pooled_BQD, cache = multi_head_attention(q_BQD, k_BSM, params["attention"], heads, mask)
     y_BQD, output_cache = layer_norm(pooled_BQD, params["norm_output"])
     return y_BQD, (query_cache, key_cache, cache, output_cache)
 

@@ -7,11 +7,13 @@ import numpy as np
 from ..params import flatten, specs, tree_map
 from ..params import shapes as params_shapes
 from ..tuning import by_muon, factors, kept_tokens, shares
+from .answers import questions, questions_backward
 from .generate import CoCa
 from .model import coca, coca_backward
 from .optim import clamp_temperature, clip_by_global_norm, learning_rate, optimise, start
 from .vision import normalise
 
+LOSSES = ("contrastive", "caption", "answer")
 PLAIN = {  # what the settings that only the engine serves may be here
     "augment": (0,),
     "accumulate": (1,),
@@ -34,19 +36,23 @@ class Trainer:
         self.learns = [name for name, factor in factors(params, config).items() if factor]
         self.adam, self.gradients = start(params, config), {}
 
-    def step(self, step, images, tokens):
+    def step(self, step, images, texts):
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T]; what happened, as floats.
-        If the loss or the gradient is not finite, nothing is changed."""
-        self.gradients, places = {}, kept_tokens(self.config, step, len(images))
+        If the loss or the gradient is not finite, nothing is changed. texts: as the engine's."""
+        texts = texts if isinstance(texts, dict) else {"tokens": texts}
+        self.gradients = {}
+        batch = [texts["tokens"], kept_tokens(self.config, step, len(images))]
+        more = {name: array for name, array in texts.items() if name != "tokens"}
+        asks = self.config.task != "captions"
+        forward, backward = (questions, questions_backward) if asks else (coca, coca_backward)
         images = normalise(images, self.config)
-        outputs, cache = coca(self.params, self.config, images, tokens, places)
-        gradients = flatten(coca_backward(1.0, cache)[0])
+        outputs, cache = forward(self.params, self.config, images, *batch, **more)
+        gradients = flatten(backward(1.0, cache)[0])
         gradients = {name: gradients[name] for name in self.learns}
         gradients, norm = clip_by_global_norm(gradients, self.config.clip_norm)
         self.gradients = gradients
-        weights = {"contrastive": self.config.contrastive_weight}
-        weights["caption"] = self.config.caption_weight
-        report = {name: float(outputs[name]) for name in ("loss", *filter(weights.get, weights))}
+        weighed = (name for name in LOSSES if getattr(self.config, f"{name}_weight"))
+        report = {n: float(outputs[n]) for n in ("loss", *weighed) if n in outputs}
         report["gradient_norm"] = norm
         rate = learning_rate(step, self.config)
         if all(math.isfinite(value) for value in report.values()):

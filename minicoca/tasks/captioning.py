@@ -219,5 +219,7 @@ def captions(
 
 def demand_captions(model) -> None:
     """Raises ValueError for a model that was not trained to caption."""
+    if model.config.task != "captions":
+        raise ValueError("this model was trained to answer questions, not to caption: minicoca ask")
     if not model.config.caption_weight:
         raise ValueError("this model was trained with caption_weight 0: it cannot caption")

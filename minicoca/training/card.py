@@ -29,6 +29,8 @@ FIGURES = {
     "text_to_image_r1": ("image-text-retrieval", "recall_at_1", "text to image, R@1"),
     "zero_shot_top1": ("zero-shot-image-classification", "accuracy", "zero-shot accuracy"),
     "zero_shot_top5": ("zero-shot-image-classification", "accuracy", "zero-shot, right in 5"),
+    "answer_head": ("visual-question-answering", "accuracy", "answers right, by the head"),
+    "answer_generation": ("visual-question-answering", "accuracy", "answers right, written"),
 }
 WHOLE = ("caption_cider_d",)  # not a part of one
 LICENCES = {  # {data: (the Hub's name of a licence, why)}
@@ -109,6 +111,7 @@ def front_matter(name, config, splits, licence):
     if licence == "other":
         lines.append("license_name: of-the-drawings")
     task = "image-to-text" if config.caption_weight else "zero-shot-image-classification"
+    task = task if config.task == "captions" else "visual-question-answering"
     lines += ["library_name: minicoca", f"pipeline_tag: {task}", "tags:"]
     lines += [f"- {tag}" for tag in TAGS]
     if not any(key in FIGURES for split in splits.values() for key in split):
@@ -139,8 +142,8 @@ def quoted(text):
 def introduction(config, source):
     size = params.count(params.specs(config))
     kind = "A CoCa ([Contrastive Captioner](https://arxiv.org/abs/2205.01917))"
-    can = []
-    if config.caption_weight:
+    can = ["answers questions about images"] if config.task != "captions" else []
+    if config.caption_weight and not can:
         can.append("captions images")
     if config.contrastive_weight:
         can.append("compares images with sentences")
@@ -154,10 +157,26 @@ def introduction(config, source):
 
 
 def use(config):
+    if config.task != "captions":
+        photos = " ".join(f"photo{n or ''}.png" for n in range(config.pictures))
+        lines = [f'minicoca ask {photos} "what is it" --run .']
+        return [
+            "## Use",
+            "",
+            "In this folder, with minicoca installed:",
+            "",
+            "```",
+            *lines,
+            "```",
+            "",
+        ]
     caption = "minicoca caption photo.png --run ."
     classify = 'minicoca classify photo.png --labels "a cat" "a dog" --run .'
     compares = [classify] if config.contrastive_weight else []
     lines = [caption] * bool(config.caption_weight) + compares
+    if config.task != "captions":
+        photos = " ".join(["photo.png", "other.png"][: config.pictures])
+        lines = [f'minicoca ask {photos} "what is it" --run .']
     return ["## Use", "", "In this folder, with minicoca installed:", "", "```", *lines, "```", ""]
 
 
@@ -204,6 +223,7 @@ def limits(config, splits, source):
         lines.append("- It knows what its training data show, and says of all else what it can.")
     if not splits and not source:
         lines.append("- Nothing was measured on data that were held out.")
-    if config.caption_weight:
-        lines.append("- A caption may be wrong, and nothing in it says so.")
+    if config.caption_weight or config.task != "captions":
+        what = "A caption" if config.task == "captions" else "An answer"
+        lines.append(f"- {what} may be wrong, and nothing in it says so.")
     return [*lines, ""]

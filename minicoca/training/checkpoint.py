@@ -303,6 +303,12 @@ def all_captions(dataset):
     return [text for own in dataset.train.captions for text in own]
 
 
+def known(dataset):
+    """What evaluation is to know of training: its captions, or what its questions' answers are."""
+    train = dataset.train
+    return train.guesses() if hasattr(train, "guesses") else set(all_captions(dataset))
+
+
 def fingerprint(dataset):
     """Of the training captions and the sizes of image files: to notice that data have changed."""
     paths = getattr(dataset.train, "paths", ())

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from ..data.order import Order, batches
+from ..data.questions import Looks
 from ..evaluate import evaluate
 from ..images import ReadError
+from ..tasks.questions import batch_of
 from .checkpoint import to_run
 
 LOOK = 256  # validation pairs in a quick look during training
@@ -27,18 +29,21 @@ class Stopped(Exception):
 def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked):
     """Steps `first` to the last. Raises Stopped."""
     pairs, crowded = dataset.train, False
+    pairs = pairs if config.task == "captions" else Looks(pairs)
     order = Order(pairs.captions, config.batch_size, config.seed, config.distinct, pairs.same)
 
-    def encode(texts):
+    def encode(texts, rows, step):
+        if config.task != "captions":
+            return batch_of(tokenizer, config, pairs, rows, step)
         return tokenizer.encode(texts, config.text_length)
 
     made = _while_readable(batches(pairs, order, encode, first, config.steps), first, checkpoint)
     with tqdm(total=config.steps, initial=first, unit="step", mininterval=0.5) as bar:
-        for step, images, tokens in made:
+        for step, images, texts in made:
             if order.crowded and not crowded:
                 crowded = True
                 bar.write(_crowded(order, config), file=sys.stderr)
-            report = trainer.step(step, images, tokens)
+            report = trainer.step(step, images, texts)
             if not all(map(math.isfinite, report.values())):
                 raise Stopped(diverged(step, report, folder, config))
             bar.update()
@@ -94,13 +99,15 @@ def _look(trainer, tokenizer, dataset, step, log, bar):
     shown = {
         "captions exact": figures.get("caption_exact"),
         "image to text R@1": figures.get("image_to_text_r1"),
+        "answers of the head": figures.get("answer_head"),
+        "answers written": figures.get("answer_generation"),
     }
     text = ", ".join(f"{name} {value:.1%}" for name, value in shown.items() if value is not None)
     bar.write(f"step {step}: validation {text}", file=sys.stderr)
 
 
 def _brief(report):
-    parts = {"loss": "loss", "contrastive": "contrast", "caption": "caption"}
+    parts = {"loss": "loss", "contrastive": "contrast", "caption": "caption", "answer": "answer"}
     return " ".join(
         f"{short} {report[name]:.3f}" for name, short in parts.items() if name in report
     )

@@ -20,9 +20,7 @@ from ..clip_tokenizer import tokenizer_of
 from ..evaluate import evaluate, nearest_truth, written
 from ..files import OURS, make_folder, read_bytes, unfinished, write_atomically, write_json
 from ..report import make_picture, table
-from ..tokenizer import Tokenizer
-from ..tuning import learning, move_positions
-from ..words import clean
+from ..tuning import learning
 from .card import write_card
 from .checkpoint import (
     CARD,
@@ -38,20 +36,20 @@ from .checkpoint import (
     belongs,
     fingerprint,
     identity,
+    known,
     read_checkpoint,
-    read_config,
     read_own,
     read_results,
     read_tokenizer,
     read_weights,
     save_config,
     to_run,
-    trainer_of,
 )
 from .log import Log, machine
 from .loop import Stopped, asked_to_stop, diverged, loop
 from .owner import LOCK, LostError, owned
 from .profiling import profiled
+from .start import make_trainer, shorter_warmup, start
 from .track import telling
 
 GALLERY = {"shapes": 256}  # retrieval among so many pairs; elsewhere among all of a split
@@ -119,10 +117,13 @@ def _train(
     if not Log.first_command(folder / LOG):
         log.write({"step": 0, "command": command})
     size = params.count(trainer.weights())
-    say(f"{dataset.name}: {len(dataset.train):,} training pairs. {dataset.notes}".strip())
+    what, each = "pairs", "pairs"
+    if config.task != "captions":
+        what, each = "questions", f"pictures, {config.per_picture} questions each at most"
+    say(f"{dataset.name}: {len(dataset.train):,} training {what}. {dataset.notes}".strip())
     if cut := tokenizer.too_long(all_captions(dataset), config.text_length):
         say(f"{cut:,} captions are cut at {config.text_length} tokens (--text-length)")
-    say(f"{size:,} parameters; {config.steps:,} steps of {config.batch_size} pairs")
+    say(f"{size:,} parameters; {config.steps:,} steps of {config.batch_size} {each}")
     if fixed := size - learning(config):
         say(f"{fixed:,} of them stay as they are (--freeze, or a rate of 0)")
     begun = time.perf_counter() - seconds
@@ -191,73 +192,6 @@ def check_whole(folder, seal, still_ours):
     Log.read(folder / LOG)
 
 
-def make_trainer(tree, config):
-    """The Trainer of the config's backend."""
-    return trainer_of(config).Trainer(tree, config)
-
-
-def start(config, folder, say, tokenizer=None):
-    """Make the tokenizer, unless there is one, and the first weights: (trainer, tokenizer, dataset,
-    config)."""
-    memory.check(config, training=True, known=False)
-    weights = None
-    if config.init:
-        weights, tokenizer = first_weights(config, say)
-    dataset = data.load(config)
-    texts = all_captions(dataset)
-    tokenizer = tokenizer or Tokenizer.train(
-        texts, config.vocabulary, config.tokenizer, config.fold, say=say
-    )
-    if config.fold and not tokenizer.folds:
-        raise ValueError("--fold: the run that --init names keeps captions as written")
-    if tokenizer.folds and (folded := sum(tokenizer.normalise(t) != clean(t) for t in texts)):
-        by = "--fold" if config.fold else "by the tokenizer of the run that --init names"
-        say(f"{folded:,} captions are folded ({by}): case and letters are not kept as written")
-    if unknown := tokenizer.unknown_share(texts):
-        share = f"{unknown:.1%}" if unknown > 0.001 else "under 0.1%"
-        advice = "the run that --init names had others" if weights else "more fit in --vocabulary"
-        say(f"{share} of the words are unknown to the tokenizer; {advice}")
-    if config.batch_size > len(dataset.train):
-        say(f"batches of {len(dataset.train)}, all the pairs there are")
-    config = replace(
-        config,
-        batch_size=min(config.batch_size, len(dataset.train)),
-        warmup=shorter_warmup(config, say),
-        vocabulary=tokenizer.vocab_size,
-        fold=tokenizer.folds,
-    )
-    mean, std = (tuple(map(float, x)) for x in (dataset.mean, dataset.std))
-    if weights:  # pixels stay what they know
-        earlier = read_config(config.init)
-        mean, std = earlier.pixel_mean, earlier.pixel_std
-    config = replace(config, pixel_mean=mean, pixel_std=std)
-    memory.check(config, training=True)
-    weights = weights or params.initialise(config, config.seed)
-    if config.backend != "numpy":
-        from ..engine.precision import settled
-
-        config = settled(config, weights, say)
-    trainer = make_trainer(weights, config)
-    tokenizer.save(folder / TOKENIZER)
-    return trainer, tokenizer, dataset, config
-
-
-def first_weights(config, say):
-    """(weights, Tokenizer) of the run that --init names, for the config's image size."""
-    earlier = read_config(config.init)
-    sides = earlier.image_size // earlier.patch_size, config.image_size // config.patch_size
-    if config.patch_size != earlier.patch_size:
-        raise ValueError(
-            f"patch_size={config.patch_size}, but {config.init} was trained with patches of "
-            f"{earlier.patch_size} pixels, and its weights fit no other; leave --patch-size out"
-        )
-    before = replace(config, image_size=earlier.image_size)
-    weights, tokenizer = read_weights(config.init, before, say)
-    if sides[0] != sides[1]:
-        say("positions of {0} x {0} patches are interpolated to {1} x {1}".format(*sides))
-    return move_positions(weights, config), tokenizer
-
-
 def resume(folder, say, **changes):
     """Take a run up where its last checkpoint left it: as `start`, and its Identity and what the
     checkpoint says of itself."""
@@ -285,14 +219,6 @@ def resume(folder, say, **changes):
     return trainer, tokenizer, dataset, config, of, done
 
 
-def shorter_warmup(config, say):
-    """The config's warm-up, or one that its steps have room for."""
-    if config.warmup < config.steps:
-        return config.warmup
-    say(f"warm-up of {config.steps // 10} steps: {config.warmup} are all there are, or more")
-    return config.steps // 10
-
-
 def finish(model, tokenizer, dataset, config, folder, seconds, say=print, about=None):
     """Evaluate every held-out split; write results.json (with what it is `about`), say the table,
     draw the pictures."""
@@ -316,10 +242,10 @@ def finish(model, tokenizer, dataset, config, folder, seconds, say=print, about=
 
         found = pixel_nearest_neighbour(dataset)
         results |= {f"pixel_nearest_neighbour_{name}": value for name, value in found.items()}
-    captions, known, gallery = {}, set(all_captions(dataset)), GALLERY.get(config.data, 0)
+    captions, before, gallery = {}, known(dataset), GALLERY.get(config.data, 0)
     for name, pairs in dataset.evaluations.items():
         try:
-            results[name], captions[name] = evaluate(model, tokenizer, pairs, gallery, known)
+            results[name], captions[name] = evaluate(model, tokenizer, pairs, gallery, before)
         except ValueError as error:  # images that could be opened, but not decoded
             say(f"{name} is left out: {error}")
             continue

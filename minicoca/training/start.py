@@ -1,0 +1,117 @@
+"""How a run begins: its data, its tokenizer, its first weights, and a Trainer of them."""
+
+from dataclasses import fields, replace
+
+from .. import data, memory, params
+from ..config import Config
+from ..data.questions import classes
+from ..tasks.questions import left_out
+from ..tokenizer import Tokenizer
+from ..tuning import grow, move_positions
+from ..words import clean
+from .checkpoint import TOKENIZER, all_captions, read_config, read_weights, trainer_of
+
+
+def make_trainer(tree, config):
+    """The Trainer of the config's backend."""
+    return trainer_of(config).Trainer(tree, config)
+
+
+def start(config, folder, say, tokenizer=None):
+    """Make the tokenizer, unless there is one, and the first weights: (trainer, tokenizer, dataset,
+    config)."""
+    memory.check(config, training=True, known=False)
+    weights = None
+    if config.init:
+        weights, tokenizer = first_weights(config, say)
+        earlier = read_config(config.init)
+    dataset = data.load(config)
+    texts = all_captions(dataset)
+    if weights and config.task != "captions":
+        tokenizer = with_words(tokenizer, texts, say)
+    tokenizer = tokenizer or Tokenizer.train(
+        texts, config.vocabulary, config.tokenizer, config.fold, say=say
+    )
+    config = replace(config, answers=answers_of(config, dataset, say))
+    if weights and (config.answers, config.pictures) != (earlier.answers, earlier.pictures):
+        weights.pop("head", None)
+    if config.fold and not tokenizer.folds:
+        raise ValueError("--fold: the run that --init names keeps captions as written")
+    if tokenizer.folds and (folded := sum(tokenizer.normalise(t) != clean(t) for t in texts)):
+        by = "--fold" if config.fold else "by the tokenizer of the run that --init names"
+        say(f"{folded:,} captions are folded ({by}): case and letters are not kept as written")
+    if unknown := tokenizer.unknown_share(texts):
+        share = f"{unknown:.1%}" if unknown > 0.001 else "under 0.1%"
+        advice = "the run that --init names had others" if weights else "more fit in --vocabulary"
+        say(f"{share} of the words are unknown to the tokenizer; {advice}")
+    rows = len(getattr(dataset.train, "looks", dataset.train))
+    if config.batch_size > rows:
+        say(f"batches of {rows}, all the pairs there are")
+    config = replace(
+        config,
+        batch_size=min(config.batch_size, rows),
+        warmup=shorter_warmup(config, say),
+        vocabulary=tokenizer.vocab_size,
+        fold=tokenizer.folds,
+    )
+    mean, std = (tuple(map(float, x)) for x in (dataset.mean, dataset.std))
+    if weights:  # pixels stay what they know
+        mean, std = earlier.pixel_mean, earlier.pixel_std
+    config = replace(config, pixel_mean=mean, pixel_std=std)
+    memory.check(config, training=True)
+    if weights and params.shapes(weights) != params.shapes(params.specs(config)):
+        weights = grow(weights, config)
+    weights = weights or params.initialise(config, config.seed)
+    if config.backend != "numpy":
+        from ..engine.precision import settled
+
+        config = settled(config, weights, say)
+    trainer = make_trainer(weights, config)
+    tokenizer.save(folder / TOKENIZER)
+    return trainer, tokenizer, dataset, config
+
+
+def with_words(tokenizer, texts, say):
+    """A Tokenizer that knows the words of the texts too, if it is one of words."""
+    if not hasattr(tokenizer, "with_words"):
+        return tokenizer
+    more = tokenizer.with_words(texts)
+    if added := more.vocab_size - tokenizer.vocab_size:
+        say(f"{added:,} words are added to the {tokenizer.vocab_size:,} tokens of the earlier run")
+    return more
+
+
+def answers_of(config, dataset, say):
+    """The classes of the head, where a task has one."""
+    if config.task == "captions" or not config.answer_weight:
+        return ()
+    found = classes(dataset.train)
+    if lost := left_out(dataset.train, found):
+        say(f"{lost:,} questions have no answer among the {len(found):,} most frequent ones")
+    return found
+
+
+def first_weights(config, say):
+    """(weights, Tokenizer) of the run that --init names, for the config's image size."""
+    earlier = read_config(config.init)
+    sides = earlier.image_size // earlier.patch_size, config.image_size // config.patch_size
+    if config.patch_size != earlier.patch_size:
+        raise ValueError(
+            f"patch_size={config.patch_size}, but {config.init} was trained with patches of "
+            f"{earlier.patch_size} pixels, and its weights fit no other; leave --patch-size out"
+        )
+    model = (field.name for field in fields(Config) if field.metadata["group"] == "model")
+    before = replace(earlier, **{name: getattr(config, name) for name in model})
+    before = replace(before, image_size=earlier.image_size)
+    weights, tokenizer = read_weights(config.init, before, say)
+    if sides[0] != sides[1]:
+        say("positions of {0} x {0} patches are interpolated to {1} x {1}".format(*sides))
+    return move_positions(weights, config), tokenizer
+
+
+def shorter_warmup(config, say):
+    """The config's warm-up, or one that its steps have room for."""
+    if config.warmup < config.steps:
+        return config.warmup
+    say(f"warm-up of {config.steps // 10} steps: {config.warmup} are all there are, or more")
+    return config.steps // 10
