@@ -63,6 +63,11 @@ class Reading:
     what: str = "caption"
     known: tuple[str, ...] = CAPTION_COLUMNS
 
+    @property
+    def labels(self) -> bool:
+        """Whether classes are read in the place of captions."""
+        return self.what == "label"
+
     def columns(self, names: Sequence[str] | dict, where: str) -> tuple[str, str, str]:
         """The names of the columns of images, captions and splits; the last may be empty. Raises
         ValueError where one is missing."""
@@ -128,7 +133,7 @@ def gathered(
     captions: dict[str, dict[str, None]] = {}  # the inner dict is a set that keeps its order
     splits: dict[str, str] = {}
     for name, texts, where, split in records:
-        if reading.what == "label" and type(texts) is int:
+        if reading.labels and type(texts) is int:
             texts = str(texts)
         cleaned = clean_all(texts, where, report)
         if not isinstance(name, str | None):
