@@ -185,7 +185,7 @@ def test_a_probe_finds_classes_that_lie_apart_and_none_in_noise(kind):
     """With a test that is seen at the end alone: labels that mean nothing stay at chance."""
     known, tested = clouds(1, 12), clouds(2, 50)
     (_, found, _), (_, whole, probe) = curve(kind, known, tested, "abcd", CONFIG, [1, None], 2)
-    assert min(whole) >= 0.98 and min(found) > 0.8
+    assert min(whole) > 0.97 and min(found) > 0.8
     assert len(found) == 2 and len(whole) == (2 if kind == "pooler" else 1)
     classified = probe.classify(tested.vectors, tested.tokens, "cpu")
     logits = probe(tested.vectors, tested.tokens, "cpu")

@@ -226,7 +226,7 @@ def test_clips_are_what_they_were_and_others_than_those_tested():
     assert (one.batch([0, 1, 2, 3]) != other.batch([0, 1, 2, 3])).any((1, 2, 3, 4)).all()
 
 
-def ways(kind, train=300, test=120):
+def ways(kind, train=500, test=120):
     """The accuracy of a probe of the shipped model's tokens, of which way a thing went, and of
     which axis it moved along."""
     model = minicoca.load("shapes").coca
@@ -242,7 +242,7 @@ def test_which_way_it_went_needs_the_order_of_frames():
     """With a vector for each frame nearly always; without, the axis alone, and then a coin."""
     told, _ = ways("pooler")
     blind, axis = ways("unordered")
-    assert told >= 0.9
+    assert told >= 0.95
     assert axis >= 0.9 and blind < 0.68
 
 
