@@ -146,7 +146,8 @@ def test_covered_pictures_are_looks_of_their_own():
     for own in found.looks:
         images = found.batch(own)
         assert (images == images[:1]).all()
-    assert len(found.looks) > len({*found.about.tolist()})
+        assert len({found.covers[row] for row in own}) == 1
+    assert 0.2 < sum(map(bool, found.covers)) / len(found.covers) < 0.8
 
 
 def test_guesses_and_classes_count_every_answer():
