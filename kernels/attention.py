@@ -67,7 +67,7 @@ def attention_fwd_kernel(
         s = tl.arange(0, BLOCK_S)
         k = load_tile(k_ptr, s, c, k_s, end, K, UPCAST)  # [BLOCK_S, BLOCK_K]
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=WIDE) * (scale * LOG2E)
-        scores = tl.where(score_mask(t, s, end, CAUSAL), scores, float("-inf"))
+        scores = tl.where(score_mask(t, s, T, end, CAUSAL), scores, float("-inf"))
         start = tl.full([BLOCK_T], float("-inf"), WIDE)
         p, peak, total, _ = online_softmax(scores, start, tl.zeros([BLOCK_T], WIDE))
         v = load_tile(v_ptr, s, c, v_s, end, K, UPCAST)
@@ -83,7 +83,7 @@ def attention_fwd_kernel(
             k = load_tile(k_ptr, s, c, k_s, end, K, UPCAST)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=WIDE)
             scores *= scale * LOG2E
-            scores = tl.where(score_mask(t, s, end, CAUSAL), scores, float("-inf"))
+            scores = tl.where(score_mask(t, s, T, end, CAUSAL), scores, float("-inf"))
             p, peak, total, factor = online_softmax(scores, peak, total)
             v = load_tile(v_ptr, s, c, v_s, end, K, UPCAST)
             acc = acc * factor[:, None]
@@ -130,7 +130,7 @@ def attention_bwd_short_kernel(
         s = first + tl.arange(0, BLOCK_S)
         k = load_tile(k_ptr, s, c, k_s, end, K, UPCAST)
         v = load_tile(v_ptr, s, c, v_s, end, K, UPCAST)
-        p = probabilities(q, k, lse2, t, s, end, scale, CAUSAL, WIDE, PRECISION)
+        p = probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL, WIDE, PRECISION)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
         ds = narrow(p * (dp - delta[:, None]) * scale, q, UPCAST)
         if dq_ptr is not None:

@@ -17,12 +17,12 @@ def head_offset(h, stride, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def probabilities(q, k, lse2, t, s, end, scale, CAUSAL: tl.constexpr, WIDE: tl.constexpr,
+def probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL: tl.constexpr, WIDE: tl.constexpr,
                   PRECISION: tl.constexpr):  # fmt: skip
     """P [BLOCK_T, BLOCK_S] again, from the rows' base-2 log-sum-exp; exactly 0 where masked."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=WIDE) * (scale * LOG2E)
     # Masked after exp2 as well: a masked score may overflow it, and 0 * inf is NaN.
-    return tl.where(score_mask(t, s, end, CAUSAL), tl.exp2(scores - lse2[:, None]), 0.0)
+    return tl.where(score_mask(t, s, T, end, CAUSAL), tl.exp2(scores - lse2[:, None]), 0.0)
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def attention_bwd_dkdv_kernel(
         do = load_tile(do_ptr, t, c, do_t, T, K, UPCAST)
         lse2 = load_lse2(lse_ptr + rows, t, T)
         delta = tl.load(delta_ptr + rows + t, mask=t < T, other=0.0)
-        p = probabilities(q, k, lse2, t, s, end, scale, CAUSAL, WIDE, PRECISION)
+        p = probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL, WIDE, PRECISION)
         if dv_ptr is not None:
             dv += tl.dot(
                 tl.trans(narrow(p, do, UPCAST)), do, input_precision=PRECISION, out_dtype=WIDE
@@ -145,7 +145,7 @@ def attention_bwd_dq_kernel(
             k = load_tile(k_own, s, c, k_s, end, K, UPCAST)
             v = load_tile(v_own, s, c, v_s, end, K, UPCAST)
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
-            p = probabilities(q, k, lse2, t, s, end, scale, CAUSAL, WIDE, PRECISION)
+            p = probabilities(q, k, lse2, t, s, T, end, scale, CAUSAL, WIDE, PRECISION)
             ds = narrow(p * (dp - delta[:, None]), q, UPCAST)
             row_sum += tl.sum(ds.to(WIDE), 1)
             dq += tl.dot(ds, k, input_precision=PRECISION, out_dtype=WIDE)

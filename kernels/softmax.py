@@ -64,9 +64,9 @@ def narrow(x, other, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def score_mask(t, s, end, CAUSAL: tl.constexpr):
+def score_mask(t, s, T, end, CAUSAL: tl.constexpr):
     """[T, S]: key s is one of the first `end`, and not after query t where CAUSAL."""
-    inside = s[None, :] < end
+    inside = (t[:, None] < T) & (s[None, :] < end)
     if CAUSAL:
         inside = inside & (s[None, :] <= t[:, None])
     return inside

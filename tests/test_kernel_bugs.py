@@ -82,8 +82,8 @@ OWN_CHECKS = (strided_lengths, very_large_logits)
 BUGS = [
     ("softmax.py", "inside = inside & (s[None, :] <= t[:, None])",
      "inside = inside & (s[None, :] < t[:, None])", attention_case("causal text")),
-    ("softmax.py", "inside = s[None, :] < end", "inside = s[None, :] <= end",
-     attention_case("general")),
+    ("softmax.py", "inside = (t[:, None] < T) & (s[None, :] < end)",
+     "inside = (t[:, None] < T) & (s[None, :] <= end)", attention_case("general")),
     ("softmax.py", "factor = tl.exp2(peak - shift)", "factor = tl.exp2(peak * 0)",
      attention_case("cross")),
     ("softmax.py", "tl.where(total == 0.0, 1.0, total))) * LN2",
