@@ -79,7 +79,7 @@ def attention(T, S, H, K, B, causal=False, lengths=False, shared=False):
         ),
         Planned(
             "backward", rows["attention_bwd_dq_kernel"], down * slices * H,
-            (cdiv(B, slices), steps),
+            (cdiv(B, slices), steps) if shared else (steps,),
             read | {"dq": 4 * slices * T * H * K if shared else query},
             {"q": B if shared else 1, "k": down, "v": down},
         ),
