@@ -20,7 +20,7 @@ from minicoca.data.files import BEGINNING, EXAMPLES, Report, beginning, equal_by
 from minicoca.data.layouts import Listed, read_listed
 from minicoca.data.layouts import read_captions as read_captions  # here too: it once stood here
 from minicoca.data.pairs import Dataset, ZeroShot
-from minicoca.data.records import LABEL_COLUMNS, Reading
+from minicoca.data.records import LABELS, Reading
 from minicoca.data.splits import first_in, one_file_once, split_names
 from minicoca.data.splits import part_of as part_of
 from minicoca.data.splits import place_of as place_of
@@ -191,9 +191,7 @@ def load(
     report = Report()
     root = Path(image_root) if image_root else None
     image, caption, given = columns
-    how = Reading(report, image, caption, given, template, root)
-    if labels:
-        how.what, how.known = "label", LABEL_COLUMNS
+    how = Reading(report, image, caption, given, template, root, **LABELS if labels else {})
     listed = read_listed(source, how, find)
     captions, places = one_file_once(listed, report)
     with ThreadPoolExecutor(workers) as pool:

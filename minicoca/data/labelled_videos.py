@@ -13,7 +13,7 @@ from minicoca.data.files import Report
 from minicoca.data.folders import classes_of
 from minicoca.data.labelled import Labelled, labelled
 from minicoca.data.layouts import read_listed
-from minicoca.data.records import SPLITS, Reading
+from minicoca.data.records import LABELS, SPLITS, Reading
 from minicoca.data.splits import split_names
 from minicoca.data.video import FRAMES, find_videos, load_video
 from minicoca.images import ImageError, patiently, status
@@ -60,7 +60,7 @@ def load(
                 splits |= {name: SPLITS[split.lower()]} if split else {}
     else:
         image, label, split = columns
-        how = Reading(report, image, label, split, root=image_root, labels=True)
+        how = Reading(report, image, label, split, root=image_root, **LABELS)
         listed = read_listed(source, how)
         root, captions, splits = listed.root, listed.captions, listed.splits
     names = [name for name in captions if captions[name] and is_whole(root / name, report)]

@@ -22,6 +22,7 @@ IMAGE_COLUMNS = (
 )
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "comment")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category")
+LABELS = {"what": "label", "known": LABEL_COLUMNS}  # of a Reading: classes in place of captions
 SPLIT_COLUMNS = ("split",)
 SPLITS = {
     **dict.fromkeys(("train", "training", "restval"), "train"),  # restval: Karpathy's, of COCO
