@@ -40,7 +40,7 @@ $(EMOJI_INSTALLED): $(INSTALLED)
 	touch $@
 
 # open_clip needs torchvision, and that the torch that it was built for; clip_benchmark NumPy below 2.4;
-# trackio Pillow below 13.
+# trackio Pillow below 12.
 $(SLOW)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SLOW)
 	grep -vE "^(torch|triton|numpy|pillow)==" constraints.txt > $(SLOW)/constraints.txt
