@@ -18,6 +18,7 @@ from minicoca.engine import train as engine_train
 from minicoca.engine.optim import learning_rate
 from minicoca.training import loop, owner
 from minicoca.training import run as training_run
+from minicoca.training import start as training_start
 from minicoca.training.checkpoint import WEIGHTS, load_model, new_folder, read_config
 from minicoca.training.loop import Stopped
 from minicoca.training.owner import LostError, TakenError, owned
@@ -129,7 +130,7 @@ def stages(monkeypatch):
     return {
         "reading": (data, "load"),
         "words": (Tokenizer, "save"),
-        "first weights": (training_run, "make_trainer"),
+        "first weights": (training_start, "make_trainer"),
         "first save": (training_run.params, "save"),
         "step": (engine_train.Trainer, "step"),
         "look": (loop, "evaluate"),
