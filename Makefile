@@ -39,13 +39,15 @@ $(EMOJI_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[emoji]"
 	touch $@
 
-# open_clip needs torchvision, and that the torch that it was built for; clip_benchmark NumPy below 2.4;
-# trackio Pillow below 12.
+# open_clip needs torchvision, and that the torch that it was built for; clip_benchmark NumPy below 2.4.
+# trackio wants other versions of Pillow and the Hub than these: it lies apart.
 $(SLOW)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SLOW)
-	grep -vE "^(torch|triton|numpy|pillow)==" constraints.txt > $(SLOW)/constraints.txt
+	grep -vE "^(torch|triton|numpy)==" constraints.txt > $(SLOW)/constraints.txt
 	$(SLOW)/bin/python -m pip install --quiet --constraint $(SLOW)/constraints.txt \
-	    torch==2.14.1 torchvision==0.29.1 "numpy<2.4" --editable ".[dev,emoji,open-clip,notebook,eval,parquet,export,clip-benchmark,track]"
+	    torch==2.14.1 torchvision==0.29.1 "numpy<2.4" --editable ".[dev,emoji,open-clip,notebook,eval,parquet,export,clip-benchmark]" \
+	    tensorboard
+	$(SLOW)/bin/python -m pip install --quiet --target $(SLOW)/trackio "$$(grep ^trackio== constraints.txt)"
 	touch $@
 
 # A browser for the page with the model inside: the system's, else Debian's where we may install it;

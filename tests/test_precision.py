@@ -255,7 +255,7 @@ def test_what_a_cpu_has_is_asked_of_torch(monkeypatch):
 @pytest.mark.slow
 def test_200_steps_lose_as_much_as_in_float32():
     """From the same weights, the same pairs in the same order: the mean loss of the run within 1 %,
-    and with AdamW at a rate at which rounding is not multiplied that of every 20 steps in 1.5 %."""
+    and with AdamW at a rate at which rounding is not multiplied that of every 20 steps."""
     scenes = load(0, 32, 3000, 20).train
     tokenizer = Tokenizer.train([own[0] for own in scenes.captions], 64)
     order = Order(scenes.captions, 64, 0, False, scenes.same)
@@ -271,4 +271,4 @@ def test_200_steps_lose_as_much_as_in_float32():
     assert exact[-20:].mean() < 0.8 * exact[:20].mean() and (exact != rounded).all()
     assert rounded.mean() == pytest.approx(exact.mean(), rel=0.01)
     for a, b in zip(exact.reshape(10, 20).mean(1), rounded.reshape(10, 20).mean(1), strict=True):
-        assert b == pytest.approx(a, rel=0.015)
+        assert b == pytest.approx(a, rel=0.01)

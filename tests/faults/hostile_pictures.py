@@ -186,22 +186,12 @@ def dds_of_masks(side):
     return bytes(whole) + bytes(1000)
 
 
-def comes_back(whole):
-    """Whether Pillow reads what it wrote: before version 12 not a TIFF in YCbCr."""
-    try:
-        pixels = np.asarray(Image.open(io.BytesIO(whole)).convert("RGB"))
-    except OSError:
-        return False
-    return pixels.shape == TRUTH.shape and np.abs(pixels.astype(int) - TRUTH).max() <= 24
-
-
 def all_of_them(seed=0):
     """(name, bytes, right pixels or None) of each hostile picture."""
     rng, kinds = np.random.default_rng(seed), samples()
     for number, ((kind, mode), whole) in enumerate(kinds.items()):
         suffix = (".png", ".jpg", ".gif", "", ".PNG ", ".txt")[number % 6]  # often the wrong one
-        exact = mode in ("RGB", "RGBA", "CMYK", "YCbCr") and kind not in LOSSY
-        same = TRUTH if exact and comes_back(whole) else None
+        same = TRUTH if mode in ("RGB", "RGBA", "CMYK", "YCbCr") and kind not in LOSSY else None
         yield f"whole_{kind}_{mode}{suffix}", whole, same
         yield f"cut_{kind}_{mode}.png", whole[: rng.integers(len(whole))], None
         yield f"twice_{kind}_{mode}.png", whole + whole, same if kind != "JPEG2000" else None
