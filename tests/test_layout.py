@@ -163,7 +163,7 @@ def test_no_circle_of_imports():
 
 
 def test_budgets():
-    """A person can hold a file in the head: 200 lines in the reference (1,320 in all, without what
+    """A person can hold a file in the head: 200 lines in the reference (1,300 in all, without what
     other objectives add, 150 each), else 400."""
     lines = {path: len(path.read_text().splitlines()) for path in files()}
     reference = {
@@ -171,7 +171,7 @@ def test_budgets():
     }
     added = {p: reference.pop(p) for p in [*reference] if p.stem in ADDED}
     assert len(added) == len(ADDED) and max(added.values()) <= 150
-    assert sum(reference.values()) <= 1320, sum(reference.values())
+    assert sum(reference.values()) <= 1300, sum(reference.values())
     for path, n in lines.items():
         limit = 150 if path in added else 200 if path in reference else 400
         assert n <= limit, f"{path.relative_to(ROOT)} has {n} lines, more than {limit}"

@@ -187,6 +187,4 @@ class CoCa:
     def beam_search(self, images, prompt=(START,), **how):
         """What beams find for each image, best first: a list of lists of (ids [T], score)."""
         images_BII3 = normalise(images, self.config)
-        return [
-            beam_search(self.params, self.config, image, prompt, **how) for image in images_BII3
-        ]
+        return [beam_search(self.params, self.config, x, prompt, **how) for x in images_BII3]

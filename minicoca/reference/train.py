@@ -15,14 +15,9 @@ from .vision import normalise
 
 LOSSES = ("contrastive", "caption", "answer")
 PLAIN = {  # what the settings that only the engine serves may be here
-    "augment": (0,),
-    "accumulate": (1,),
-    "ema": (0,),
-    "compile": (False,),
-    "recompute": (False,),
-    "precision": ("auto", "float32"),
-    "device": ("auto", "cpu"),
-}
+    "augment": (0,), "accumulate": (1,), "ema": (0,), "compile": (False,), "recompute": (False,),
+    "precision": ("auto", "float32"), "device": ("auto", "cpu"),
+}  # fmt: skip
 
 
 class Trainer:
@@ -39,24 +34,21 @@ class Trainer:
     def step(self, step, images, texts):
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T]; what happened, as floats.
         If the loss or the gradient is not finite, nothing is changed. texts: as the engine's."""
-        texts = texts if isinstance(texts, dict) else {"tokens": texts}
         self.gradients = {}
-        batch = [texts["tokens"], kept_tokens(self.config, step, len(images))]
-        more = {name: array for name, array in texts.items() if name != "tokens"}
-        asks = self.config.task != "captions"
-        forward, backward = (questions, questions_backward) if asks else (coca, coca_backward)
+        more = dict(texts) if isinstance(texts, dict) else {"tokens": texts}
+        batch = [more.pop("tokens"), kept_tokens(self.config, step, len(images))]
+        forward, backward = (questions, questions_backward) if more else (coca, coca_backward)
         images = normalise(images, self.config)
         outputs, cache = forward(self.params, self.config, images, *batch, **more)
         gradients = flatten(backward(1.0, cache)[0])
         gradients = {name: gradients[name] for name in self.learns}
-        gradients, norm = clip_by_global_norm(gradients, self.config.clip_norm)
-        self.gradients = gradients
+        self.gradients, norm = clip_by_global_norm(gradients, self.config.clip_norm)
         weighed = (name for name in LOSSES if getattr(self.config, f"{name}_weight"))
         report = {n: float(outputs[n]) for n in ("loss", *weighed) if n in outputs}
         report["gradient_norm"] = norm
         rate = learning_rate(step, self.config)
         if all(math.isfinite(value) for value in report.values()):
-            given = self.params, gradients, self.adam
+            given = self.params, self.gradients, self.adam
             self.params, self.adam = optimise(*given, rate, self.config)
             if "log_temperature" in self.learns:
                 self.params = clamp_temperature(self.params)
@@ -64,8 +56,7 @@ class Trainer:
         return report | {"learning_rate": rate, "temperature": temperature}
 
     def gradient_shares(self):
-        """What part of the last step's squared gradient each branch of the model had (`shares`).
-        Clipping scales all of it alike."""
+        """What part of the last step's squared gradient each branch had; clipping changes none."""
         return shares({name: float(np.vdot(g, g)) for name, g in self.gradients.items()})
 
     def state(self):
@@ -92,6 +83,5 @@ def shapes(config):
     parts = dict.fromkeys(("params", "adam.mean", "adam.square"), own)
     matrices = by_muon(specs(config), config)
     parts["adam.square"] = {name: shape for name, shape in own.items() if name not in matrices}
-    return {f"{part}.{n}": s for part, of in parts.items() for n, s in of.items()} | {
-        "adam.step": ()
-    }
+    found = {f"{part}.{n}": s for part, of in parts.items() for n, s in of.items()}
+    return found | {"adam.step": ()}
