@@ -26,17 +26,7 @@ def load(config):
         )
     from . import folder
 
-    return folder.load(
-        config.data,
-        config.image_size,
-        seed=config.seed,
-        held_out=config.held_out_part,
-        validation=config.validation_part,
-        keep_copies=config.keep_copies,
-        image_root=config.image_root or None,
-        columns=(config.image_column, config.caption_column, config.split_column),
-        template=config.class_template,
-    )
+    return folder.of(config, config.caption_column, template=config.class_template)
 
 
 def _questions(config):

@@ -150,6 +150,21 @@ class FolderPairs:
         raise ValueError(f"none of the {len(self)} images can be decoded; the last: {error}")
 
 
+def of(config, column: str, **how) -> Dataset:
+    """`load` of what a config names; column: of what stands beside an image."""
+    return load(
+        config.data,
+        config.image_size,
+        seed=config.seed,
+        held_out=config.held_out_part,
+        validation=config.validation_part,
+        keep_copies=config.keep_copies,
+        image_root=config.image_root or None,
+        columns=(config.image_column, column, config.split_column),
+        **how,
+    )
+
+
 def load(
     source: str | os.PathLike,
     side: int,

@@ -77,17 +77,8 @@ def load(config) -> Dataset:
     """The questions that a config's data hold, split by picture: one with all its questions is in
     one split. Raises ValueError and OSError as `folder.load`."""
     entries: list[Entry] = []
-    dataset = folder.load(
-        config.data,
-        config.image_size,
-        seed=config.seed,
-        held_out=config.held_out_part,
-        validation=config.validation_part,
-        keep_copies=config.keep_copies,
-        image_root=config.image_root or None,
-        columns=(config.image_column, config.question_column, config.split_column),
-        find=partial(found, entries=entries, answers=config.answer_column),
-    )
+    find = partial(found, entries=entries, answers=config.answer_column)
+    dataset = folder.of(config, config.question_column, find=find)
 
     def split(pictures):
         rows = [(row, int(n)) for row, own in enumerate(pictures.captions) for n in own]
