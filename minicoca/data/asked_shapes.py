@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -65,10 +64,8 @@ def rows_of(task: str, scenes: list[Scene], most: Mapping[str, int] = {}) -> lis
     """All that a task asks about the scenes of a split. most: as `some` takes it."""
     if task == "pairs":
         return list(pairs(scenes))
-    of = {"questions": partial(some, most=most), "entailment": entailment, "dialogue": dialogue}[
-        task
-    ]
-    return [Row(row, *asked) for row, scene in enumerate(scenes) for asked in of(scene)]
+    of = {"questions": some, "entailment": entailment, "dialogue": dialogue}[task]
+    return [Row(row, *asked) for row, scene in enumerate(scenes) for asked in of(scene, most)]
 
 
 class Covered(Questions):
@@ -141,31 +138,35 @@ def covered(scene: Scene, half: str) -> list[Thing] | None:
     return seen
 
 
-def entailment(scene: Scene) -> Iterator[tuple[Question, str]]:
+def entailment(scene: Scene, most: Mapping[str, int] = {}) -> Iterator[tuple[Question, str]]:
     """Sentences about a scene, of which half may be covered: that a thing is there, and how two
-    stand. What is not seen may stand under the cover, if there is one."""
+    stand (one of these, or `most`). What is not seen may stand under the cover, if there is one."""
     random = Random(f"entailment {scene!r}").random
     halves = {half: seen for half in HALVES if (seen := covered(scene, half)) is not None}
     half = _pick(["", *halves], random) if random() < 0.7 else ""
-    seen, said = [thing.pair for thing in halves.get(half, scene.things)], set()
+    things, said = halves.get(half, scene.things), set()
+    seen, unseen = [thing.pair for thing in things], UNKNOWN if half else "no"
     for _ in range(SENTENCES):
         there = seen and random() < 0.4
         pair = _pick(seen, random) if there else _lure(scene, seen, random)
         if pair not in said:
             said.add(pair)
-            answer = "yes" if there else UNKNOWN if half else "no"
-            yield Question("exists", "there is a {} {}".format(*pair), answer), half
-    near = _neighbours(scene.things)
-    if near and not half and len({thing.pair for thing in scene.things}) == len(scene.things):
-        one, other = _pick(near, random)
+            yield (
+                Question("exists", "there is a {} {}".format(*pair), "yes" if there else unseen),
+                half,
+            )
+    near = _neighbours(things) if len(set(seen)) == len(seen) else []
+    for _ in range(min(most.get("where", 1), len(near))):
+        one, other = near.pop(int(len(near) * random()))
         told = shapes._relation(one, other)
         text = _pick([told, shapes._relation(other, one)], random)
         sentence = f"a {one.colour} {one.shape} is {text} a {other.colour} {other.shape}"
-        yield Question("where", sentence, "yes" if text == told else "no"), ""
+        yield Question("where", sentence, "yes" if text == told else unseen), half
 
 
-def dialogue(scene: Scene) -> Iterator[tuple[Question, str]]:
-    """What is asked of what was spoken of: its size, where it is, and another one of its shape."""
+def dialogue(scene: Scene, most: Mapping[str, int] = {}) -> Iterator[tuple[Question, str]]:
+    """What is asked of what was spoken of: its size, where it is (once, or `most`), and another one
+    of its shape."""
     random = Random(f"dialogue {scene!r}").random
     spoken = [q for q in shapes.questions(scene) if q.kind in ("colour", "shape")]
     spoken += [q for q in shapes.questions(scene) if q.kind == "exists" and q.answer == "yes"]
@@ -173,15 +174,18 @@ def dialogue(scene: Scene) -> Iterator[tuple[Question, str]]:
     if turns:
         first, thing = _pick(turns, random)
         yield Question("size", f"{_said(first)} what size is it", thing.size), ""
-        first, thing = _pick(turns, random)
-        near = [two for two in _neighbours(scene.things) if two[0] is thing]
-        near = [two for two in near if sum(t.pair == two[1].pair for t in scene.things) == 1]
-        if near:
-            _, other = _pick(near, random)
-            told = shapes._relation(thing, other)
-            way = _pick([told, shapes._relation(other, thing)], random)
-            text = f"{_said(first)} is it {way} the {other.colour} {other.shape}"
-            yield Question("where", text, "yes" if way == told else "no"), ""
+    near = [
+        (first, thing, other)
+        for first, thing in turns
+        for one, other in _neighbours(scene.things)
+        if one is thing and sum(t.pair == other.pair for t in scene.things) == 1
+    ]
+    for _ in range(min(most.get("where", 1), len(near))):
+        first, thing, other = near.pop(int(len(near) * random()))
+        told = shapes._relation(thing, other)
+        way = _pick([told, shapes._relation(other, thing)], random)
+        text = f"{_said(first)} is it {way} the {other.colour} {other.shape}"
+        yield Question("where", text, "yes" if way == told else "no"), ""
     asked = [q for q in shapes.questions(scene) if q.kind == "exists"]
     first, answer = _pick(asked, random), _pick(["yes", "no"], random)
     colour, shape = first.text.split()[-2:]
