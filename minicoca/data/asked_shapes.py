@@ -27,8 +27,12 @@ SAME = {  # what two pictures may share
     "are there as many things in both": lambda scene: {len(scene.things)},
 }
 HALVES = {"top": (0, 0), "bottom": (0, 1), "left": (1, 0), "right": (1, 1)}  # axis, which half
-MORE = {"exists": 2, "where": 4}  # of what takes longest to learn, training asks more
-SENTENCES = 3
+MORE = {  # of what takes longest to learn, training asks more
+    "questions": {"exists": 2, "where": 4},
+    "pairs": {},
+    "entailment": {"where": 4},
+    "dialogue": {"where": 4},
+}
 COVER = 150  # its grey
 UNKNOWN = "cannot be told"
 
@@ -47,7 +51,7 @@ def of_shapes(task: str, seed: int, side: int, hide: str = "none") -> Dataset:
 
     def split(name, pictures):
         scenes = shapes.scenes(name, len(pictures), seed)
-        return Covered(pictures, rows_of(task, scenes, MORE if name == "train" else {}), hide)
+        return Covered(pictures, rows_of(task, scenes, MORE[task] if name == "train" else {}), hide)
 
     return Dataset(
         name="shapes",
@@ -140,13 +144,13 @@ def covered(scene: Scene, half: str) -> list[Thing] | None:
 
 def entailment(scene: Scene, most: Mapping[str, int] = {}) -> Iterator[tuple[Question, str]]:
     """Sentences about a scene, of which half may be covered: that a thing is there, and how two
-    stand (one of these, or `most`). What is not seen may stand under the cover, if there is one."""
+    stand: one of each, or `most`. What is not seen may stand under the cover, if there is one."""
     random = Random(f"entailment {scene!r}").random
     halves = {half: seen for half in HALVES if (seen := covered(scene, half)) is not None}
     half = _pick(["", *halves], random) if random() < 0.7 else ""
     things, said = halves.get(half, scene.things), set()
     seen, unseen = [thing.pair for thing in things], UNKNOWN if half else "no"
-    for _ in range(SENTENCES):
+    for _ in range(most.get("exists", 1)):
         there = seen and random() < 0.4
         pair = _pick(seen, random) if there else _lure(scene, seen, random)
         if pair not in said:
