@@ -81,10 +81,8 @@ def specs(config):
         tree["image_projection"] = {"weight": _matrix(D, c.embed_width)}
         tree["text_projection"] = {"weight": _matrix(D, c.embed_width)}
     if c.answers:  # appendix B: last, so that all else is drawn as without it
-        read = D if c.pictures == 1 else c.text_hidden
+        read = D if c.pictures == 1 else 3 * D  # two vectors and their product
         tree["head"] = {"pooler": _pooler(1, D, D), "classifier": _linear(read, len(c.answers))}
-        if c.pictures > 1:
-            tree["head"]["hidden"] = _linear(c.pictures * D, c.text_hidden)
     return tree
 
 

@@ -6,7 +6,7 @@ import torch
 from ..config import PAD
 from .losses import caption_loss
 from .model import encode_image, encode_text
-from .ops import gelu, linear, widened
+from .ops import linear, widened
 from .pooling import attentional_pooler
 from .text import TextRows, multimodal_decoder
 
@@ -19,7 +19,8 @@ def answer_head(n_RTD, params, lengths_R, config):
     x = pooled_R1D.reshape(len(n_RTD) // config.pictures, -1)
     x = x.to(params["classifier"]["weight"].dtype)
     if config.pictures > 1:
-        x = gelu(linear(x, params["hidden"]), config.gelu)
+        one, other = x.chunk(2, -1)
+        x = torch.cat([x, one * other], -1)
     return linear(x, params["classifier"])
 
 

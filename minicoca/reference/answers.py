@@ -6,7 +6,7 @@ decoder is causal: its outputs up to the question's end do not depend on the ans
 So one pass serves both, and the pooler reads the rows of start and question alone.
 
 Of a pair of pictures each is read with the question, and the classifier gets both pooled vectors
-(appendix B, as for NLVR2), here through a hidden layer: a linear map of two vectors adds what each
+(appendix B, as for NLVR2) and here their product too: a linear map of two vectors adds what each
 says, and whether they say the same is no sum.
 Letters of this file: A answers, R rows of a picture and a question: B questions, or 2 B of pairs.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from ..config import PAD
 from .losses import caption_loss, caption_loss_backward
 from .model import encode_image, encode_image_backward, encode_text, encode_text_backward
-from .ops import gelu, gelu_backward, linear, linear_backward, log_softmax, log_softmax_backward
+from .ops import linear, linear_backward, log_softmax, log_softmax_backward
 from .pooling import attentional_pooler, attentional_pooler_backward
 from .text import multimodal_decoder, multimodal_decoder_backward
 
@@ -24,27 +24,27 @@ from .text import multimodal_decoder, multimodal_decoder_backward
 def answer_head(n_RTD, params, lengths_R, config):
     """The decoder's outputs, of which the first `lengths_R` of each row are read -> logits of the
     answers [B, A]."""
-    mask_R1T, inner_cache = np.arange(n_RTD.shape[1]) < lengths_R[:, None, None], None
+    mask_R1T = np.arange(n_RTD.shape[1]) < lengths_R[:, None, None]
     pooled_R1D, pool_cache = attentional_pooler(
         n_RTD, params["pooler"], config.pooler_heads, mask_R1T
     )
     x = pooled_R1D.reshape(len(n_RTD) // config.pictures, -1)  # (1) one beside the other
     if config.pictures > 1:
-        x, hidden_cache = linear(x, params["hidden"])
-        x, gelu_cache = gelu(x, config.gelu)
-        inner_cache = hidden_cache, gelu_cache
+        one, other = np.split(x, 2, -1)
+        x = np.concatenate([x, one * other], -1)  # (2)
     logits_BA, classifier_cache = linear(x, params["classifier"])
-    return logits_BA, (pool_cache, pooled_R1D.shape, inner_cache, classifier_cache)
+    return logits_BA, (pool_cache, pooled_R1D, classifier_cache)
 
 
 def answer_head_backward(dlogits_BA, cache):
-    pool_cache, pooled_shape, inner_cache, classifier_cache = cache
+    pool_cache, pooled_R1D, classifier_cache = cache
     dparams = {}
     dx, dparams["classifier"] = linear_backward(dlogits_BA, classifier_cache)
-    if inner_cache:
-        hidden_cache, gelu_cache = inner_cache
-        dx, dparams["hidden"] = linear_backward(gelu_backward(dx, gelu_cache), hidden_cache)
-    dpooled_R1D = dx.reshape(pooled_shape)  # from (1)
+    if len(dx) < len(pooled_R1D):  # pairs
+        one, other = np.split(pooled_R1D.reshape(len(dx), -1), 2, -1)
+        dx, dproduct = np.split(dx, [2 * one.shape[1]], -1)
+        dx = dx + np.concatenate([dproduct * other, dproduct * one], -1)  # from (2)
+    dpooled_R1D = dx.reshape(pooled_R1D.shape)  # from (1)
     dn_RTD, dparams["pooler"] = attentional_pooler_backward(dpooled_R1D, pool_cache)
     return dn_RTD, dparams
 
