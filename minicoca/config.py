@@ -340,6 +340,8 @@ TASK_SETTINGS = dict.fromkeys(
 )
 TASK_SETTINGS["questions"] = TASK_SETTINGS["questions"] | {"steps": 5000}
 TASK_SETTINGS["pairs"] = TASK_SETTINGS["pairs"] | {"caption_weight": 0.0}
+for _task in ("entailment", "dialogue"):  # what is asked may be false: not to be written
+    TASK_SETTINGS[_task] = TASK_SETTINGS[_task] | {"caption_loss": "answer", "steps": 4000}
 TUNED = {"image_rate": 0.1}
 
 
