@@ -335,13 +335,14 @@ def preset(name, **overrides):
 # Set from the data and its tokenizer, not by a person.
 DATA_FIELDS = ("pixel_mean", "pixel_std", "answers")
 # What a task begins with instead of the settings of its run or preset; and of a run, which sees.
-TASK_SETTINGS = dict.fromkeys(
-    TASKS[1:], {"contrastive_weight": 0.0, "batch_size": 32, "steps": 2000}
-)
-TASK_SETTINGS["questions"] = TASK_SETTINGS["questions"] | {"steps": 5000}
-TASK_SETTINGS["pairs"] = TASK_SETTINGS["pairs"] | {"caption_weight": 0.0}
-for _task in ("entailment", "dialogue"):  # what is asked may be false: not to be written
-    TASK_SETTINGS[_task] = TASK_SETTINGS[_task] | {"caption_loss": "answer", "steps": 4000}
+_ASKS = {"contrastive_weight": 0.0, "batch_size": 32}
+_MAY_BE_FALSE = {"caption_loss": "answer", "steps": 4000}  # not to be learned as a caption
+TASK_SETTINGS = {
+    "questions": _ASKS | {"steps": 5000},
+    "pairs": _ASKS | {"caption_weight": 0.0, "steps": 2000},
+    "entailment": _ASKS | _MAY_BE_FALSE,
+    "dialogue": _ASKS | _MAY_BE_FALSE,
+}
 TUNED = {"image_rate": 0.1}
 
 
