@@ -3,7 +3,7 @@
 questions    what colour is the star                              shapes.questions
 pairs        is there the same shape in both                      yes, no
 entailment   there is a red star            yes, no, cannot be told (a cover may hide one)
-dialogue     is there any red star ? no . is there a blue one     yes, no, small, large
+dialogue     is there any red star ? no . is there a blue one     yes, no, a size, a direction
 """
 
 from __future__ import annotations
@@ -186,10 +186,8 @@ def dialogue(scene: Scene, most: Mapping[str, int] = {}) -> Iterator[tuple[Quest
     ]
     for _ in range(min(most.get("where", 1), len(near))):
         first, thing, other = near.pop(int(len(near) * random()))
-        told = shapes._relation(thing, other)
-        way = _pick([told, shapes._relation(other, thing)], random)
-        text = f"{_said(first)} is it {way} the {other.colour} {other.shape}"
-        yield Question("where", text, "yes" if way == told else "no"), ""
+        text = f"{_said(first)} where is it seen from the {other.colour} {other.shape}"
+        yield Question("where", text, shapes._relation(thing, other).split()[0]), ""
     asked = [q for q in shapes.questions(scene) if q.kind == "exists"]
     first, answer = _pick(asked, random), _pick(["yes", "no"], random)
     colour, shape = first.text.split()[-2:]
