@@ -340,7 +340,7 @@ TASK_SETTINGS = {
     "questions": _ASKS | {"steps": 5000},
     "pairs": _ASKS | {"caption_weight": 0.0, "steps": 2000},
     # Its sentences may be false: not to be learned as captions.
-    "entailment": _ASKS | {"caption_loss": "answer", "steps": 4000},
+    "entailment": _ASKS | {"caption_loss": "answer", "steps": 8000},
     "dialogue": _ASKS | {"steps": 5000},
 }
 TUNED = {"image_rate": 0.1}

@@ -30,7 +30,7 @@ HALVES = {"top": (0, 0), "bottom": (0, 1), "left": (1, 0), "right": (1, 1)}  # a
 MORE = {  # of what takes longest to learn, training asks more
     "questions": {"exists": 2, "where": 4},
     "pairs": {},
-    "entailment": {"exists": 3, "where": 4},
+    "entailment": {"exists": 2, "where": 4},
     "dialogue": {"where": 4},
 }
 COVER = 150  # its grey
