@@ -39,27 +39,39 @@ def squares(count=600, seed=0):
     return images, [" ".join(names[colour] for colour in own) for own in chosen]
 
 
-def dataset(images, captions, held=64):
-    """The last `held` pairs are validation."""
+class Stuck(Pairs):
+    """The same pictures, whichever are asked for."""
+
+    def batch(self, indices):
+        return super().batch(range(len(indices)))
+
+
+class Slow(Pairs):
+    def batch(self, indices):
+        time.sleep(0.05)
+        return super().batch(indices)
+
+
+def dataset(images, captions, held=64, kind=Pairs):
+    """The last `held` pairs are validation. kind: of training pairs."""
     texts = [(text,) for text in captions]
     train, validation = (
-        Pairs(images[part], tuple(texts[part]))
-        for part in (slice(len(images) - held), slice(len(images) - held, None))
+        one(images[part], tuple(texts[part]))
+        for one, part in (
+            (kind, slice(len(images) - held)),
+            (Pairs, slice(len(images) - held, None)),
+        )
     )
     return Dataset("squares", train, validation, {}, (0.5,) * 3, (0.5,) * 3)
 
 
-def trained(folder, data, backend="torch", changed=None, **settings):
-    """(what is wrong as the run ends, its records). changed: a function of each batch's arrays,
-    (step, images, texts) -> (images, texts)."""
+def trained(folder, data, backend="torch", **settings):
+    """(what is wrong as the run ends, its records)."""
     config = preset("tiny", **{**SMALL, "backend": backend, **settings})
     texts = [*itertools.chain.from_iterable(data.train.captions), " ".join(COLOURS)]
     tokenizer = Tokenizer.train(texts, config.vocabulary)
     config = replace(config, vocabulary=tokenizer.vocab_size)
     trainer = TRAINERS[backend](initialise(config), config)
-    if changed:
-        step = trainer.step
-        trainer.step = lambda number, *batch: step(number, *changed(number, *batch))
     folder.mkdir(exist_ok=True)
     log = Log(folder / "metrics.jsonl", 0)
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What advice rests on that a step does not tell: a look at validation, and whose the gradient is."""
+"""What advice rests on that no step tells: a look at validation, and whose the gradient is."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Numbers = dict[str, float]
 
 
 def looked(trainer: Any, tokenizer: Any, pairs: Any, step: int, images: Any, texts: Any) -> Numbers:
-    """Nothing in the trainer changes, to the last bit. Of the step's batch `gradient_NAME`, the norm
-    of the gradient of each loss times its weight; of validation what `of_validation` gives, unless
-    there is none, or numbers in it are not finite."""
+    """Of the step's batch `gradient_NAME`, the norm of the gradient of each loss times its weight;
+    of validation what `of_validation` gives, unless there is none, or it cannot be read, or numbers
+    in it are not finite. What the trainer learns is the same, to the last bit."""
     found = {f"gradient_{k}": v for k, v in gradient_norms(trainer, step, images, texts).items()}
     if pairs is None or not len(pairs):
         return found
@@ -34,11 +34,11 @@ def looked(trainer: Any, tokenizer: Any, pairs: Any, step: int, images: Any, tex
 
 
 def of_validation(trainer: Any, tokenizer: Any, pairs: Any) -> Numbers:
-    """Losses, in the mean over batches as large as a training step's, the contrastive one only where
-    there are so many pairs, and `contrastive_floor` of theirs; of captions `image_rank` and
-    `text_rank`, `effective_rank` of vectors; `alike`, the share of the written captions that are
-    the most frequent one, and `alike_truth`, of the true ones; `looping` and `looping_truth`,
-    likewise the share in which words repeat."""
+    """Losses, in the mean over batches as large as a training step's, the contrastive one and its
+    `contrastive_floor` only where there are so many pairs. Of the first FEW pairs (`looked_at`):
+    `image_rank` and `text_rank`, the `effective_rank` of vectors; `alike`, the share of the written
+    captions that are the most frequent one, and `looping`, in which words repeat; `alike_truth` and
+    `looping_truth` of what was to be written."""
     config, found = trainer.config, losses(trainer, tokenizer, pairs)
     if config.task != "captions":
         return found
