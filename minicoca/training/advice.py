@@ -124,8 +124,8 @@ def temperature_at_limit(seen: Seen) -> str | None:
         )
     if min(values) >= HOTTEST:
         return (
-            f"the temperature is {values[-1]:.3f}, its upper limit: vectors tell nothing apart. Try "
-            "a third of --learning-rate, or a longer --warmup"
+            f"the temperature is {values[-1]:.3f}, its upper limit: vectors tell nothing apart. "
+            "Try a third of --learning-rate, or a longer --warmup"
         )
     return None
 

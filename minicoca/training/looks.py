@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import Config
 from ..data.questions import Looks
 from ..images import ReadError
 from ..tasks.captioning import caption
@@ -16,7 +17,6 @@ from ..words import words_of
 from .meter import floor_of
 
 FEW, MOST = 64, 256  # validation pictures that are captioned and embedded; whose loss is taken
-KINDS = ("contrastive", "caption", "answer")  # of losses; those of captions, and of questions, two
 Numbers = dict[str, float]
 
 
@@ -71,41 +71,30 @@ def losses(trainer: Any, tokenizer: Any, pairs: Any) -> Numbers:
             said = [pairs.captions[row][0] for row in rows]
             texts = tokenizer.encode(said, config.text_length)
             totals["contrastive_floor"] += floor_of(texts)
-        totals.update(losses_of(trainer, images, texts))
+        totals.update(weigher(config).losses(trainer, images, texts))
     del totals["loss"]
     if size < config.batch_size:  # a loss among fewer is another
         del totals["contrastive"], totals["contrastive_floor"]
     return {name: value / batches for name, value in totals.items()}
 
 
-def losses_of(trainer: Any, images: np.ndarray, texts: Any) -> Numbers:
-    """{name: loss} of a batch, not augmented, with all patches."""
-    if trainer.config.backend != "numpy":
-        from ..engine.weigh import losses
-
-        return losses(trainer, images, texts)
-    report = _stepped(trainer, replace(trainer.config, patch_keep=1.0), 0, images, texts)
-    return {name: report[name] for name in (*KINDS, "loss") if name in report}
-
-
 def gradient_norms(trainer: Any, step: int, images: np.ndarray, texts: Any) -> Numbers:
     """{name: norm of the gradient of this loss times its weight} of what learns."""
     config = trainer.config
-    kinds = KINDS[:2] if config.task == "captions" else KINDS[1:]
+    kinds = ("contrastive" if config.task == "captions" else "answer", "caption")
     kinds = [kind for kind in kinds if getattr(config, f"{kind}_weight")]
     others = {kind: {f"{other}_weight": 0.0 for other in kinds if other != kind} for kind in kinds}
     alone = {kind: replace(config, **own) for kind, own in others.items()}
-    if config.backend != "numpy":
-        from ..engine.weigh import gradient_norms
-
-        return gradient_norms(trainer, alone, step, images, texts)
-    steps = {kind: _stepped(trainer, own, step, images, texts) for kind, own in alone.items()}
-    return {kind: report["gradient_norm"] for kind, report in steps.items()}
+    return weigher(config).gradient_norms(trainer, alone, step, images, texts)
 
 
-def _stepped(trainer, config, *batch):
-    """What a NumPy Trainer of the same weights says of a step, with which it is lost."""
-    return type(trainer)(trainer.params, config).step(*batch)
+def weigher(config: Config) -> Any:
+    """The module of the config's backend that weighs losses."""
+    if config.backend == "numpy":
+        from ..reference import weigh
+    else:
+        from ..engine import weigh
+    return weigh
 
 
 def effective_rank(vectors: np.ndarray) -> float:
