@@ -148,12 +148,13 @@ def _train(
     seconds = time.perf_counter() - begun
     still_ours()
     seal = params.save(folder / WEIGHTS, trainer.weights(), config, **of.as_dict())
-    about = {"weights": seal, **of.as_dict(), "advice": list(wrong.values())}
+    advice = {"advice": list(wrong.values())}
+    about = {"weights": seal, **of.as_dict(), **advice}
     results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, say, about)
     for text in wrong.values():
         say(f"advice:     {text}")
     check_whole(folder, seal, still_ours)
-    return results
+    return results | advice
 
 
 def clear(folder, taking_up):
