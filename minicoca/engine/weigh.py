@@ -18,12 +18,16 @@ from .train import LOSSES, Trainer
 
 
 def losses(trainer: Trainer, images: np.ndarray, texts: Any) -> dict[str, float]:
-    """{name: loss} of a batch as `Trainer.step` takes it, not augmented, with all patches."""
+    """{name: loss} of a batch as `Trainer.step` takes it, not augmented, with all patches. Empty
+    where memory does not suffice."""
     batch = trainer.batch(None, images, texts)
     images, tokens, places = (batch.pop(name) for name in ("images", "tokens", "places"))
     with use(trainer.config.backend), torch.no_grad():
         given = trainer._compute_params(), trainer.config, images, tokens, places
-        outputs = _objective(trainer)(*given, **batch)
+        try:
+            outputs = _objective(trainer)(*given, **batch)
+        except torch.OutOfMemoryError:
+            return {}
     return {name: float(outputs[name]) for name in LOSSES if name in outputs}
 
 

@@ -230,7 +230,7 @@ def rate_too_low(seen: Seen) -> str | None:
 
 def same_pictures(seen: Seen) -> str | None:
     means = [record["pixel_mean"] for record in seen.last if "pixel_mean" in record]
-    if len(means) < LEAST:
+    if len(means) < LEAST or seen.config.hide == "image":
         return None
     if not any(record["pixel_spread"] for record in seen.last):
         return (

@@ -60,8 +60,9 @@ def losses(trainer: Any, tokenizer: Any, pairs: Any) -> Numbers:
     config, totals = trainer.config, Counter()
     asks = config.task != "captions"
     pairs = Looks(pairs) if asks else pairs
-    size = min(config.batch_size, len(pairs))
-    batches = max(1, min(MOST, len(pairs)) // size)
+    there = len(pairs.captions)
+    size = min(config.batch_size, there)
+    batches = max(1, min(MOST, there) // size)
     for i in range(batches):
         rows = np.arange(i * size, (i + 1) * size)
         images = pairs.batch(rows)

@@ -52,7 +52,8 @@ class Meter:
         tokens = texts["tokens"] if isinstance(texts, dict) else texts
         lengths = (tokens != PAD).sum(1)
         self.seen.update(steps=1, watched=int(self.watches), images=len(images))
-        self.seen["tokens"] += len(images) * self.config.kept_patches + int(lengths.sum())
+        patches = len(images) * self.config.pictures * self.config.kept_patches
+        self.seen["tokens"] += patches + int(lengths.sum())
         if self.config.task == "captions":
             self.seen["flops"] += flops(self.config, lengths)
 
