@@ -52,7 +52,7 @@ def check_parts():
         time.sleep(0.3)  # a look, which is no part of a step
     found = meter_.read()
     for part, seconds in PARTS.items():
-        assert 1e3 * seconds * 0.99 <= found[f"{part}_ms"] < 1e3 * seconds + 60, part
+        assert 1e3 * seconds * 0.99 <= found[f"{part}_ms"] < 1e3 * seconds + 200, part
     whole = sum(found[f"{part}_ms"] for part in PARTS)
     assert found["images_per_second"] == pytest.approx(5e3 / whole, rel=0.1)
     per_image = config.kept_patches + 6  # six tokens each
@@ -101,7 +101,7 @@ def test_what_a_card_can_do(monkeypatch, card, peak):
 
 
 SHAPES = (
-    {},
+    {"patch_size": 4, "image_layers": 6},
     {"pooler": "cascade", "caption_queries": 12, "multimodal_mlps": 2},
     {"pooler": "shared", "caption_queries": 12, "stem": "clip", "embed_width": 32},
     {"pooler": "parallel", "caption_queries": 12, "unimodal_layers": 3, "vocabulary": 5000},
@@ -158,7 +158,7 @@ def test_decoding_is_timed_where_it_is_done(tmp_path):
 BUGS = [
     (flops, "6.0 * shape[0]", "4.0 * shape[0]", check_flops),
     (flops, '"decoder": predicts', '"decoder": B', check_flops),
-    (flops, "many if config.pooler == \"cascade\" else image", "image", check_flops),
+    (flops, "B * image**2", "B * image", check_flops),
     (flops, "return total + 12.0 * pairs", "return total", check_flops),
     (meter, 'self.took["step"] += time.perf_counter() - self.began',
      'self.took["step"] += time.perf_counter() - self.began + 0.1', check_parts),

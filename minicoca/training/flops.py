@@ -22,8 +22,9 @@ def flops(config: Config, lengths: np.ndarray) -> float:
     number of a matrix and each token that is multiplied by it, 2 forward and 4 backward; and
     12 x width for each pair of tokens in attention, causal or not.
 
-    Padding is no token. Every pooler forms its keys and values, as its equations say. What is computed twice to save memory counts once, what is frozen as if it
-    learned, and what is neither a matrix nor attention not at all.
+    Padding is no token. Every pooler forms its keys and values, as its equations say. What is
+    computed twice to save memory counts once, what is frozen as if it learned, and what is neither
+    a matrix nor attention not at all.
     """
     B, image = len(lengths), config.kept_patches + (config.stem == "clip")
     read, queries = tokens_of(config, image)
