@@ -206,7 +206,10 @@ def check_limits():
     assert "64 text vectors lie in 1.50" in asked(look=look)["embeddings_collapsed"]
     assert not asked(look=look | {"text_rank": 2.5}) and not asked(look=look | {"looked_at": 8})
     jumps = [{"loss": 2.0 + 4 * (i % 2)} for i in range(10)]
-    assert "by 4.00" in asked(*jumps)["rate_too_high"]
+    assert "by 4.00 at once" in asked(*jumps)["rate_too_high"]
+    assert "is 11.00 and was 10.00" in asked(*ten(loss=11.0))["rate_too_high"]
+    assert asked(*ten(loss=11.0)).keys() == {"rate_too_high"}, "and not too low as well"
+    assert asked(*ten(loss=10.5)).keys() == {"rate_too_low"}
     assert not asked(*({"loss": 2.0 + i % 2} for i in range(10)))
     assert not asked(*({"loss": 14.0 - 1.4 * i} for i in range(10))), "falling is no jump"
     assert "was 10.00 at step 10" in asked(*ten(loss=9.8))["rate_too_low"]
@@ -280,7 +283,10 @@ def check_measures():
     assert meter.floor_of(tokens) == pytest.approx(0.75 * math.log(3))
     images = rng.integers(0, 256, (5, 16, 16, 3)).astype(np.uint8)
     one, other = (meter.of_batch(x, tokens) for x in (images, images[::-1].copy()))
-    assert one == other and one["pixel_mean"] == pytest.approx(images.mean())
+    assert one == other and one["pixel_mean"] == pytest.approx(images.mean(), abs=10)
+    red = np.zeros((2, 32, 32, 3), np.uint8)
+    red[1, ..., 1] = 200
+    assert meter.of_batch(red, tokens)["pixel_spread"] == pytest.approx(200 / 3, rel=0.05)
     assert (
         meter.of_batch(images[:1].repeat(3, 0), tokens)["pixel_spread"] == 0 < one["pixel_spread"]
     )

@@ -25,7 +25,8 @@ CLIPPED = 20  # times --clip-norm
 STARVED, ASIDE = 0.01, 0.05  # part of the gradient's norm, and without the weights
 ALIKE, LOOPING = 0.9, 0.1  # parts of the captions that were written
 DIRECTIONS, VECTORS = 2.0, 16  # an effective rank below is a collapse; of so many vectors
-RISES, RISE = 0.15, 0.1  # of the loss of guessing: all that the loss rose in a window; at once
+ABOVE = 0.05  # of the loss of guessing: how far the loss is above the first
+RISES, RISE = 0.15, 0.1  # likewise: all that it rose in a window; at once
 STAYS = 0.95  # of the first loss that is left after warm-up
 GENERAL = 0.5  # part of what was gained in training that validation gained too
 WAITING, SPARE = 0.3, 1.5  # part of a step; how much faster decoding is where it is no limit
@@ -61,9 +62,10 @@ class Seen:
     def mean(self, name: str) -> float:
         return fmean(record[name] for record in self.warm)
 
-    def has(self, name: str) -> bool:
-        """Whether it is in all records of a window after warm-up."""
-        return bool(self.warm) and all(name in record for record in self.warm)
+    def has(self, *names: str) -> bool:
+        """Whether they are in all records of a window after warm-up; earlier versions logged fewer
+        figures."""
+        return bool(self.warm) and all(name in r for r in self.warm for name in names)
 
     @cached_property
     def guessing(self) -> dict[str, float]:
@@ -81,7 +83,7 @@ class Seen:
 
 
 def contrastive_flat(seen: Seen) -> str | None:
-    if not seen.has("contrastive"):
+    if not seen.has("contrastive", "contrastive_floor"):
         return None
     loss, guessing = seen.mean("contrastive"), seen.guessing["contrastive"]
     floor = seen.mean("contrastive_floor")
@@ -96,7 +98,7 @@ def contrastive_flat(seen: Seen) -> str | None:
 
 
 def equal_captions(seen: Seen) -> str | None:
-    if not seen.has("contrastive"):
+    if not seen.has("contrastive", "contrastive_floor"):
         return None
     loss, guessing = seen.mean("contrastive"), seen.guessing["contrastive"]
     floor = seen.mean("contrastive_floor")
@@ -113,7 +115,7 @@ def equal_captions(seen: Seen) -> str | None:
 
 
 def temperature_at_limit(seen: Seen) -> str | None:
-    if not seen.has("contrastive"):
+    if not seen.has("contrastive", "contrastive_floor"):
         return None
     values = [record["temperature"] for record in seen.warm]
     if max(values) <= COLDEST:
@@ -205,14 +207,17 @@ def rate_too_high(seen: Seen) -> str | None:
         return None
     values, guessing = [r["loss"] for r in seen.warm], seen.weighed(seen.guessing)
     rises = [max(0.0, b - a) / guessing for a, b in zip(values, values[1:], strict=False)]
-    whole = sum(rises) / len(rises) * (WINDOW - 1)
-    if whole < RISES or max(rises) < RISE:
+    whole, first = sum(rises) / len(rises) * (WINDOW - 1), seen.steps[0]
+    if fmean(values) - first["loss"] > ABOVE * guessing:
+        what = f"is {fmean(values):.2f} and was {first['loss']:.2f} at step {first['step']}"
+    elif whole >= RISES and max(rises) >= RISE:
+        most = max(rises) * guessing
+        what = f"jumps between {min(values):.2f} and {max(values):.2f}, by {most:.2f} at once"
+    else:
         return None
     return (
-        f"the loss jumps: by {max(rises) * guessing:.2f} from one record to the next, in "
-        f"{len(values)} of them from {min(values):.2f} to {max(values):.2f} (guessing: "
-        f"{guessing:.2f}). Try a third of --learning-rate {seen.config.learning_rate:g}, or a "
-        "longer --warmup"
+        f"the loss {what} (guessing: {guessing:.2f}). Try a third of --learning-rate "
+        f"{seen.config.learning_rate:g}, or a longer --warmup"
     )
 
 
@@ -229,10 +234,11 @@ def rate_too_low(seen: Seen) -> str | None:
 
 
 def same_pictures(seen: Seen) -> str | None:
-    means = [record["pixel_mean"] for record in seen.last if "pixel_mean" in record]
-    if len(means) < LEAST or seen.config.hide == "image":
+    records = [record for record in seen.last if "pixel_mean" in record]
+    if len(records) < LEAST or seen.config.hide == "image":
         return None
-    if not any(record["pixel_spread"] for record in seen.last):
+    means = [record["pixel_mean"] for record in records]
+    if not any(record["pixel_spread"] for record in records):
         return (
             f"all {_batch(seen)} pictures of a step are equal (0 of 255 levels apart): see the "
             "picture files, and what reads them"
@@ -247,8 +253,8 @@ def same_pictures(seen: Seen) -> str | None:
 
 def overfitted(seen: Seen) -> str | None:
     config, look = seen.config, seen.look
-    shared = [name for name in seen.guessing if name in look and seen.has(name)]
-    if not shared:
+    shared = [name for name in seen.guessing if name in look]
+    if not shared or not seen.has(*shared, *["contrastive_floor"] * ("contrastive" in shared)):
         return None
     now, held = ({name: own(name) for name in shared} for own in (seen.mean, look.get))
     if "contrastive" in shared:

@@ -14,7 +14,7 @@ import numpy as np
 from ..config import PAD, Config
 from .flops import flops, peak
 
-SAMPLED = 1024  # numbers of a picture that are looked at
+SAMPLED = 256  # numbers of a picture that are looked at
 Numbers = dict[str, float]
 
 
@@ -33,7 +33,7 @@ class Meter:
             import torch
 
             self.cuda = torch.cuda
-        self.took, self.seen, self.peak = Counter(), Counter(), None
+        self.took, self.seen, self.lengths, self.peak = Counter(), Counter(), [], None
         trainer.tell_parts(self._begins)
 
     def steps(self, made: Iterable[Any]) -> Iterator[Any]:
@@ -54,8 +54,7 @@ class Meter:
         self.seen.update(steps=1, watched=int(self.watches), images=len(images))
         patches = len(images) * self.config.pictures * self.config.kept_patches
         self.seen["tokens"] += patches + int(lengths.sum())
-        if self.config.task == "captions":
-            self.seen["flops"] += flops(self.config, lengths)
+        self.lengths.append(lengths)
 
     def _begins(self, part: str | None) -> None:
         """A part of a step begins, and the one before it ends."""
@@ -77,15 +76,16 @@ class Meter:
         `flop_utilisation`, `flops` against `peak`; `memory_mb`, the most that was held; and the
         milliseconds of a step in `data`, `forward`, `backward`, `optimiser`. What is not known is
         left out."""
-        took, seen, whole = self.took, self.seen, self.took["data"] + self.took["step"]
-        self.took, self.seen = Counter(), Counter()
+        took, seen, lengths = self.took, self.seen, np.concatenate(self.lengths)
+        self.took, self.seen, self.lengths = Counter(), Counter(), []
+        whole, captions = took["data"] + took["step"], self.config.task == "captions"
         self.peak = self.peak or peak(self.config, self.trainer)
         parts = {p: took[p] for p in ("forward", "backward", "optimiser") if took[p]}
         found = {
             "images_per_second": seen["images"] / whole,
             "tokens_per_second": seen["tokens"] / whole,
             "decoding_per_second": seen["decoded"] / (took["decoding"] or math.inf),
-            "flop_utilisation": seen["flops"] / whole / self.peak,
+            "flop_utilisation": captions and flops(self.config, lengths) / whole / self.peak,
             "memory_mb": self._memory() / 1e6,
             "data_ms": 1e3 * took["data"] / seen["steps"],
             **{f"{p}_ms": 1e3 * time / seen["watched"] for p, time in parts.items()},
@@ -129,7 +129,8 @@ def of_batch(images: np.ndarray, texts: Any) -> Numbers:
     its pictures are from each other, at a place in the mean (both 0 to 255, at SAMPLED places at
     most); and `contrastive_floor` of its captions."""
     pixels = images.reshape(len(images), -1)
-    pixels = pixels[:, :: max(1, pixels.shape[1] // SAMPLED)]
+    apart = max(1, pixels.shape[1] // SAMPLED)
+    pixels = pixels[:, :: apart + (apart % 3 == 0)].copy()  # of all three colours
     spread = pixels.max(0).astype(np.int64) - pixels.min(0)
     found = {"pixel_mean": int(pixels.sum()) / pixels.size, "pixel_spread": float(spread.mean())}
     return found if isinstance(texts, dict) else found | {"contrastive_floor": floor_of(texts)}
