@@ -1,5 +1,5 @@
-"""What is wrong with a run, in a line each, and what to do: from what its log says, by no clock and
-no random number, so that a run that is taken up is told what it would have been told.
+"""What is wrong with a run, in a line each, and what to do: from what its log says, so that a run
+that is taken up is told what it would have been told.
 
 Every question below is asked of a `Seen` and gives a sentence, or nothing. The limits were chosen
 so that runs of the presets are silent, with room, and runs made sick on purpose are not
