@@ -21,7 +21,8 @@ from minicoca.params import flatten, initialise
 from minicoca.training import advice, looks, loop, meter
 from minicoca.training.advice import Adviser, Seen
 from minicoca.training.log import Log
-from minicoca.training.run import make_trainer
+from minicoca.training.profiling import Watched
+from minicoca.training.run import make_trainer, train
 
 HERE = Path(__file__).parent
 IMAGES, CAPTIONS = squares()
@@ -128,8 +129,6 @@ def test_it_is_said_at_the_end_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "ADVISE_EVERY", 20)
     lines, config = [], short(steps=80, learning_rate=1e-6, warmup=10, evaluate_every=0)
     (tmp_path / "run").mkdir()
-    from minicoca.training.run import train
-
     results = train(config, tmp_path / "run", say=lines.append)
     told = [line for line in lines if line.startswith("advice:")]
     assert [line.removeprefix("advice:").strip() for line in told] == results["advice"]
@@ -341,6 +340,15 @@ def test_norms_in_micro_batches_are_those_of_the_whole():
         trainer = make_trainer(initialise(config), config)
         norms.append(looks.gradient_norms(trainer, 0, *some_pairs()))
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_norms_of_a_trainer_that_is_profiled():
+    config = short()
+    trainer = make_trainer(initialise(config), config)
+    watched = Watched(trainer, 0, print)
+    want = looks.gradient_norms(trainer, 0, *some_pairs())
+    assert looks.gradient_norms(watched, 0, *some_pairs()) == want
+    assert trainer.config is config and want["contrastive"] != want["caption"]
 
 
 BUGS = [
