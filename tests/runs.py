@@ -66,7 +66,7 @@ def metrics(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     for record in records:
-        for name in ("seconds", "check"):
+        for name in ("seconds", "throughput", "check"):
             record.pop(name, None)
     return records
 

@@ -211,7 +211,7 @@ def trace(config, folder, **how):
     seen["tokenizer"] = (folder / "tokenizer.model").read_bytes()
     seen["last"].append(raw(trainer))
     seen["kept"] = flatten(params.load(folder / "model.safetensors")[0])
-    changing = ("train_seconds", "images_per_second", "machine", "date", "folder")
+    changing = ("train_seconds", "images_per_second", "machine", "date", "folder", "advice")
     seen["results"] = {k: v for k, v in results.items() if k not in changing}
     return seen, trainer
 

@@ -86,7 +86,7 @@ OURS = {
 }  # fmt: skip
 
 
-ADDED = ("answers", "probe")  # files of the reference that CoCa itself does without
+ADDED = ("answers", "probe", "weigh")  # files of the reference that CoCa itself does without
 
 
 def files(pattern="*.py"):

@@ -162,3 +162,17 @@ def test_a_planted_bug_is_seen(module, old, new, check):
     check()
     with planted(module, old, new), pytest.raises(AssertionError):
         check()
+
+
+def test_what_is_wrong_and_how_fast_it_was():
+    """The last that stood, and medians of what was logged; nothing where nothing was."""
+    rows = [
+        {"step": 10 * i, "throughput": {"images_per_second": float(i), "data_ms": 2.0 * i}}
+        for i in (1, 2, 9)
+    ]
+    rows += [{"step": 10, "advice": {"a": "old"}}, {"step": 20, "advice": {"b": "x < y"}}]
+    told = [Told("one", {}, {}, rows, {}, []), Told("two", {}, {}, [], {}, [])]
+    wrong, fast = page.advice(told), page.throughput(told)
+    assert "x &lt; y" in wrong and "old" not in wrong and "two" not in wrong
+    assert "<code>2</code></td><td>-" in fast and "<code>4</code></td><td>-" in fast
+    assert page.advice(told[1:]) == page.throughput(told[1:]) == ""

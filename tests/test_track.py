@@ -56,8 +56,9 @@ def test_a_tracker_is_told_what_the_log_holds(tmp_path, monkeypatch, name):
     run = trained(tmp_path, monkeypatch, name, fake)
     want = logged(run)
     assert fake.told == want and fake.ended == 1
-    assert [step for step, _ in want] == [10, 10, 20]
-    assert {"loss", "seconds", "validation/caption_exact"} <= set().union(*(f for _, f in want))
+    assert [step for step, _ in want] == [10, 10, 10, 20, 20]
+    names = {"loss", "validation/caption_exact", "look/image_rank", "throughput/images_per_second"}
+    assert names <= set().union(*(f for _, f in want))
     (begun,) = fake.begun
     assert begun["name"] == "run" and begun["config"]["seed"] == 1
 
@@ -67,8 +68,8 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_is_the_same(tmp_path, mon
     run = trained(tmp_path, monkeypatch, "trackio", fake)
     said = capsys.readouterr().out
     assert said.count("trackio is told no more (ConnectionError: no network)") == 1
-    assert [step for step, _ in fake.told] == [10, 10] and fake.ended == 1
-    assert [step for step, _ in logged(run)] == [10, 10, 20]
+    assert [step for step, _ in fake.told] == [10, 10, 10] and fake.ended == 1
+    assert [step for step, _ in logged(run)] == [10, 10, 10, 20, 20]
     broken = Fake("trackio")
     broken.init = lambda **how: 1 / 0
     run = trained(tmp_path / "2", monkeypatch, "trackio", broken)

@@ -46,6 +46,7 @@ class Trainer:
                     own |= {"step": torch.zeros((), device=self.device)}
                 self.moments[names[id(leaf)]] = optimizer.state[leaf] = own
         self.ema = tree_map(lambda p: p.detach().clone(), self.params) if config.ema else None
+        self.mark = lambda part: None
         objective = coca if config.task == "captions" else questions
         self.objective = torch.compile(objective) if config.compile else objective
 
@@ -56,15 +57,12 @@ class Trainer:
 
         texts: ids, or a dict of arrays, `tokens` and what else the objective takes by name.
         """
-        texts = texts if isinstance(texts, dict) else {"tokens": texts}
-        batch = {name: torch.from_numpy(array).to(self.device) for name, array in texts.items()}
-        images = self._images(step, images)
-        places = kept_tokens(self.config, step, len(images))
-        if places is not None:
-            places = torch.from_numpy(places).to(self.device)
+        self.mark("forward")
+        batch = self.batch(step, images, texts)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        losses = self._gradients(images, places=places, **batch)
+        losses = self._gradients(**batch)
+        self.mark("optimiser")
         norm = clip_by_global_norm(self.leaves.values(), self.config.clip_norm)
         report = {k: float(v) for k, v in losses.items()} | {"gradient_norm": float(norm)}
         rate = learning_rate(step, self.config)
@@ -82,6 +80,20 @@ class Trainer:
         temperature = float(self.params["log_temperature"].detach().exp())
         return report | {"learning_rate": rate, "temperature": temperature}
 
+    def tell_parts(self, mark):
+        """From now on `mark` is called with the name of each part of a step as it begins."""
+        self.mark = mark
+
+    def batch(self, step, images, texts):
+        """What `step` is given, as the objective takes it: {name: tensor}. step None: to look at,
+        not to learn from, so not augmented, and with all patches."""
+        texts = texts if isinstance(texts, dict) else {"tokens": texts}
+        batch = {name: torch.from_numpy(array).to(self.device) for name, array in texts.items()}
+        places = None if step is None else kept_tokens(self.config, step, len(images))
+        if places is not None:
+            places = torch.from_numpy(places).to(self.device)
+        return batch | {"images": self._images(step, images), "places": places}
+
     def gradient_shares(self):
         """What part of the last step's squared gradient each branch of the model had (`shares`).
         Clipping scales all of it alike."""
@@ -94,7 +106,7 @@ class Trainer:
         """To float, augmented, normalised, in the compute type."""
         config = self.config
         images = torch.from_numpy(images).to(self.device).float() / 255
-        if config.augment:
+        if config.augment and step is not None:
             images = augment(images, config.augment, stream("augment", config.seed, step))
         return normalise(images, config).to(self.dtype)
 
@@ -105,6 +117,7 @@ class Trainer:
         if self.config.accumulate <= 1:
             params = self._compute_params()
             outputs = self.objective(params, self.config, images, tokens, places, **more)
+            self.mark("backward")
             _backward(outputs["loss"])
             return {k: outputs[k].detach() for k in LOSSES if k in outputs}
         return self._accumulated(images, tokens, places)
@@ -132,6 +145,7 @@ class Trainer:
             dimage, dtext = image.grad.chunk(parts), text.grad.chunk(parts)
         targets = (tokens[:, 1:] != PAD).sum().clamp(min=1)
         for i, (x, t) in enumerate(batches):
+            self.mark("forward")
             outputs = self.objective(self._compute_params(), config, x, t, kept[i])
             objective = 0
             if dimage:
@@ -142,6 +156,7 @@ class Trainer:
                 caption = outputs["caption"] * ((t[:, 1:] != PAD).sum() / targets)
                 objective = objective + config.caption_weight * caption
                 losses["caption"] = losses.get("caption", 0) + caption.detach()
+            self.mark("backward")
             _backward(objective)
         losses = {k: v.detach() for k, v in losses.items()}
         return {"loss": total_loss(losses, config)} | losses

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,9 @@ def report(told: Sequence[Told], panels: Mapping[str, tuple[str, bool]], names: 
     sections = {
         "figures": ("Figures", figures(told, names)),
         "samples": ("Captions", samples(told)),
+        "advice": ("What is wrong", advice(told)),
         "curves": ("Curves", curves(told, panels) + gradients(told)),
+        "throughput": ("Throughput", throughput(told)),
         **{f"split-{i}": (spaced(name), split.section(told, name))
            for i, name in enumerate(splits)},
         "made": ("How it was made", made(told)),
@@ -90,6 +93,28 @@ def samples(told: Sequence[Told]) -> str:
         if rows and not one.looks:
             parts.append(table(["written", "truth", "of"], rows, escape(one.name)))
     return "".join(parts)
+
+
+def advice(told: Sequence[Told]) -> str:
+    """What stood when each run was last asked."""
+    rows = []
+    for one in told:
+        standing = next((r["advice"] for r in reversed(one.records) if "advice" in r), {})
+        rows += [[escape(one.name), escape(str(text))] for text in standing.values()]
+    return table(["run", ""], rows) if rows else ""
+
+
+def throughput(told: Sequence[Told]) -> str:
+    """The middle of what was logged of speed, memory and the parts of a step."""
+    facts = []
+    for one in told:
+        logged = [r["throughput"] for r in one.records if "throughput" in r]
+        every = {name: [own[name] for own in logged if name in own] for name in chain(*logged)}
+        facts.append({name: f"{np.median(own):.4g}" for name, own in every.items()})
+    if not any(facts):
+        return ""
+    head = ["", *(escape(one.name) for one in told)]
+    return table(head, side_by_side(facts), "medians of what was logged")
 
 
 def curves(told: Sequence[Told], panels: Mapping[str, tuple[str, bool]]) -> str:

@@ -2,12 +2,7 @@
 
 import numpy as np
 
-from .losses import (
-    caption_loss,
-    caption_loss_backward,
-    contrastive_loss,
-    contrastive_loss_backward,
-)
+from .losses import caption_loss, caption_loss_backward, contrastive_loss, contrastive_loss_backward
 from .ops import l2_normalise, l2_normalise_backward, linear, linear_backward
 from .pooling import pool, pool_backward
 from .text import (
@@ -81,14 +76,8 @@ def coca(params, config, images_BII3, tokens_BT, places_BL=None):
     logits, head_cache = linear(n, params["decoder"]["head"])
     caption, caption_cache = caption_loss(logits, tokens_BT[:, 1:])  # the labels: one later
     loss = config.contrastive_weight * contrastive + config.caption_weight * caption  # Eq. 4
-    outputs = {
-        "loss": loss,
-        "contrastive": contrastive,
-        "caption": caption,
-        "image": image_BE,
-        "text": text_BE,
-        "logits": logits,
-    }
+    outputs = {"loss": loss, "contrastive": contrastive, "caption": caption}
+    outputs |= {"image": image_BE, "text": text_BE, "logits": logits}
     towers = config, x_BTD, image_cache, text_cache
     return outputs, (towers, contrastive_cache, decoder_cache, head_cache, caption_cache)
 

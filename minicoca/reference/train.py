@@ -27,7 +27,7 @@ class Trainer:
         for name, plain in PLAIN.items():
             if getattr(config, name) not in plain:
                 raise ValueError(f"{name} needs --backend torch; here it is {plain[-1]}")
-        self.params, self.config = params, config
+        self.params, self.config, self.mark = params, config, lambda part: None
         self.learns = [name for name, factor in factors(params, config).items() if factor]
         self.adam, self.gradients = start(params, config), {}
 
@@ -35,13 +35,16 @@ class Trainer:
         """Learn from uint8 images [B, I, I, 3] and token ids [B, T]; what happened, as floats.
         If the loss or the gradient is not finite, nothing is changed. texts: as the engine's."""
         self.gradients = {}
+        self.mark("forward")
         more = dict(texts) if isinstance(texts, dict) else {"tokens": texts}
         batch = [more.pop("tokens"), kept_tokens(self.config, step, len(images))]
         forward, backward = (questions, questions_backward) if more else (coca, coca_backward)
         images = normalise(images, self.config)
         outputs, cache = forward(self.params, self.config, images, *batch, **more)
+        self.mark("backward")
         gradients = flatten(backward(1.0, cache)[0])
         gradients = {name: gradients[name] for name in self.learns}
+        self.mark("optimiser")
         self.gradients, norm = clip_by_global_norm(gradients, self.config.clip_norm)
         weighed = (name for name in LOSSES if getattr(self.config, f"{name}_weight"))
         report = {n: float(outputs[n]) for n in ("loss", *weighed) if n in outputs}
@@ -54,6 +57,10 @@ class Trainer:
                 self.params = clamp_temperature(self.params)
         temperature = float(np.exp(self.params["log_temperature"]))
         return report | {"learning_rate": rate, "temperature": temperature}
+
+    def tell_parts(self, mark):
+        """From now on `mark` is called with the name of each part of a step as it begins."""
+        self.mark = mark
 
     def gradient_shares(self):
         """What part of the last step's squared gradient each branch had; clipping changes none."""

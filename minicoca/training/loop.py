@@ -14,10 +14,14 @@ from ..data.questions import Looks
 from ..evaluate import evaluate
 from ..images import ReadError
 from ..tasks.questions import batch_of
+from .advice import Adviser
 from .checkpoint import to_run
+from .looks import looked
+from .meter import Meter, of_batch
 
 LOOK = 256  # validation pairs in a quick look during training
 LOG_EVERY = 10
+ADVISE_EVERY = 100
 # Ctrl-C, a kill, a terminal that is closed (which Windows does not tell).
 POLITE = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
@@ -27,7 +31,9 @@ class Stopped(Exception):
 
 
 def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked):
-    """Steps `first` to the last. Raises Stopped."""
+    """Steps `first` to the last; what is wrong as they end, {key: sentence}. Raises Stopped."""
+    adviser = Adviser(config, len(dataset.train), log)
+    meter = Meter(trainer, config, lambda step: logs(step, config))
     pairs, crowded = dataset.train, False
     pairs = pairs if config.task == "captions" else Looks(pairs)
     order = Order(pairs.captions, config.batch_size, config.seed, config.distinct, pairs.same)
@@ -37,24 +43,34 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
             return batch_of(tokenizer, config, pairs, rows, step)
         return tokenizer.encode(texts, config.text_length)
 
-    made = _while_readable(batches(pairs, order, encode, first, config.steps), first, checkpoint)
+    made = batches(meter.decoding(pairs), order, encode, first, config.steps)
+    made = meter.steps(_while_readable(made, first, checkpoint))
     with tqdm(total=config.steps, initial=first, unit="step", mininterval=0.5) as bar:
         for step, images, texts in made:
             if order.crowded and not crowded:
                 crowded = True
                 bar.write(_crowded(order, config), file=sys.stderr)
             report = trainer.step(step, images, texts)
+            meter.count(images, texts)
             if not all(map(math.isfinite, report.values())):
                 raise Stopped(diverged(step, report, folder, config))
             bar.update()
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
-                elapsed = time.perf_counter() - begun
-                parts = {"gradient_shares": trainer.gradient_shares()}
-                log.write({"step": step + 1, "seconds": round(elapsed, 3)} | report | parts)
-                bar.set_postfix_str(_brief(report), refresh=False)
             last = step + 1 == config.steps
-            if config.evaluate_every and (step + 1) % config.evaluate_every == 0 and not last:
+            if logs(step, config):
+                elapsed = time.perf_counter() - begun
+                parts = {"gradient_shares": trainer.gradient_shares(), "throughput": meter.read()}
+                record = {"step": step + 1, "seconds": round(elapsed, 3)} | report | parts
+                adviser.write(record | of_batch(images, texts))
+                bar.set_postfix_str(_brief(report), refresh=False)
+            looks = config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or last)
+            if looks and not last:
                 _look(trainer, tokenizer, dataset, step + 1, log, bar)
+            if looks:
+                found = looked(trainer, tokenizer, dataset.validation, step, images, texts)
+                adviser.write({"step": step + 1, "look": found})
+            if looks or last or (step + 1) % ADVISE_EVERY == 0:
+                for said in adviser.news(step + 1):
+                    bar.write(f"step {step + 1}: {said}", file=sys.stderr)
             if asked or last or (step + 1) % config.checkpoint_every == 0:
                 checkpoint(step + 1)
             if asked:
@@ -63,6 +79,11 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
                     f"stopped after step {step + 1} of {config.steps}; go on with: "
                     f"{to_run('train', '--resume', folder)}"
                 )
+    return adviser.standing
+
+
+def logs(step, config):
+    return (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps
 
 
 def _while_readable(made, first, checkpoint):

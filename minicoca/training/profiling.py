@@ -61,6 +61,9 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self._trainer, name)
 
+    def __setattr__(self, name, value):
+        object.__setattr__(self if name.startswith("_") else self._trainer, name, value)
+
     def step(self, step, images, tokens):
         if step == self._first - 1:
             self._profile = started()

@@ -143,14 +143,18 @@ def _train(
             profiled(trainer, config, folder, first, say) if profile else nullcontext(trainer)
         )
         with telling(report_to, log, folder, config.to_dict(), first, say), watching as watched:
-            loop(watched, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked)
+            given = tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked
+            wrong = loop(watched, *given)
     seconds = time.perf_counter() - begun
     still_ours()
     seal = params.save(folder / WEIGHTS, trainer.weights(), config, **of.as_dict())
-    about = {"weights": seal, **of.as_dict()}
+    advice = {"advice": list(wrong.values())}
+    about = {"weights": seal, **of.as_dict(), **advice}
     results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, say, about)
+    for text in wrong.values():
+        say(f"advice:     {text}")
     check_whole(folder, seal, still_ours)
-    return results
+    return results | advice
 
 
 def clear(folder, taking_up):

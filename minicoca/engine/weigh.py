@@ -1,0 +1,65 @@
+"""What a Trainer's losses are, and how much of the gradient is whose, without learning from it:
+what a run learns is the same to the last bit, whether this is asked or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import Config
+from .answers import questions
+from .model import coca
+from .ops import use
+from .optim import clip_by_global_norm
+from .train import LOSSES, Trainer
+
+
+def losses(trainer: Trainer, images: np.ndarray, texts: Any) -> dict[str, float]:
+    """{name: loss} of a batch as `Trainer.step` takes it, not augmented, with all patches. Empty
+    where memory does not suffice."""
+    batch = trainer.batch(None, images, texts)
+    images, tokens, places = (batch.pop(name) for name in ("images", "tokens", "places"))
+    with use(trainer.config.backend), torch.no_grad():
+        given = trainer._compute_params(), trainer.config, images, tokens, places
+        try:
+            outputs = _objective(trainer)(*given, **batch)
+        except torch.OutOfMemoryError:
+            return {}
+    return {name: float(outputs[name]) for name in LOSSES if name in outputs}
+
+
+def gradient_norms(
+    trainer: Trainer, alone: Mapping[str, Config], step: int, images: np.ndarray, texts: Any
+) -> dict[str, float]:
+    """{name: norm of the gradient} of a training batch under each of the configs `alone`: a forward
+    and a backward pass each. Empty where memory does not suffice.
+
+    No gradient is left behind, neither these nor those of the last step.
+    """
+    config, objective, mark = trainer.config, trainer.objective, trainer.mark
+    trainer.objective, trainer.mark = _objective(trainer), lambda part: None  # nothing is compiled
+    found = {}
+    try:
+        for name, trainer.config in alone.items():
+            _forget(trainer)
+            with use(config.backend):
+                trainer._gradients(**trainer.batch(step, images, texts))
+            found[name] = float(clip_by_global_norm(trainer.leaves.values(), 0))
+    except torch.OutOfMemoryError:
+        return {}
+    finally:
+        trainer.config, trainer.objective, trainer.mark = config, objective, mark
+        _forget(trainer)
+    return found
+
+
+def _objective(trainer):
+    return coca if trainer.config.task == "captions" else questions
+
+
+def _forget(trainer):
+    for optimizer in trainer.optimizers:
+        optimizer.zero_grad()

@@ -1,0 +1,143 @@
+"""How fast a run is, where the time of its steps goes, and what its batches are like."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..config import PAD, Config
+from .flops import flops, peak
+
+SAMPLED = 256  # numbers of a picture that are looked at
+Numbers = dict[str, float]
+
+
+class Meter:
+    """Of the steps since it was last read: how long they took, and what they took in.
+
+    `data` is how long steps waited for their batches; the trainer tells when its own parts begin
+    (`tell_parts`). A CUDA device computes behind Python's back and would have to be waited for, so
+    there its parts are those of the steps that are logged alone.
+    """
+
+    def __init__(self, trainer: Any, config: Config, logged: Callable[[int], bool]):
+        """logged: whether a step is."""
+        self.trainer, self.config, self.logged, self.cuda = trainer, config, logged, None
+        if config.backend != "numpy" and trainer.device.type == "cuda":
+            import torch
+
+            self.cuda = torch.cuda
+        self.took, self.seen, self.lengths, self.peak = Counter(), Counter(), [], None
+        trainer.tell_parts(self._begins)
+
+    def steps(self, made: Iterable[Any]) -> Iterator[Any]:
+        """The batches of `made`; each one's step ends with `count`."""
+        began = time.perf_counter()
+        for batch in made:
+            self.part, self.since = None, time.perf_counter()
+            self.took["data"] += self.since - began
+            self.began, self.watches = self.since, not self.cuda or self.logged(batch[0])
+            yield batch
+            began = time.perf_counter()
+
+    def count(self, images: np.ndarray, texts: Any) -> None:
+        self._begins(None)
+        self.took["step"] += time.perf_counter() - self.began
+        tokens = texts["tokens"] if isinstance(texts, dict) else texts
+        lengths = (tokens != PAD).sum(1)
+        self.seen.update(steps=1, watched=int(self.watches), images=len(images))
+        patches = len(images) * self.config.pictures * self.config.kept_patches
+        self.seen["tokens"] += patches + int(lengths.sum())
+        self.lengths.append(lengths)
+
+    def _begins(self, part: str | None) -> None:
+        """A part of a step begins, and the one before it ends."""
+        if not self.watches:
+            return
+        if self.cuda:
+            self.cuda.synchronize()
+        now = time.perf_counter()
+        self.took[self.part] += now - self.since
+        self.part, self.since = part, now
+
+    def decoding(self, pairs: Any) -> Any:
+        """The same pairs, whose decoding is timed, in whatever thread it is done."""
+        return Timed(pairs, self)
+
+    def read(self) -> Numbers:
+        """`images_per_second`; `tokens_per_second`, patches that are read and texts' tokens without
+        padding; `decoding_per_second`, images that reading and decoding alone could give;
+        `flop_utilisation`, `flops` against `peak`; `memory_mb`, the most that was held; and the
+        milliseconds of a step in `data`, `forward`, `backward`, `optimiser`. What is not known is
+        left out."""
+        took, seen, lengths = self.took, self.seen, np.concatenate(self.lengths)
+        self.took, self.seen, self.lengths = Counter(), Counter(), []
+        whole, captions = took["data"] + took["step"], self.config.task == "captions"
+        self.peak = self.peak or peak(self.config, self.trainer)
+        parts = {p: took[p] for p in ("forward", "backward", "optimiser") if took[p]}
+        found = {
+            "images_per_second": seen["images"] / whole,
+            "tokens_per_second": seen["tokens"] / whole,
+            "decoding_per_second": seen["decoded"] / (took["decoding"] or math.inf),
+            "flop_utilisation": captions and flops(self.config, lengths) / whole / self.peak,
+            "memory_mb": self._memory() / 1e6,
+            "data_ms": 1e3 * took["data"] / seen["steps"],
+            **{f"{p}_ms": 1e3 * time / seen["watched"] for p, time in parts.items()},
+        }
+        return {name: float(f"{value:.4g}") for name, value in found.items() if value}
+
+    def _memory(self) -> int:
+        """Bytes: of a card the most that tensors took, else the most that the process held."""
+        if self.cuda:
+            return self.cuda.max_memory_allocated()
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return held if sys.platform == "darwin" else 1024 * held
+
+
+class Timed:
+    """Pairs that tell a Meter how long their batches took."""
+
+    def __init__(self, pairs: Any, meter: Meter):
+        self._pairs, self._meter = pairs, meter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pairs, name)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def batch(self, indices: np.ndarray) -> np.ndarray:
+        began = time.perf_counter()
+        images = self._pairs.batch(indices)
+        self._meter.took["decoding"] += time.perf_counter() - began
+        self._meter.seen["decoded"] += len(images)
+        return images
+
+
+def of_batch(images: np.ndarray, texts: Any) -> Numbers:
+    """`pixel_mean` of a batch, the same in whatever order its pictures are; `pixel_spread`, how far
+    its pictures are from each other, at a place in the mean (both 0 to 255, at SAMPLED places at
+    most); and `contrastive_floor` of its captions."""
+    pixels = images.reshape(len(images), -1)
+    apart = max(1, pixels.shape[1] // SAMPLED)
+    pixels = pixels[:, :: apart + (apart % 3 == 0)].copy()  # of all three colours
+    spread = pixels.max(0).astype(np.int64) - pixels.min(0)
+    found = {"pixel_mean": int(pixels.sum()) / pixels.size, "pixel_spread": float(spread.mean())}
+    return found if isinstance(texts, dict) else found | {"contrastive_floor": floor_of(texts)}
+
+
+def floor_of(tokens: np.ndarray) -> float:
+    """The least contrastive loss, in nats, of pairs with these captions [B, T]: of k equal ones
+    none can be told from the others, ln k for each, both ways (lesson 09)."""
+    groups = Counter(row.tobytes() for row in np.ascontiguousarray(tokens))
+    return sum(k * math.log(k) for k in groups.values()) / len(tokens)
