@@ -1,0 +1,47 @@
+"""Layers that several relatives have, each with its gradient.
+
+Letters as in params.py; S tokens of any kind.
+"""
+
+import numpy as np
+
+from ..attention import block, block_backward
+from ..text import text_embedding, text_embedding_backward
+
+
+def words(tokens_BT, params):
+    """text_embedding without CLS: [B, T, D]."""
+    x_BSD, cache = text_embedding(tokens_BT, {"cls": params["position"][0]} | params)
+    return x_BSD[:, :-1], cache
+
+
+def words_backward(dx_BTD, cache):
+    dx_BSD = np.pad(dx_BTD, ((0, 0), (0, 1), (0, 0)))
+    dparams = text_embedding_backward(dx_BSD, cache)
+    return {name: dparams[name] for name in ("token", "position")}
+
+
+def transformer(x_BSD, params, heads, kind, mask=None):
+    """Blocks one after the other; `mask` as attention takes it."""
+    caches = []
+    for i in range(len(params)):
+        x_BSD, cache = block(x_BSD, params[str(i)], heads, kind, mask)
+        caches.append(cache)
+    return x_BSD, caches
+
+
+def transformer_backward(dx_BSD, caches):
+    dparams = {}
+    for i in reversed(range(len(caches))):
+        dx_BSD, dparams[str(i)] = block_backward(dx_BSD, caches[i])
+    return dx_BSD, dparams
+
+
+def of_all(gradients, params):
+    """Gradients as a tree like the parameters': 0 for what no loss asked anything of."""
+    return {
+        name: of_all(gradients.get(name, {}), leaf)
+        if isinstance(leaf, dict)
+        else gradients.get(name, np.zeros_like(leaf))
+        for name, leaf in params.items()
+    }

@@ -1,0 +1,130 @@
+"""What holds for every relative: complex step, engine equals reference, names, shapes, types."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import relatives
+from hypothesis import given
+from oracles import SuffixTracer, complex_step_error
+from strategies import configs, seeds, small_config
+
+import minicoca
+from minicoca.params import flatten, shapes, specs, tree_map
+from minicoca.relatives import RELATIVES
+
+ROOT = Path(minicoca.__file__).parent
+EVERY = pytest.mark.parametrize(("name", "own", "options"), relatives.ALL)
+
+
+def check_gradient(name, config, seed, **own):
+    settings, params, batch = relatives.given(name, config, seed, **own)
+    module = relatives.side("reference", name)
+
+    def forward(params):
+        outputs, cache = module.loss(params, config, settings, batch)
+        return (np.asarray(outputs["loss"]),), cache
+
+    def backward(dy, cache):
+        return {"params": module.loss_backward(dy[0], cache)}
+
+    rng = np.random.default_rng(seed)
+    error = complex_step_error(forward, backward, {"params": params}, rng)
+    assert error < 1e-10, f"{name}: complex step and backward differ by {error:.1e}"
+
+
+def check_every_leaf(name, config, seed, **own):
+    """Leaf by leaf: a small gradient cannot hide behind a large one."""
+    settings, params, batch = relatives.given(name, config, seed, **own)
+    module, rng = relatives.side("reference", name), np.random.default_rng(seed)
+    _, gradients = relatives.by_reference(name, params, config, settings, batch)
+    for leaf in flatten(params):
+        moved, way = {}, None
+        for other, array in flatten(params).items():
+            v = rng.standard_normal(array.shape) if other == leaf else None
+            moved[other], way = (array, way) if v is None else (array + 1e-30j * v, v)
+        outputs, _ = module.loss(relatives.unflatten(moved), config, settings, batch)
+        by_step, by_hand = outputs["loss"].imag / 1e-30, (gradients[leaf] * way).sum()
+        scale = max(np.abs(gradients[leaf] * way).sum(), 1e-6)
+        assert abs(by_step - by_hand) <= 1e-10 * scale, f"{name}: {leaf}: {by_step} {by_hand}"
+
+
+def check_sides(name, config, seed, **own):
+    given_ = relatives.given(name, config, seed, **own)
+    settings, params, batch = given_
+    ours, wanted = relatives.by_reference(name, params, config, settings, batch)
+    theirs, found = relatives.by_engine(name, params, config, settings, batch)
+    assert "loss" in theirs and theirs.keys() <= ours.keys()
+    for key, value in theirs.items():
+        np.testing.assert_allclose(value, ours[key], rtol=1e-10, atol=1e-10, err_msg=key)
+    assert wanted.keys() == found.keys() == shapes(settings.specs(config)).keys()
+    for leaf, gradient in wanted.items():
+        gap = np.abs(gradient - found[leaf]).max()
+        assert gap <= 1e-8 * max(np.abs(gradient).max(), 1e-6), f"{leaf}: off by {gap:.1e}"
+
+
+@EVERY
+def test_the_gradient_of_every_leaf_is_that_of_the_complex_step(name, own, options):
+    check_every_leaf(name, small_config(**options), 0, **own)
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+@given(config=configs(), seed=seeds)
+def test_gradient_and_engine_whatever_the_config(name, config, seed):
+    check_gradient(name, config, seed)
+    check_sides(name, config, seed)
+
+
+@EVERY
+def test_the_engine_is_the_reference(name, own, options):
+    for seed in range(3):
+        check_sides(name, small_config(**options), seed, **own)
+
+
+@EVERY
+def test_names_tell_the_truth_and_floats_stay_narrow(name, own, options):
+    config = small_config(**options)
+    settings, params, batch = relatives.given(name, config, 0, **own)
+    with SuffixTracer(ROOT / "reference") as tracer:
+        relatives.by_reference(name, params, config, settings, batch)
+    assert not tracer.complaints, tracer.complaints[:3]
+
+    def narrow(a):
+        return a.astype(np.float32) if a.dtype == np.float64 else a
+
+    params, batch = tree_map(narrow, params), tree_map(narrow, batch)
+    outputs, gradients = relatives.by_reference(name, params, config, settings, batch)
+    assert {g.dtype for g in gradients.values()} == {np.dtype(np.float32)}
+    assert outputs["loss"].dtype == np.float32
+
+
+@EVERY
+def test_what_is_cocas_has_its_name_shape_and_first_value(name, own, options):
+    """So that a run of one can begin with the weights of another (--init)."""
+    config = small_config(**options)
+    ours, cocas = shapes(RELATIVES[name](**own).specs(config)), shapes(specs(config))
+    shared = ours.keys() & cocas.keys()
+    assert shared and {leaf: ours[leaf] for leaf in shared} == {x: cocas[x] for x in shared}
+
+
+def test_every_relative_is_a_file_of_its_name_on_both_sides():
+    for which, names in (("reference", {"loss", "loss_backward"}), ("engine", {"loss"})):
+        for name in RELATIVES:
+            tree = ast.parse((ROOT / which / "relatives" / f"{name}.py").read_text())
+            assert names <= {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    assert relatives.CASES.keys() == RELATIVES.keys()
+
+
+def test_both_sides_have_the_same_names_in_the_same_files():
+    def names(which):
+        found = {}
+        for path in sorted((ROOT / which / "relatives").glob("*.py")):
+            all_ = {n.name for n in ast.parse(path.read_text()).body if hasattr(n, "name")}
+            backward = {n for n in all_ if n.endswith("_backward")}
+            found[path.name] = {n for n in all_ if not n.startswith("_")} - backward
+        return found
+
+    ours, theirs = names("reference"), names("engine")
+    ours["layers.py"] -= {"of_all"}  # torch gives no gradient to what is not read
+    assert ours == theirs
