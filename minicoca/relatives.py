@@ -6,6 +6,7 @@ arrays. All that is random in a step is in it, put there by `draw`: a loss is a 
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -84,4 +85,32 @@ class CapPa(Relative):
         return batch | {"parallel": rng.random(len(batch["tokens"])) < self.parallel}
 
 
-RELATIVES = {"gpt": GPT, "simvlm": SimVLM, "cappa": CapPa}
+@dataclass(frozen=True)
+class SigLIP(Relative):
+    """CoCa with a yes or no for every pair of a batch in place of a softmax (Zhai et al. 2023).
+    Batch: images [B, I, I, 3], tokens [B, T]."""
+
+    def specs(self, config):
+        """The first bias makes a batch's first loss small: of B answers to an image 1 is yes."""
+        tree = params.specs(config) | {"log_temperature": Constant((), -math.log(10))}
+        return tree | {"sigmoid_bias": Constant((), -math.log(max(1, config.batch_size - 1)))}
+
+
+@dataclass(frozen=True)
+class Matching(Relative):
+    """CoCa with a head that says whether a picture and a caption belong together (Li et al. 2022,
+    BLIP). Batch: images [B, I, I, 3], tokens [B, T], noise [2, B] from 0 to 1: which of the texts,
+    and of the images, that are alike to a pair are taken for what is not one."""
+
+    matching_weight: float = _own(1.0, "weight of the matching loss")
+
+    def specs(self, config):
+        D = config.text_width
+        head = {"pooler": params.pooler(1, D, D), "classifier": params.linear(D, 2)}
+        return params.specs(config) | {"matching": head}
+
+    def draw(self, rng, config, batch):
+        return batch | {"noise": rng.random((2, len(batch["tokens"])))}
+
+
+RELATIVES = {"gpt": GPT, "simvlm": SimVLM, "cappa": CapPa, "siglip": SigLIP, "matching": Matching}

@@ -14,6 +14,8 @@ CASES = {
     "gpt": [({}, {}), ({"tied": True}, {"gelu": "exact"})],
     "simvlm": [({}, {}), ({}, {"pooler": "shared", "multimodal_mlps": 2})],
     "cappa": [({}, {}), ({"parallel": 0.5}, {"pooler": "none"})],
+    "siglip": [({}, {}), ({}, {"embed_width": 22, "caption_weight": 0.0, "pooler": "parallel"})],
+    "matching": [({}, {}), ({"matching_weight": 0.4}, {"pooler": "none", "embed_width": 22})],
 }
 ALL = [(name, own, options) for name, cases in CASES.items() for own, options in cases]
 

@@ -6,6 +6,12 @@ from ..attention import block
 from ..text import text_embedding
 
 
+def same_captions(tokens_BT):
+    """[B, B], True where two captions are equal, token for token; so on the diagonal."""
+    caption_B = torch.unique(tokens_BT, dim=0, return_inverse=True)[1]
+    return caption_B[:, None] == caption_B
+
+
 def words(tokens_BT, params):
     """text_embedding without CLS: [B, T, D]."""
     last_B = torch.full_like(tokens_BT[:, 0], tokens_BT.shape[1])

@@ -9,6 +9,12 @@ from ..attention import block, block_backward
 from ..text import text_embedding, text_embedding_backward
 
 
+def same_captions(tokens_BT):
+    """[B, B], True where two captions are equal, token for token; so on the diagonal."""
+    caption_B = np.unique(tokens_BT, axis=0, return_inverse=True)[1].reshape(-1)
+    return caption_B[:, None] == caption_B
+
+
 def words(tokens_BT, params):
     """text_embedding without CLS: [B, T, D]."""
     x_BSD, cache = text_embedding(tokens_BT, {"cls": params["position"][0]} | params)
