@@ -113,4 +113,87 @@ class Matching(Relative):
         return batch | {"noise": rng.random((2, len(batch["tokens"])))}
 
 
-RELATIVES = {"gpt": GPT, "simvlm": SimVLM, "cappa": CapPa, "siglip": SigLIP, "matching": Matching}
+@dataclass(frozen=True)
+class SimCLR(Relative):
+    """An image tower that knows two views of one image among the views of others (Chen et al.
+    2020). Batch: views [2, B, I, I, 3], two random changes of every image."""
+
+    temperature: float = _own(0.1, "what cosines are divided by", low=1e-3)
+    width: int = _own(128, "width of the vectors that are compared, and thrown away")
+
+    def specs(self, config):
+        D = config.image_width
+        layers = {"up": params.linear(D, D), "down": params.linear(D, self.width)}
+        return {
+            "image": params.specs(config)["image"],
+            "projector": {"norm": params.norm(D)} | layers,
+        }
+
+
+@dataclass(frozen=True)
+class MAE(Relative):
+    """An image tower that sees some patches, and a small decoder that draws the others (He et al.
+    2021). Batch: images [B, I, I, 3], seen [B, L]: the places of the patches that are seen."""
+
+    masked: float = _own(0.75, "part of the patches that is not seen", part=True)
+    decoder_width: int = _own(32, "width of the decoder that draws")
+    decoder_layers: int = _own(2, "its layers")
+    decoder_heads: int = _own(2, "its attention heads")
+    normalise_patches: bool = _own(
+        False, "what is drawn is each patch less its mean, by its spread"
+    )
+
+    def specs(self, config):
+        D, layers = self.decoder_width, self.decoder_layers
+        decoder = {
+            "norm": params.norm(config.image_width),
+            "enter": params.linear(config.image_width, D),
+            "mask": Spec((D,), 0.02),
+            "position": Spec((config.patches, D), "sincos"),
+            "blocks": params.blocks(layers, layers, D, 4 * D),
+            "norm_output": params.norm(D),
+            "pixels": params.linear(D, 3 * config.patch_size**2),
+        }
+        return {"image": _plain(config, "mae"), "drawing": decoder}
+
+    def draw(self, rng, config, batch):
+        masked_BN = _masked(rng, len(batch["images"]), config.patches, self.masked)
+        return batch | {"seen": np.nonzero(~masked_BN)[1].reshape(len(masked_BN), -1)}
+
+
+@dataclass(frozen=True)
+class SimMIM(Relative):
+    """An image tower that reads every patch, many replaced by one vector, and a linear map that
+    draws those (Xie et al. 2021). Batch: images [B, I, I, 3], masked [B, N]: which patches."""
+
+    masked: float = _own(0.6, "part of the patches that is replaced", part=True)
+
+    def specs(self, config):
+        D = config.image_width
+        own = {"mask": Spec((D,), 0.02), "norm": params.norm(D)}
+        own["pixels"] = params.linear(D, 3 * config.patch_size**2)
+        return {"image": _plain(config, "simmim"), "drawing": own}
+
+    def draw(self, rng, config, batch):
+        shape = len(batch["images"]), config.patches
+        return batch | {"masked": _masked(rng, *shape, self.masked)}
+
+
+def _plain(config, name):
+    if config.stem != "plain":
+        raise ValueError(
+            f"stem={config.stem} has a class token, which is no patch: {name} wants plain"
+        )
+    return params.specs(config)["image"]
+
+
+def _masked(rng, images, patches, part):
+    """[B, N], True where a patch is masked: in every image as many, but never all nor none."""
+    count = min(max(1, int(part * patches + 0.5)), patches - 1)
+    return rng.random((images, patches)).argsort(1).argsort(1) < count
+
+
+RELATIVES = {
+    "gpt": GPT, "simvlm": SimVLM, "cappa": CapPa, "siglip": SigLIP, "matching": Matching,
+    "simclr": SimCLR, "mae": MAE, "simmim": SimMIM,
+}  # fmt: skip

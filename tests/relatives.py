@@ -9,6 +9,8 @@ from strategies import model_and_batch
 from minicoca.params import flatten, initialise, tree_map, unflatten
 from minicoca.relatives import RELATIVES
 
+MAE = {"decoder_width": 8}
+FIXED = {"mae": {"stem": "plain"}, "simmim": {"stem": "plain"}}  # what they cannot do without
 # What is tried of each: settings of its own, and of the config.
 CASES = {
     "gpt": [({}, {}), ({"tied": True}, {"gelu": "exact"})],
@@ -16,6 +18,9 @@ CASES = {
     "cappa": [({}, {}), ({"parallel": 0.5}, {"pooler": "none"})],
     "siglip": [({}, {}), ({}, {"embed_width": 22, "caption_weight": 0.0, "pooler": "parallel"})],
     "matching": [({}, {}), ({"matching_weight": 0.4}, {"pooler": "none", "embed_width": 22})],
+    "simclr": [({"width": 9, "temperature": 0.7}, {}), ({}, {"stem": "clip"})],
+    "mae": [(MAE, {}), (MAE | {"normalise_patches": True, "masked": 0.3}, {"gelu": "exact"})],
+    "simmim": [({}, {}), ({"masked": 1.0}, {})],
 }
 ALL = [(name, own, options) for name, cases in CASES.items() for own, options in cases]
 

@@ -3,6 +3,7 @@
 import torch
 
 from ..attention import block
+from ..ops import widened
 from ..text import text_embedding
 
 
@@ -23,3 +24,16 @@ def transformer(x_BSD, params, heads, kind, **masking):
     for i in range(len(params)):
         x_BSD = block(x_BSD, params[str(i)], heads, kind, **masking)
     return x_BSD
+
+
+def fill(x_BND, hole_BN, empty_D):
+    """The tokens, and in their holes the same vector."""
+    return torch.where(hole_BN[..., None], empty_D.to(x_BND.dtype), x_BND)
+
+
+def pixel_loss(pixels_BNP, targets_BNP, counted_BN, power):
+    """Mean over the pixels of the patches that count of |drawn - true| to the power of 1 or 2, in
+    float32 at least; 0 where none counts."""
+    gap_BNP = widened(pixels_BNP) - targets_BNP
+    count = counted_BN.sum().clamp(min=1) * gap_BNP.shape[-1]
+    return (gap_BNP.abs() ** power * counted_BN[..., None]).sum() / count

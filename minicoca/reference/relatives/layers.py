@@ -1,6 +1,6 @@
 """Layers that several relatives have, each with its gradient.
 
-Letters as in params.py; S tokens of any kind.
+Letters as in params.py; S tokens of any kind, N patches.
 """
 
 import numpy as np
@@ -41,6 +41,30 @@ def transformer_backward(dx_BSD, caches):
     for i in reversed(range(len(caches))):
         dx_BSD, dparams[str(i)] = block_backward(dx_BSD, caches[i])
     return dx_BSD, dparams
+
+
+def fill(x_BND, hole_BN, empty_D):
+    """The tokens, and in their holes the same vector."""
+    return np.where(hole_BN[..., None], empty_D, x_BND), hole_BN
+
+
+def fill_backward(dy_BND, hole_BN):
+    return np.where(hole_BN[..., None], 0, dy_BND), (dy_BND * hole_BN[..., None]).sum((0, 1))
+
+
+def pixel_loss(pixels_BNP, targets_BNP, counted_BN, power):
+    """Mean over the pixels of the patches that count of |drawn - true| to the power of 1 or 2; 0
+    where none counts."""
+    gap_BNP = pixels_BNP - targets_BNP
+    slope_BNP = np.sign(gap_BNP.real) if power == 1 else 2 * gap_BNP
+    count = max(1, int(counted_BN.sum())) * gap_BNP.shape[-1]
+    weight_BN1 = counted_BN[..., None].astype(gap_BNP.real.dtype) / count
+    loss = (slope_BNP * gap_BNP * weight_BN1).sum() / power
+    return loss, slope_BNP * weight_BN1
+
+
+def pixel_loss_backward(dloss, slope_BNP):
+    return dloss * slope_BNP
 
 
 def of_all(gradients, params):
