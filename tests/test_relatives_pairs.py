@@ -10,6 +10,7 @@ from relatives import SIDES
 from strategies import small_config
 from test_relatives import check_every_leaf, check_sides
 
+from minicoca.engine import towers as engine_towers
 from minicoca.engine.relatives import matching as engine_matching
 from minicoca.engine.relatives import siglip as engine_siglip
 from minicoca.params import initialise
@@ -221,7 +222,7 @@ BUGS = [
      on(check_equal_captions, "engine")),
     (engine_siglip, "logits_BB, -logits_BB)", "-logits_BB, logits_BB)",
      on(check_spelled_out, "engine")),
-    (engine_siglip, "total_loss(outputs, config)", "outputs['contrastive']",
+    (engine_towers, "total_loss(outputs, config)", "outputs['contrastive']",
      lambda: check_sides("siglip", small_config(), 0)),
     (matching, "[(own_B, own_B), (own_B, text_B), (image_B, own_B)]",
      "[(own_B, own_B), (own_B, text_B), (own_B, image_B)]",

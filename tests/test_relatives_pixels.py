@@ -196,7 +196,7 @@ BUGS = [
     (simclr, "np.where(own_RR, -np.inf, logits_RR)", "logits_RR", on(check_nt_xent, "reference")),
     (simclr, "len(z_RE) // 2)[:, None]", "1)[:, None]", on(check_nt_xent, "reference")),
     (simclr, "(dlogits_RR + dlogits_RR.T)", "(2 * dlogits_RR)", gradient("simclr")),
-    (simclr, "dmean_RD[:, None] / shape[1]", "dmean_RD[:, None]", gradient("simclr")),
+    (simclr, "dh_RD[:, None] / shape[1]", "dh_RD[:, None]", gradient("simclr")),
     (simclr, 'np.concatenate([*batch["views"]])',
      'batch["views"].swapaxes(0, 1).reshape(-1, *batch["views"].shape[2:])',
      on(check_views, "reference")),

@@ -3,10 +3,8 @@
 import torch
 from torch.nn.functional import softplus
 
-from ..losses import caption_loss
-from ..model import total_loss
 from ..ops import widened
-from ..towers import decoded
+from ..towers import joint_loss
 from .layers import same_captions
 
 
@@ -26,13 +24,7 @@ def sigmoid_loss(image_BE, text_BE, log_temperature, bias, counted_BB):
 
 
 def loss(params, config, settings, batch):
-    """-> {loss, contrastive, caption, image [B, E], text [B, E]}, weighed as CoCa's; a caption's
-    loss of weight 0 is not computed."""
-    tokens = batch["tokens"]
-    image_BE, text_BE, n, packing = decoded(params, config, batch["images"], tokens)
-    given = image_BE, text_BE, params["log_temperature"], params["sigmoid_bias"]
-    outputs = {"contrastive": sigmoid_loss(*given, counted_pairs(tokens))}
-    if config.caption_weight:
-        outputs["caption"] = caption_loss(n, params["decoder"]["head"], tokens[:, 1:], packing)
-    outputs["loss"] = total_loss(outputs, config)
-    return outputs | {"image": image_BE, "text": text_BE}
+    """-> {loss, contrastive, caption, image [B, E], text [B, E]}, weighed as CoCa's."""
+    counted_BB = counted_pairs(batch["tokens"])
+    given = params["log_temperature"], params["sigmoid_bias"], counted_BB
+    return joint_loss(params, config, batch, lambda x, y: sigmoid_loss(x, y, *given))

@@ -17,10 +17,14 @@ def nt_xent(z_RE, temperature):
     return F.cross_entropy(logits_RR, places_R.roll(len(z_RE) // 2))
 
 
+def projector(h_RD, params, kind):
+    """Two layers with a GELU in between, and length 1: [R, E]."""
+    return l2_normalise(mlp(layer_norm(h_RD, params["norm"]), params, kind))
+
+
 def loss(params, config, settings, batch):
     """-> {loss, contrastive, image [R, E]}."""
     tokens_RSD = image_encoder(batch["views"].flatten(0, 1), params["image"], config)
-    h_RD = layer_norm(tokens_RSD.mean(1), params["projector"]["norm"])
-    z_RE = l2_normalise(mlp(h_RD, params["projector"], config.gelu))
+    z_RE = projector(tokens_RSD.mean(1), params["projector"], config.gelu)
     value = nt_xent(z_RE, settings.temperature)
     return {"loss": value, "contrastive": value, "image": z_RE}

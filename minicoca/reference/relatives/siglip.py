@@ -6,9 +6,7 @@ Two images may have the same caption: neither is then a negative of the other's 
 
 import numpy as np
 
-from ..losses import caption_loss, caption_loss_backward
-from ..ops import linear, linear_backward
-from ..towers import decoded, decoded_backward
+from ..towers import joint_loss, joint_loss_backward
 from .layers import same_captions
 
 
@@ -44,25 +42,11 @@ def sigmoid_loss_backward(dloss, cache):
 
 def loss(params, config, settings, batch):
     """-> ({loss, contrastive, caption, image [B, E], text [B, E]}, cache), weighed as CoCa's."""
-    tokens = batch["tokens"]
-    image_BE, text_BE, n, towers = decoded(params, config, batch["images"], tokens)
-    given = image_BE, text_BE, params["log_temperature"], params["sigmoid_bias"]
-    contrastive, sigmoid_cache = sigmoid_loss(*given, counted_pairs(tokens))
-    logits, head_cache = linear(n, params["decoder"]["head"])
-    caption, caption_cache = caption_loss(logits, tokens[:, 1:])
-    value = config.contrastive_weight * contrastive + config.caption_weight * caption
-    outputs = {"loss": value, "contrastive": contrastive, "caption": caption}
-    cache = config, towers, sigmoid_cache, head_cache, caption_cache
-    return outputs | {"image": image_BE, "text": text_BE}, cache
+    counted_BB = counted_pairs(batch["tokens"])
+    given = params["log_temperature"], params["sigmoid_bias"], counted_BB
+    return joint_loss(params, config, batch, lambda x, y: sigmoid_loss(x, y, *given))
 
 
 def loss_backward(dloss, cache):
-    config, towers, sigmoid_cache, head_cache, caption_cache = cache
-    dlogits = caption_loss_backward(config.caption_weight * dloss, caption_cache)
-    dn, dhead = linear_backward(dlogits, head_cache)
-    dimage_BE, dtext_BE, dlog_temperature, dbias = sigmoid_loss_backward(
-        config.contrastive_weight * dloss, sigmoid_cache
-    )
-    _, dparams = decoded_backward(dimage_BE, dtext_BE, dn, towers)
-    dparams["decoder"] = dparams["decoder"] | {"head": dhead}
-    return dparams | {"log_temperature": dlog_temperature, "sigmoid_bias": dbias}
+    dparams, (dtemperature, dbias) = joint_loss_backward(dloss, cache, sigmoid_loss_backward)
+    return dparams | {"log_temperature": dtemperature, "sigmoid_bias": dbias}

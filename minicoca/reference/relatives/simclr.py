@@ -1,19 +1,22 @@
 """SimCLR (Chen et al. 2020, arXiv 2002.05709): of every image two views; a view is to find the
 other of its image among all. The tower, which is CoCa's, is kept; the projector is thrown away.
 
-h is the mean of the tower's tokens, normed; z is two layers of h, with CoCa's GELU in between where
+h is the mean of the tower's tokens; z is two layers of it, normed, with CoCa's GELU in between where
 the paper has ReLU. No norm mixes images, so none tells which views belong together.
 Letter of this file: R views, those of all images first and then their second ones, R = 2 B.
 """
 
 import numpy as np
 
-from ..attention import mlp, mlp_backward
 from ..ops import (
+    gelu,
+    gelu_backward,
     l2_normalise,
     l2_normalise_backward,
     layer_norm,
     layer_norm_backward,
+    linear,
+    linear_backward,
     log_softmax,
     log_softmax_backward,
 )
@@ -39,23 +42,40 @@ def nt_xent_backward(dloss, cache):
     return (dlogits_RR + dlogits_RR.T) @ z_RE / temperature  # from (1): z is on both sides
 
 
+def projector(h_RD, params, kind):
+    """Two layers with a GELU in between, and length 1: [R, E]."""
+    n_RD, norm_cache = layer_norm(h_RD, params["norm"])
+    up_RD, up_cache = linear(n_RD, params["up"])
+    g_RD, gelu_cache = gelu(up_RD, kind)
+    z_RE, down_cache = linear(g_RD, params["down"])
+    z_RE, unit_cache = l2_normalise(z_RE)
+    return z_RE, (norm_cache, up_cache, gelu_cache, down_cache, unit_cache)
+
+
+def projector_backward(dz_RE, cache):
+    norm_cache, up_cache, gelu_cache, down_cache, unit_cache = cache
+    dparams = {}
+    dg_RD, dparams["down"] = linear_backward(l2_normalise_backward(dz_RE, unit_cache), down_cache)
+    dn_RD, dparams["up"] = linear_backward(gelu_backward(dg_RD, gelu_cache), up_cache)
+    dh_RD, dparams["norm"] = layer_norm_backward(dn_RD, norm_cache)
+    return dh_RD, dparams
+
+
 def loss(params, config, settings, batch):
     """-> ({loss, contrastive, image [R, E]}, cache)."""
     images = np.concatenate([*batch["views"]])
     tokens_RSD, tower_cache = image_encoder(images, params["image"], config)
-    h_RD, norm_cache = layer_norm(tokens_RSD.mean(1), params["projector"]["norm"])  # (1)
-    z_1RE, mlp_cache = mlp(h_RD[None], params["projector"], config.gelu)
-    z_RE, unit_cache = l2_normalise(z_1RE[0])
+    h_RD = tokens_RSD.mean(1)  # (1)
+    z_RE, projector_cache = projector(h_RD, params["projector"], config.gelu)
     value, loss_cache = nt_xent(z_RE, settings.temperature)
-    cache = tokens_RSD.shape, tower_cache, norm_cache, mlp_cache, unit_cache, loss_cache
+    cache = tokens_RSD.shape, tower_cache, projector_cache, loss_cache
     return {"loss": value, "contrastive": value, "image": z_RE}, cache
 
 
 def loss_backward(dloss, cache):
-    shape, tower_cache, norm_cache, mlp_cache, unit_cache, loss_cache = cache
-    dz_RE = l2_normalise_backward(nt_xent_backward(dloss, loss_cache), unit_cache)
-    dh_1RD, dprojector = mlp_backward(dz_RE[None], mlp_cache)
-    dmean_RD, dprojector["norm"] = layer_norm_backward(dh_1RD[0], norm_cache)
-    dtokens_RSD = np.broadcast_to(dmean_RD[:, None] / shape[1], shape)  # from (1)
+    shape, tower_cache, projector_cache, loss_cache = cache
+    dz_RE = nt_xent_backward(dloss, loss_cache)
+    dh_RD, dprojector = projector_backward(dz_RE, projector_cache)
+    dtokens_RSD = np.broadcast_to(dh_RD[:, None] / shape[1], shape)  # from (1)
     _, dimage = image_encoder_backward(dtokens_RSD, tower_cache)
     return {"image": dimage, "projector": dprojector}
