@@ -179,6 +179,56 @@ class SimMIM(Relative):
         return batch | {"masked": _masked(rng, *shape, self.masked)}
 
 
+@dataclass(frozen=True)
+class ResNet(Relative):
+    """CoCa with a convolutional image tower (He et al. 2015, 2018). Of image_width its last stage
+    is wide, each before it half as wide as the next; patches there are none. Batch: images
+    [B, I, I, 3], tokens [B, T]."""
+
+    stages: int = _own(3, "stages; each but the first has half the rows and columns", high=9)
+    depth: int = _own(1, "residual blocks of a stage")
+    stem_pools: int = _own(0, "times the stem halves rows and columns", low=0, high=9)
+    transformer: bool = _own(False, "a ViT's blocks of image_layers follow")
+    attention_pool: bool = _own(False, "the image's vector is pooled as CLIP's")
+
+    def specs(self, config):
+        M, D, halves = config.image_width, config.text_width, self.stages - 1
+        pools = halves + self.stem_pools
+        for name, parts in (("image_width", 2**halves), ("image_size", 2**pools)):
+            if (size := getattr(config, name)) % parts:
+                why = f"stages={self.stages} and stem_pools={self.stem_pools}"
+                raise ValueError(f"{name}={size} is not a multiple of {parts}, as {why} want it")
+        widths = [M >> halves - i // self.depth for i in range(self.stages * self.depth)]
+        first, places = widths[0], (config.image_size >> pools) ** 2
+        read = [first, *widths]
+        image = {
+            "stem": {str(i): _kernel(9 * c, first) for i, c in enumerate((3, first, first))},
+            "residuals": {str(i): _residual(read[i], c) for i, c in enumerate(widths)},
+        }
+        if self.transformer:
+            layers = config.image_layers
+            image["position"] = Spec((places, M), "sincos")
+            image["blocks"] = params.blocks(layers, layers, M, config.image_hidden)
+        tree = params.specs(config) | {"image": image}
+        if self.attention_pool:
+            own = {"position": Spec((1 + places, M), M**-0.5), "output": params.linear(M, D)}
+            tree["attention_pool"] = own | {"attention": params.attention(M, M, 1.0)}
+        return tree
+
+
+def _kernel(rows, columns, scale="ones"):
+    """A kernel of a map that ReLU has halved (He et al. 2015), and its norm."""
+    norm = {"scale": Spec((columns,), scale), "bias": Spec((columns,), "zeros")}
+    return {"weight": Spec((rows, columns), (2 / rows) ** 0.5), "norm": norm}
+
+
+def _residual(read, written):
+    """Two kernels of 3 x 3, of which the second is 0 at first; one of 1 x 1 where widths differ."""
+    shortcut = {"shortcut": _kernel(read, written)} if read != written else {}
+    second = _kernel(9 * written, written, "zeros")
+    return {"first": _kernel(9 * read, written), "second": second} | shortcut
+
+
 def _plain(config, name):
     if config.stem != "plain":
         raise ValueError(
@@ -196,4 +246,5 @@ def _masked(rng, images, patches, part):
 RELATIVES = {
     "gpt": GPT, "simvlm": SimVLM, "cappa": CapPa, "siglip": SigLIP, "matching": Matching,
     "simclr": SimCLR, "mae": MAE, "simmim": SimMIM,
+    "resnet": ResNet,
 }  # fmt: skip

@@ -10,7 +10,10 @@ from minicoca.params import flatten, initialise, tree_map, unflatten
 from minicoca.relatives import RELATIVES
 
 MAE = {"decoder_width": 8}
-FIXED = {"mae": {"stem": "plain"}, "simmim": {"stem": "plain"}}  # what they cannot do without
+WIDE = {"image_width": 20}
+CONVOLVED = {"image_width": 20, "image_heads": 2, "image_size": 8, "patch_size": 2}
+# What they cannot do without.
+FIXED = {"mae": {"stem": "plain"}, "simmim": {"stem": "plain"}, "resnet": CONVOLVED}
 # What is tried of each: settings of its own, and of the config.
 CASES = {
     "gpt": [({}, {}), ({"tied": True}, {"gelu": "exact"})],
@@ -21,6 +24,11 @@ CASES = {
     "simclr": [({"width": 9, "temperature": 0.7}, {}), ({}, {"stem": "clip"})],
     "mae": [(MAE, {}), (MAE | {"normalise_patches": True, "masked": 0.3}, {"gelu": "exact"})],
     "simmim": [({}, {}), ({"masked": 1.0}, {})],
+    "resnet": [
+        ({"stages": 2}, WIDE),
+        ({"stages": 2, "depth": 2, "transformer": True, "attention_pool": True}, WIDE),
+        ({"stages": 2, "stem_pools": 1}, WIDE | {"image_size": 8, "pooler": "shared"}),
+    ],
 }
 ALL = [(name, own, options) for name, cases in CASES.items() for own, options in cases]
 

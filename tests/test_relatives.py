@@ -129,4 +129,5 @@ def test_both_sides_have_the_same_names_in_the_same_files():
 
     ours, theirs = names("reference"), names("engine")
     ours["layers.py"] -= {"of_all"}  # torch gives no gradient to what is not read
+    ours["convolution.py"] -= {"im2col", "group_norm", "relu", "mean_pool"}  # torch has its own
     assert ours == theirs

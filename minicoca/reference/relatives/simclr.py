@@ -1,7 +1,7 @@
 """SimCLR (Chen et al. 2020, arXiv 2002.05709): of every image two views; a view is to find the
 other of its image among all. The tower, which is CoCa's, is kept; the projector is thrown away.
 
-h is the mean of the tower's tokens; z is two layers of it, normed, with CoCa's GELU in between where
+h is the mean of the tower's tokens; z is two layers of it, normed, with CoCa's GELU between, where
 the paper has ReLU. No norm mixes images, so none tells which views belong together.
 Letter of this file: R views, those of all images first and then their second ones, R = 2 B.
 """
