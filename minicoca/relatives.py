@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from . import params
-from .config import PAD, check_field, option
+from .config import END, PAD, check_field, option
 from .params import Spec
 
 _own = partial(option, "objective")
@@ -229,6 +229,54 @@ def _residual(read, written):
     return {"first": _kernel(9 * read, written), "second": second} | shortcut
 
 
+@dataclass(frozen=True)
+class VLMo(Relative):
+    """One transformer for images, texts and pairs, with an MLP for each kind (Bao et al. 2021), or
+    with MLPs that a router chooses from (Fedus et al. 2021). Batch: images [B, I, I, 3],
+    tokens [B, T], masked [B, T]: which words are to be found; noise [2, B], as matching's."""
+
+    matching_weight: float = _own(1.0, "weight of the matching loss")
+    words_weight: float = _own(0.25, "weight of the loss of masked words")
+    masked: float = _own(0.15, "part of the words that is masked", part=True)
+    experts: int = _own(0, "MLPs that a router chooses from; 0: an MLP for each kind", low=0)
+    capacity: float = _own(1.25, "tokens an MLP takes, times its even share; 0: all that want it")
+    balance_weight: float = _own(0.01, "weight of the router's balance, of each layer and pass")
+
+    def specs(self, config):
+        c, D = config, config.text_width
+        if c.image_width != D:
+            raise ValueError(
+                f"image_width={c.image_width} and text_width={D}: vlmo has one width for both"
+            )
+        depth = c.unimodal_layers + c.multimodal_layers
+        block = params.blocks(1, depth, D, c.text_hidden)["0"]
+        expert = {"norm": block.pop("norm_mlp"), "mlp": block.pop("mlp")}
+        lower = {"experts": {"image": expert, "text": expert}}
+        upper = {"experts": lower["experts"] | {"both": expert}}
+        if self.experts:
+            mlps = {str(g): expert["mlp"] for g in range(self.experts)}
+            router = {"weight": params.matrix(D, self.experts, 0.1)}
+            lower = upper = {"routed": {"norm": expert["norm"], "router": router, "experts": mlps}}
+        layers = [lower] * c.unimodal_layers + [upper] * c.multimodal_layers
+        image = {"patch": params.linear(3 * c.patch_size**2, D), "class": Spec((D,), 0.5)}
+        cocas = params.specs(c)
+        return {
+            "image": image | {"position": Spec((c.patches, D), "sincos")},
+            "text": {name: cocas["text"][name] for name in ("token", "position", "cls")},
+            "blocks": {str(i): block | own for i, own in enumerate(layers)},
+            "norm": params.norm(D),
+            "matching": params.linear(D, 2),
+            "words": {"weight": params.matrix(D, c.vocabulary)},
+            "log_temperature": cocas["log_temperature"],
+            "word_mask": Spec((D,), 0.5),
+        }
+
+    def draw(self, rng, config, batch):
+        tokens = batch["tokens"]
+        masked = (rng.random(tokens.shape) < self.masked) & (tokens > END)
+        return batch | {"masked": masked, "noise": rng.random((2, len(tokens)))}
+
+
 def _plain(config, name):
     if config.stem != "plain":
         raise ValueError(
@@ -247,4 +295,5 @@ RELATIVES = {
     "gpt": GPT, "simvlm": SimVLM, "cappa": CapPa, "siglip": SigLIP, "matching": Matching,
     "simclr": SimCLR, "mae": MAE, "simmim": SimMIM,
     "resnet": ResNet,
+    "vlmo": VLMo,
 }  # fmt: skip

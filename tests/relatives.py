@@ -11,9 +11,15 @@ from minicoca.relatives import RELATIVES
 
 MAE = {"decoder_width": 8}
 WIDE = {"image_width": 20}
+ONE_WIDTH = {"image_width": 12, "text_width": 12}
 CONVOLVED = {"image_width": 20, "image_heads": 2, "image_size": 8, "patch_size": 2}
 # What they cannot do without.
-FIXED = {"mae": {"stem": "plain"}, "simmim": {"stem": "plain"}, "resnet": CONVOLVED}
+FIXED = {
+    "mae": {"stem": "plain"},
+    "simmim": {"stem": "plain"},
+    "resnet": CONVOLVED,
+    "vlmo": ONE_WIDTH,
+}
 # What is tried of each: settings of its own, and of the config.
 CASES = {
     "gpt": [({}, {}), ({"tied": True}, {"gelu": "exact"})],
@@ -28,6 +34,11 @@ CASES = {
         ({"stages": 2}, WIDE),
         ({"stages": 2, "depth": 2, "transformer": True, "attention_pool": True}, WIDE),
         ({"stages": 2, "stem_pools": 1}, WIDE | {"image_size": 8, "pooler": "shared"}),
+    ],
+    "vlmo": [
+        ({"masked": 0.4}, ONE_WIDTH),
+        ({"masked": 0.4, "experts": 3, "capacity": 0.8, "balance_weight": 0.3}, ONE_WIDTH),
+        ({"experts": 2, "capacity": 0.0}, ONE_WIDTH | {"gelu": "exact"}),
     ],
 }
 ALL = [(name, own, options) for name, cases in CASES.items() for own, options in cases]

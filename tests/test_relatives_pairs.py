@@ -235,7 +235,7 @@ BUGS = [
      on(check_the_alike_are_likelier, "reference")),
     (matching, "lengths_of(tokens_BT)[text_R] - 1", "lengths_of(tokens_BT)[image_R] - 1",
      on(check_asked_one_by_one, "reference")),
-    (matching, "[pair_R.astype(int)]", "[1 - pair_R.astype(int)]",
+    (matching, "np.arange(asked) < pairs", "np.arange(asked) >= pairs",
      on(check_a_head_of_zeros, "reference")),
     (matching, "np.add.at(dmemory, image_R, dread)", "dmemory[image_R] = dread",
      gradients("matching")),

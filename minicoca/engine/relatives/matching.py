@@ -31,6 +31,12 @@ def rows_asked(scores_BB, tokens_BT, noise_2B):
     return image_R[there_R], text_R[there_R]
 
 
+def right_answers(asked, pairs, device):
+    """[R, 2]: of the rows asked about the first ones are pairs. Columns: no, yes."""
+    pair_R = torch.arange(asked, device=device) < pairs
+    return torch.stack([~pair_R, pair_R], 1)
+
+
 def loss(params, config, settings, batch):
     """-> {loss, contrastive, caption, matching, image [B, E], text [B, E]}."""
     tokens_BT = batch["tokens"]
@@ -49,8 +55,8 @@ def loss(params, config, settings, batch):
     pairs, head = n[: len(tokens_BT)], params["decoder"]["head"]
     outputs["caption"] = caption_loss(pairs, head, tokens_BT[:, 1:])
     asked = answer_head(n, params["matching"], rows.lengths_B[text_R] - 1, config)
-    pair_R = torch.arange(len(asked), device=asked.device) < len(tokens_BT)
-    outputs["matching"] = answer_loss(asked, torch.stack([~pair_R, pair_R], 1))
+    right_R2 = right_answers(len(asked), len(tokens_BT), asked.device)
+    outputs["matching"] = answer_loss(asked, right_R2)
     weights = {"contrastive": config.contrastive_weight, "caption": config.caption_weight}
     weights |= {"matching": settings.matching_weight}
     return outputs | {"loss": sum(weight * outputs[name] for name, weight in weights.items())}

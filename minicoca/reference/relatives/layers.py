@@ -67,6 +67,14 @@ def pixel_loss_backward(dloss, slope_BNP):
     return dloss * slope_BNP
 
 
+def added(one, other):
+    """The sum of two trees of gradients, of which each may lack what the other has."""
+    if not isinstance(one, dict):
+        return one + other
+    both = {name: added(one[name], other[name]) for name in one.keys() & other.keys()}
+    return one | other | both
+
+
 def of_all(gradients, params):
     """Gradients as a tree like the parameters': 0 for what no loss asked anything of."""
     return {

@@ -41,6 +41,11 @@ def rows_asked(scores_BB, tokens_BT, noise_2B):
     return image_R[there_R], text_R[there_R]
 
 
+def right_answers(asked, pairs, dtype):
+    """[R, 2]: of the rows asked about the first ones are pairs. Columns: no, yes."""
+    return np.eye(2, dtype=dtype)[(np.arange(asked) < pairs).astype(int)]
+
+
 def loss(params, config, settings, batch):
     """-> ({loss, contrastive, caption, matching, image [B, E], text [B, E]}, cache)."""
     tokens_BT = batch["tokens"]
@@ -57,9 +62,9 @@ def loss(params, config, settings, batch):
     asked, head_cache = answer_head(
         n, params["matching"], lengths_of(tokens_BT)[text_R] - 1, config
     )
-    pair_R = np.arange(len(asked)) < len(tokens_BT)
-    right_R2 = np.eye(2, dtype=n.real.dtype)[pair_R.astype(int)]  # no, yes
-    matching, matching_cache = answer_loss(asked, right_R2)
+    matching, matching_cache = answer_loss(
+        asked, right_answers(len(asked), len(tokens_BT), n.real.dtype)
+    )
     weights = config.contrastive_weight, config.caption_weight, settings.matching_weight
     value = weights[0] * contrastive + weights[1] * caption + weights[2] * matching
     outputs = {"loss": value, "contrastive": contrastive, "caption": caption, "matching": matching}
