@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import relatives
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import SuffixTracer, complex_step_error
 from strategies import configs, seeds, small_config
 
 import minicoca
+from minicoca.engine.precision import in_type
 from minicoca.params import flatten, shapes, specs, tree_map
 from minicoca.relatives import RELATIVES
 
@@ -99,6 +101,29 @@ def test_names_tell_the_truth_and_floats_stay_narrow(name, own, options):
     outputs, gradients = relatives.by_reference(name, params, config, settings, batch)
     assert {g.dtype for g in gradients.values()} == {np.dtype(np.float32)}
     assert outputs["loss"].dtype == np.float32
+
+
+@EVERY
+def test_the_engine_computes_in_bfloat16(name, own, options):
+    """Around float32 weights, as a run does: nearly the same loss and gradient."""
+    config = small_config(**options)
+    settings, params, batch = relatives.given(name, config, 0, **own)
+    wanted, gradients = relatives.by_reference(name, params, config, settings, batch)
+
+    def narrow(a):
+        return torch.tensor(a, dtype=torch.bfloat16 if a.dtype == np.float64 else None)
+
+    leaves = tree_map(lambda a: torch.tensor(a, dtype=torch.float32, requires_grad=True), params)
+    batch = {key: narrow(array) for key, array in batch.items()}
+    tree = in_type(leaves, torch.bfloat16)
+    loss = relatives.side("engine", name).loss(tree, config, settings, batch)["loss"]
+    loss.backward()
+    assert loss.dtype == torch.float32
+    np.testing.assert_allclose(loss.item(), wanted["loss"], rtol=0.06)
+    found = {k: v.grad.numpy() for k, v in flatten(leaves).items() if v.grad is not None}
+    one, other = (np.concatenate([g[k].ravel() for k in found]) for g in (found, gradients))
+    cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    assert cosine > (0.9 if own.get("experts") else 0.99), cosine  # a router may choose another
 
 
 @EVERY

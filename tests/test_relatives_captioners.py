@@ -5,9 +5,9 @@ import pytest
 import relatives
 from backends import Reference
 from oracles import planted
-from relatives import SIDES, value
+from relatives import SIDES, on, value
 from strategies import small_config
-from test_relatives import check_every_leaf, check_sides
+from test_relatives import check_gradient, check_sides
 
 from minicoca import masks
 from minicoca.engine.relatives import cappa as engine_cappa
@@ -197,7 +197,6 @@ def probabilities(name, which="reference"):
         for more in MORE[name]:
             check_words_are_probabilities(which, name, more)
 
-    check.__name__ = f"words of {name}, {which}"
     return check
 
 
@@ -207,32 +206,11 @@ def cocas(name, which="reference"):
             if case[0] == name:
                 check_is_cocas(which, *case)
 
-    check.__name__ = f"{name} is CoCa's, {which}"
     return check
 
 
 def gradients(name, **own):
-    def check():
-        check_every_leaf(name, small_config(), 0, **own)
-
-    check.__name__ = f"gradient of {name}"
-    return check
-
-
-def sides(name):
-    def check():
-        check_sides(name, small_config(), 0)
-
-    check.__name__ = f"sides of {name}"
-    return check
-
-
-def on(check, which):
-    def run():
-        check(which)
-
-    run.__name__ = f"{check.__name__}, {which}"
-    return run
+    return on(check_gradient, name, small_config(), 0, **own)
 
 
 BUGS = [
@@ -269,7 +247,7 @@ BUGS = [
     (captioner, "transformer(x_BTD, params[\"text\"][\"blocks\"], *given)",
      "(x_BTD, [])", cocas("simvlm")),
     (captioner, "params[\"decoder\"], config, mask)", "params[\"decoder\"], config)",
-     sides("cappa")),
+     on(check_sides, "cappa", small_config(), 0)),
     (layers, "((0, 0), (0, 1), (0, 0))", "((0, 0), (1, 0), (0, 0))", gradients("gpt")),
     (layers, "reversed(range(len(caches)))", "range(len(caches))", gradients("gpt")),
 ]  # fmt: skip

@@ -6,9 +6,9 @@ import relatives
 import torch
 from backends import Reference
 from oracles import planted
-from relatives import SIDES
+from relatives import SIDES, on
 from strategies import small_config
-from test_relatives import check_every_leaf, check_sides
+from test_relatives import check_gradient, check_sides
 
 from minicoca.engine import towers as engine_towers
 from minicoca.engine.relatives import matching as engine_matching
@@ -187,22 +187,6 @@ def test_do_they_match(check, which):
     check(which)
 
 
-def gradients(name, **options):
-    def check():
-        check_every_leaf(name, small_config(**options), 0)
-
-    check.__name__ = f"gradient of {name}"
-    return check
-
-
-def on(check, which):
-    def run():
-        check(which)
-
-    run.__name__ = f"{check.__name__}, {which}"
-    return run
-
-
 BUGS = [
     (siglip, "/ len(logits_BB)  # (4)", "/ logits_BB.size  # (4)",
      on(check_spelled_out, "reference")),
@@ -212,8 +196,8 @@ BUGS = [
     (siglip, "sign_BB * (logits_BB + bias)", "sign_BB * logits_BB + bias",
      on(check_first_loss, "reference")),
     (siglip, "dlog_temperature, dlogits_BB.sum()", "dlog_temperature, dz_BB.sum()",
-     gradients("siglip")),
-    (siglip, "* no_BB * counted_BB", "* no_BB", gradients("siglip")),
+     on(check_gradient, "siglip", small_config(), 0)),
+    (siglip, "* no_BB * counted_BB", "* no_BB", on(check_gradient, "siglip", small_config(), 0)),
     (siglip, "own_BB | ~same_captions", "~same_captions",
      on(check_equal_captions, "reference")),
     (layers, "np.unique(tokens_BT, axis=0", "np.unique(tokens_BT[:, :2], axis=0",
@@ -223,7 +207,7 @@ BUGS = [
     (engine_siglip, "logits_BB, -logits_BB)", "-logits_BB, logits_BB)",
      on(check_spelled_out, "engine")),
     (engine_towers, "total_loss(outputs, config)", "outputs['contrastive']",
-     lambda: check_sides("siglip", small_config(), 0)),
+     on(check_sides, "siglip", small_config(), 0)),
     (matching, "[(own_B, own_B), (own_B, text_B), (image_B, own_B)]",
      "[(own_B, own_B), (own_B, text_B), (own_B, image_B)]",
      on(check_never_an_equal_caption, "reference")),
@@ -238,9 +222,9 @@ BUGS = [
     (matching, "np.arange(asked) < pairs", "np.arange(asked) >= pairs",
      on(check_a_head_of_zeros, "reference")),
     (matching, "np.add.at(dmemory, image_R, dread)", "dmemory[image_R] = dread",
-     gradients("matching")),
+     on(check_gradient, "matching", small_config(), 0)),
     (matching, "dn[: len(dpairs)] += dpairs", "dn[-len(dpairs) :] += dpairs",
-     gradients("matching")),
+     on(check_gradient, "matching", small_config(), 0)),
     (engine_matching, "~same_captions(tokens_BT)", "same_captions(tokens_BT)",
      on(check_never_an_equal_caption, "engine")),
     (engine_matching, ".masked_fill(~allowed_BB, 0)", "",

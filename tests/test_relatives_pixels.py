@@ -6,9 +6,9 @@ import pytest
 import relatives
 import torch
 from oracles import planted
-from relatives import SIDES
+from relatives import SIDES, on
 from strategies import small_config
-from test_relatives import check_every_leaf
+from test_relatives import check_gradient
 
 from minicoca.engine.relatives import layers as engine_layers
 from minicoca.engine.relatives import mae as engine_mae
@@ -180,16 +180,8 @@ def test_a_class_token_is_refused(name):
         relatives.RELATIVES[name]().specs(small_config(stem="clip"))
 
 
-def on(check, *given, **own):
-    def run():
-        check(*given, **own)
-
-    run.__name__ = f"{check.__name__} {given}"
-    return run
-
-
 def gradient(name):
-    return on(check_every_leaf, name, CONFIG, 0)
+    return on(check_gradient, name, CONFIG, 0)
 
 
 BUGS = [

@@ -5,9 +5,9 @@ import pytest
 import relatives
 import torch
 from oracles import planted
-from relatives import SIDES
+from relatives import SIDES, on
 from strategies import small_config
-from test_relatives import check_every_leaf, check_sides
+from test_relatives import check_gradient, check_sides
 
 from minicoca.engine.relatives import convolution as engine_convolution
 from minicoca.engine.relatives import resnet as engine_resnet
@@ -136,16 +136,8 @@ def test_a_tower_begins_with_norms_of_one_and_last_norms_of_nothing():
             assert leaf.std() == pytest.approx((2 / len(leaf)) ** 0.5, rel=0.2)
 
 
-def on(check, *given, **own):
-    def run():
-        check(*given, **own)
-
-    run.__name__ = f"{check.__name__} {given}"
-    return run
-
-
-gradient = on(check_every_leaf, "resnet", CONFIG, 0, **WHOLE)
-small = on(check_every_leaf, "resnet", small_config(image_width=20, image_size=8), 0, stages=2,
+gradient = on(check_gradient, "resnet", CONFIG, 0, **WHOLE)
+small = on(check_gradient, "resnet", small_config(image_width=20, image_size=8), 0, stages=2,
            stem_pools=1)  # fmt: skip
 deep = on(check_sides, "resnet", small_config(image_width=20, image_size=16), 0, stages=2, depth=2)
 sides = on(check_sides, "resnet", CONFIG, 0, **WHOLE)

@@ -12,7 +12,7 @@ def loss(params, config, settings, batch):
     given = config.text_heads, config.gelu
     x_BTD = transformer(x_BTD, params["text"]["blocks"], *given, causal=True)
     n_BTD = layer_norm(x_BTD, params["decoder"]["norm"])
-    table_VD = params["text"]["token"]
+    table_VD = params["text"]["token"].to(n_BTD.dtype)
     head = {"weight": table_VD.T} if settings.tied else params["decoder"]["head"]
     value = caption_loss(n_BTD, head, targets_BT)
     return {"loss": value, "caption": value}

@@ -59,10 +59,10 @@ def loss(params, config, settings, batch):
     real_XS = np.concatenate([np.concatenate([real, real])[words_X], there[image_X]], 1)
     words = np.concatenate([texts, blanks])[words_X]
     n, third, pair_cache = together(words, images[image_X], params, config, settings, real_XS)
-    asked, rows, T = len(image_R), slice(len(image_R), None), tokens.shape[1]
+    asked, T = len(image_R), tokens.shape[1]
     says, says_cache = linear(n[:asked, T], params["matching"])  # (3)
     matching, matching_cache = answer_loss(says, right_answers(asked, len(tokens), n.real.dtype))
-    logits, words_cache = linear(n[rows, :T], params["words"])  # (4)
+    logits, words_cache = linear(n[asked:, :T], params["words"])  # (4)
     found, found_cache = caption_loss(logits, np.where(masked, tokens, PAD))
     balance = first + second + third
     weights = config.contrastive_weight, settings.matching_weight, settings.words_weight
@@ -71,33 +71,30 @@ def loss(params, config, settings, batch):
     value = sum(w * one for w, one in zip(weights, losses.values(), strict=True))
     inputs = text_cache, blank_cache, image_cache, alone_image, alone_text, pair_cache
     heads = contrastive_cache, says_cache, matching_cache, words_cache, found_cache
-    shapes = texts.shape, images.shape, n.shape, image_X, words_X, asked
+    rows = n.shape, image_X, words_X, asked
     outputs = {"loss": value} | losses | {"image": image_BD, "text": text_BD}
-    return outputs, (params, weights, inputs, heads, shapes)
+    return outputs, (params, weights, inputs, heads, rows)
 
 
 def loss_backward(dloss, cache):
-    params, weights, inputs, heads, shapes = cache
-    text_shape, image_shape, n_shape, image_X, words_X, asked = shapes
+    params, weights, inputs, heads, (n_shape, image_X, words_X, asked) = cache
     text_cache, blank_cache, image_cache, alone_image, alone_text, pair_cache = inputs
     contrastive_cache, says_cache, matching_cache, words_cache, found_cache = heads
     dcontrastive, dmatching, dfound, dbalance = (weight * dloss for weight in weights)
-    dsays, T = answer_loss_backward(dmatching, matching_cache), text_shape[1] - 1
-    dn = np.zeros(n_shape, dsays.dtype)
-    dn[:asked, T], dhead = linear_backward(dsays, says_cache)  # from (3)
+    dsays = answer_loss_backward(dmatching, matching_cache)
     dlogits = caption_loss_backward(dfound, found_cache)
+    dn, T = np.zeros(n_shape, dsays.dtype), dlogits.shape[1]
+    dn[:asked, T], dhead = linear_backward(dsays, says_cache)  # from (3)
     dn[asked:, :T], dwords = linear_backward(dlogits, words_cache)  # from (4)
-    drows, dseen, dpairs = together_backward(dn, dbalance, pair_cache)
-    dboth = np.zeros((2 * text_shape[0], *text_shape[1:]), dn.dtype)
-    np.add.at(dboth, words_X, drows)  # from (2)
-    dtexts, dblanks = np.split(dboth, 2)
-    dimages = np.zeros(image_shape, dn.dtype)
-    np.add.at(dimages, image_X, dseen)  # from (1)
+    dwords_read, dimages_read, of_pairs = together_backward(dn, dbalance, pair_cache)
     dimage_BD, dtext_BD, dtemperature = contrastive_loss_backward(dcontrastive, contrastive_cache)
-    dx, done = alone_backward(dimage_BD, dbalance, alone_image)
-    dy, dtwo = alone_backward(dtext_BD, dbalance, alone_text)
-    dparams = added(dpairs, added(done, dtwo))
-    dparams |= seen_backward(dimages + dx, image_cache)
-    dparams |= added(read_backward(dtexts + dy, text_cache), read_backward(dblanks, blank_cache))
+    dimages, of_images = alone_backward(dimage_BD, dbalance, alone_image)
+    dtexts, of_texts = alone_backward(dtext_BD, dbalance, alone_text)
+    np.add.at(dimages, image_X, dimages_read)  # from (1): each is read in several rows too
+    dwritten = np.concatenate([dtexts, np.zeros_like(dtexts)])  # texts, then the masked ones
+    np.add.at(dwritten, words_X, dwords_read)  # from (2)
+    dtexts, dblanks = np.split(dwritten, 2)
+    dparams = added(of_pairs, added(of_images, of_texts)) | seen_backward(dimages, image_cache)
+    dparams |= added(read_backward(dtexts, text_cache), read_backward(dblanks, blank_cache))
     dparams |= {"matching": dhead, "words": dwords, "log_temperature": dtemperature}
     return of_all(dparams, params)  # an expert may have had nothing to do
