@@ -28,7 +28,7 @@ class Constant(Spec):
 
 @dataclass(frozen=True)
 class Relative:
-    """The settings of one, and what follows from them; here: as of CoCa, which draws nothing."""
+    """The settings of one, and what follows from them; here CoCa's parameters, and no draws."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -41,6 +41,12 @@ class Relative:
     def draw(self, rng, config, batch):
         """The batch with what is random in a step, drawn by a NumPy generator."""
         return batch
+
+
+@dataclass(frozen=True)
+class CoCa(Relative):
+    """CoCa itself. Batch: images [B, I, I, 3], tokens [B, T] and, where not all patches are read,
+    places [B, L]: which image tokens are."""
 
 
 @dataclass(frozen=True)
@@ -292,8 +298,7 @@ def _masked(rng, images, patches, part):
 
 
 RELATIVES = {
-    "gpt": GPT, "simvlm": SimVLM, "cappa": CapPa, "siglip": SigLIP, "matching": Matching,
-    "simclr": SimCLR, "mae": MAE, "simmim": SimMIM,
-    "resnet": ResNet,
+    "coca": CoCa, "gpt": GPT, "simvlm": SimVLM, "cappa": CapPa, "siglip": SigLIP,
+    "matching": Matching, "simclr": SimCLR, "mae": MAE, "simmim": SimMIM, "resnet": ResNet,
     "vlmo": VLMo,
 }  # fmt: skip

@@ -22,6 +22,7 @@ FIXED = {
 }
 # What is tried of each: settings of its own, and of the config.
 CASES = {
+    "coca": [({}, {})],
     "gpt": [({}, {}), ({"tied": True}, {"gelu": "exact"})],
     "simvlm": [({}, {}), ({}, {"pooler": "shared", "multimodal_mlps": 2})],
     "cappa": [({}, {}), ({"parallel": 0.5}, {"pooler": "none"})],

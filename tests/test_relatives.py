@@ -126,6 +126,25 @@ def test_the_engine_computes_in_bfloat16(name, own, options):
     assert cosine > (0.9 if own.get("experts") else 0.99), cosine  # a router may choose another
 
 
+@pytest.mark.parametrize("name", RELATIVES)
+def test_each_learns(name):
+    """The loss of one batch falls: a sign that both sides had wrong would let it rise."""
+    own, options = relatives.CASES[name][0]
+    config = small_config(**options)
+    settings, params, batch = relatives.given(name, config, 0, **own)
+    leaves = tree_map(lambda a: torch.tensor(a, requires_grad=True), params)
+    batch = {key: torch.tensor(array) for key, array in batch.items()}
+    optimizer = torch.optim.Adam(flatten(leaves).values(), 1e-2)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = relatives.side("engine", name).loss(leaves, config, settings, batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0], losses[::10]
+
+
 @EVERY
 def test_what_is_cocas_has_its_name_shape_and_first_value(name, own, options):
     """So that a run of one can begin with the weights of another (--init)."""

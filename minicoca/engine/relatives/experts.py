@@ -11,10 +11,9 @@ from ..ops import layer_norm, linear, widened
 def multiway(x_BSD, params, parts, kind):
     """x + mlp(norm(x)) of each part of the sequence by its own expert; parts: {expert: length}, one
     after the other."""
-    split = zip(parts, x_BSD.split([*parts.values()], 1), strict=True)
-    done = [
-        mlp_layer(part, params[name]["norm"], params[name]["mlp"], kind) for name, part in split
-    ]
+    done = []
+    for name, part in zip(parts, x_BSD.split([*parts.values()], 1), strict=True):
+        done.append(mlp_layer(part, params[name]["norm"], params[name]["mlp"], kind))
     return torch.cat(done, 1)
 
 
@@ -23,9 +22,8 @@ def dispatched(p_RG, real_R, capacity):
     wants each expert [G]). An expert has places for `capacity` times its share, first come, first
     served; 0: for all. Padding wants none."""
     chosen_R = p_RG.argmax(1)
-    wants_RG = (chosen_R[:, None] == torch.arange(p_RG.shape[1], device=p_RG.device)) & real_R[
-        :, None
-    ]
+    experts_G = torch.arange(p_RG.shape[1], device=p_RG.device)
+    wants_RG = (chosen_R[:, None] == experts_G) & real_R[:, None]
     count = max(1, int(real_R.sum()))
     most = math.ceil(capacity * count / p_RG.shape[1]) if capacity else count
     place_R = wants_RG.cumsum(0).gather(1, chosen_R[:, None])[:, 0]

@@ -1,6 +1,6 @@
 """MAE (He et al. 2021, arXiv 2111.06377): the tower, CoCa's, reads a few patches of each image; a
 small decoder gets what it made of them, and one learned vector for each of the others, and draws
-these. The decoder is thrown away. Positions are learned, from the paper's waves on.
+these. The decoder is thrown away. Positions begin as the paper's waves, and are learned.
 Letter of this file: L patches that are seen.
 """
 
