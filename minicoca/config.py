@@ -175,10 +175,10 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             check_field(field, getattr(self, field.name))
-        _divides(self, "image_size", "patch_size")
-        _divides(self, "image_width", "image_heads")
-        _divides(self, "text_width", "text_heads")
-        _divides(self, "text_width", "pooler_heads")
+        divides(self, "image_size", "patch_size")
+        divides(self, "image_width", "image_heads")
+        divides(self, "text_width", "text_heads")
+        divides(self, "text_width", "pooler_heads")
         _ = self.emoji_sources
         if not self.data:
             raise ValueError("data is empty; give shapes, emoji, or a file or folder")
@@ -312,7 +312,8 @@ def shown(value, most=60):
     return text if len(text) <= most + 2 else f"{text[:most]}..."
 
 
-def _divides(config, whole, part):
+def divides(config, whole, part):
+    """Raise ValueError unless one of the settings is a multiple of another."""
     size, by = getattr(config, whole), getattr(config, part)
     if size % by:
         divisors = (d for d in range(1, size + 1) if size % d == 0)

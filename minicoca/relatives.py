@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from . import params
-from .config import END, PAD, check_field, option
+from .config import END, PAD, check_field, divides, option
 from .params import Spec
 
 _own = partial(option, "objective")
@@ -129,11 +129,9 @@ class SimCLR(Relative):
 
     def specs(self, config):
         D = config.image_width
-        layers = {"up": params.linear(D, D), "down": params.linear(D, self.width)}
-        return {
-            "image": params.specs(config)["image"],
-            "projector": {"norm": params.norm(D)} | layers,
-        }
+        projector = {"norm": params.norm(D), "up": params.linear(D, D)}
+        projector["down"] = params.linear(D, self.width)
+        return {"image": params.specs(config)["image"], "projector": projector}
 
 
 @dataclass(frozen=True)
@@ -145,9 +143,11 @@ class MAE(Relative):
     decoder_width: int = _own(32, "width of the decoder that draws")
     decoder_layers: int = _own(2, "its layers")
     decoder_heads: int = _own(2, "its attention heads")
-    normalise_patches: bool = _own(
-        False, "what is drawn is each patch less its mean, by its spread"
-    )
+    normalise_patches: bool = _own(False, "a patch is drawn less its mean, by its spread")
+
+    def __post_init__(self):
+        super().__post_init__()
+        divides(self, "decoder_width", "decoder_heads")
 
     def specs(self, config):
         D, layers = self.decoder_width, self.decoder_layers
@@ -251,9 +251,8 @@ class VLMo(Relative):
     def specs(self, config):
         c, D = config, config.text_width
         if c.image_width != D:
-            raise ValueError(
-                f"image_width={c.image_width} and text_width={D}: vlmo has one width for both"
-            )
+            widths = f"image_width={c.image_width} and text_width={D}"
+            raise ValueError(f"{widths}: vlmo has one width for both")
         depth = c.unimodal_layers + c.multimodal_layers
         block = params.blocks(1, depth, D, c.text_hidden)["0"]
         expert = {"norm": block.pop("norm_mlp"), "mlp": block.pop("mlp")}

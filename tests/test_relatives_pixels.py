@@ -157,6 +157,11 @@ def test_of_patches_one_by_one(which):
     check_loss(which, "mae", normalise_patches=True)
 
 
+def test_a_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="decoder_width=9 is not a multiple of decoder_heads=2"):
+        relatives.RELATIVES["mae"](decoder_width=9)
+
+
 def test_as_many_are_masked_in_every_image_and_everywhere():
     for name, part, count in (("mae", 0.75, 7), ("simmim", 0.6, 5), ("mae", 0.01, 1),
                               ("simmim", 1.0, 8)):  # fmt: skip
