@@ -13,7 +13,7 @@ from test_relatives import check_gradient, check_sides
 from minicoca.engine import towers as engine_towers
 from minicoca.engine.relatives import matching as engine_matching
 from minicoca.engine.relatives import siglip as engine_siglip
-from minicoca.params import initialise
+from minicoca.params import initialise, tree_map
 from minicoca.reference.relatives import layers, matching, siglip
 
 BOTH = pytest.mark.parametrize("which", SIDES)
@@ -140,6 +140,17 @@ def check_the_alike_are_likelier(which):
             np.testing.assert_allclose(counts, want, atol=0.005)
 
 
+def match(which, params, config, images, tokens):
+    """Logits of no and yes, of one pair, with padding after the text and a short one beside it."""
+    tokens = np.pad(np.concatenate([tokens, 0 * tokens]), ((0, 0), (0, 1)))
+    tokens[1, :2] = 1, 2
+    images = np.concatenate([images, -images])
+    if which == "reference":
+        return matching.match(params, config, images, tokens)[0]
+    given = tree_map(torch.tensor, params), config, torch.tensor(images), torch.tensor(tokens)
+    return engine_matching.match(*given)[0].numpy()
+
+
 def check_asked_one_by_one(which):
     """The loss of a batch is that of its questions, each asked alone: of pairs yes, else no."""
     settings, params, batch = relatives.given("matching", config := small_config(), 1)
@@ -152,6 +163,8 @@ def check_asked_one_by_one(which):
         alone["tokens"] = tokens[:, : (tokens != 0).sum()]
         own = SIDES[which]("matching", params, config, settings, alone)[0]["matching"]
         losses.append(own if k < 4 else -np.log(1 - np.exp(-own)))
+        says = match(which, params, config, alone["images"], alone["tokens"])
+        np.testing.assert_allclose(np.exp(-own), 1 / (1 + np.exp(says[0] - says[1])), rtol=1e-9)
     assert len(losses) == 12
     np.testing.assert_allclose(outputs["matching"], np.mean(losses), rtol=1e-9)
 
@@ -221,6 +234,10 @@ BUGS = [
      on(check_asked_one_by_one, "reference")),
     (matching, "np.arange(asked) < pairs", "np.arange(asked) >= pairs",
      on(check_a_head_of_zeros, "reference")),
+    (matching, "lengths_of(tokens_BT) - 1, config)[0]", "lengths_of(tokens_BT), config)[0]",
+     on(check_asked_one_by_one, "reference")),
+    (engine_matching, "lengths_of(tokens_BT) - 1, config)", "lengths_of(tokens_BT), config)",
+     on(check_asked_one_by_one, "engine")),
     (matching, "np.add.at(dmemory, image_R, dread)", "dmemory[image_R] = dread",
      on(check_gradient, "matching", small_config(), 0)),
     (matching, "dn[: len(dpairs)] += dpairs", "dn[-len(dpairs) :] += dpairs",

@@ -6,7 +6,8 @@ from ..answers import answer_head, answer_loss
 from ..losses import caption_loss, contrastive_loss
 from ..model import encode_image, encode_text
 from ..ops import widened
-from ..text import TextRows, multimodal_decoder
+from ..text import TextRows, lengths_of, multimodal_decoder
+from ..towers import decoded
 from .layers import same_captions
 
 
@@ -29,6 +30,13 @@ def rows_asked(scores_BB, tokens_BT, noise_2B):
     image_R, text_R = torch.cat([own_B, own_B, image_B]), torch.cat([own_B, text_B, own_B])
     there_R = (image_R < len(own_B)) & (text_R < len(own_B))
     return image_R[there_R], text_R[there_R]
+
+
+def match(params, config, images, tokens_BT):
+    """Whether image b and text b belong together: logits [B, 2] of no and yes."""
+    *_, n, packing = decoded(params, config, images, tokens_BT)
+    n_BTD = packing.pad(n) if packing else n
+    return answer_head(n_BTD, params["matching"], lengths_of(tokens_BT) - 1, config)
 
 
 def right_answers(asked, pairs, device):

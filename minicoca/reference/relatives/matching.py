@@ -19,6 +19,7 @@ from ..losses import (
 from ..model import encode_image, encode_image_backward, encode_text, encode_text_backward
 from ..ops import linear, linear_backward, softmax
 from ..text import lengths_of, multimodal_decoder, multimodal_decoder_backward
+from ..towers import decoded
 from .layers import same_captions
 
 
@@ -39,6 +40,12 @@ def rows_asked(scores_BB, tokens_BT, noise_2B):
     image_R, text_R = np.hstack([(own_B, own_B), (own_B, text_B), (image_B, own_B)])
     there_R = (image_R < len(own_B)) & (text_R < len(own_B))
     return image_R[there_R], text_R[there_R]
+
+
+def match(params, config, images, tokens_BT):
+    """Whether image b and text b belong together: logits [B, 2] of no and yes."""
+    *_, n, _ = decoded(params, config, images, tokens_BT)
+    return answer_head(n, params["matching"], lengths_of(tokens_BT) - 1, config)[0]
 
 
 def right_answers(asked, pairs, dtype):
