@@ -80,7 +80,7 @@ def test_without_its_own_it_is_cocas_captioner(which, name, more):
 
 
 def check_prefix(which):
-    """A later word of the prefix changes what the first of the rest is; as causal it is not."""
+    """A given word changes what the rest is, and is itself not written."""
     config, captions = small_config(), ([1, 5, 9, 6, 7], [1, 5, 8, 6, 7])
     for prefix in (2, 3, 4):
         more = {"prefix": prefix}
@@ -98,8 +98,7 @@ def test_a_prefix_is_given_and_not_written(which):
 
 
 def check_both_ways(which):
-    """The first of two given words sees the second: their order in the stream matters to what
-    follows, beyond what a causal mask tells of it."""
+    """Each way: what follows is another than after the same words read by a causal mask."""
     config, seen = small_config(), []
     for prefix in (1, 3):
         settings, params, batch = alone("simvlm", {"prefix": prefix}, config, 0, [1, 5, 9, 6])
