@@ -18,7 +18,7 @@ MOST_SIDE, MOST_LAYERS, MOST_STEPS = 4097, 1001, 10**9 + 1
 MOST_LETTERS = 4096  # of a setting that is text; as long as a path may be on Linux
 
 
-def _option(group, default, help, choices=None, low=None, high=None, part=False):
+def option(group, default, help, choices=None, low=None, high=None, part=False):
     """A field, shown in its group of `train --help`. Numbers are from `low` (1 for whole ones, else
     0) to `high` (a million and one for whole ones, else a million), which is left out: more than
     anyone trains, and few enough that nothing overflows. A `part` is over 0 and at most 1."""
@@ -31,7 +31,7 @@ def _option(group, default, help, choices=None, low=None, high=None, part=False)
 
 
 GROUPS = ("data", "model", "losses", "optimiser", "run")
-_data, _model, _loss, _optimiser, _run = (partial(_option, group) for group in GROUPS)
+_data, _model, _loss, _optimiser, _run = (partial(option, group) for group in GROUPS)
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,11 @@ class Config:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
-        _divides(self, "image_size", "patch_size")
-        _divides(self, "image_width", "image_heads")
-        _divides(self, "text_width", "text_heads")
-        _divides(self, "text_width", "pooler_heads")
+            check_field(field, getattr(self, field.name))
+        divides(self, "image_size", "patch_size")
+        divides(self, "image_width", "image_heads")
+        divides(self, "text_width", "text_heads")
+        divides(self, "text_width", "pooler_heads")
         _ = self.emoji_sources
         if not self.data:
             raise ValueError("data is empty; give shapes, emoji, or a file or folder")
@@ -248,7 +248,7 @@ def _check_task(config):
             raise ValueError(f"{name}={getattr(config, name)}: of pairs of pictures it is {plain}")
 
 
-def _check(field, value):
+def check_field(field, value):
     """Raise ValueError, naming the field, unless it may have this value."""
     name, kind, choices = field.name, type(field.default), field.metadata["choices"]
     if type(value) not in ((int, float) if kind is float else (kind,)):
@@ -312,7 +312,8 @@ def shown(value, most=60):
     return text if len(text) <= most + 2 else f"{text[:most]}..."
 
 
-def _divides(config, whole, part):
+def divides(config, whole, part):
+    """Raise ValueError unless one of the settings is a multiple of another."""
     size, by = getattr(config, whole), getattr(config, part)
     if size % by:
         divisors = (d for d in range(1, size + 1) if size % d == 0)

@@ -45,20 +45,20 @@ def specs(config):
     c = config
     D, M, clip = c.text_width, c.memory_width, c.stem == "clip"
     image = {
-        "patch": {"weight": _matrix(c.patch_size**2 * 3, c.image_width)},
+        "patch": {"weight": matrix(c.patch_size**2 * 3, c.image_width)},
         "position": Spec((c.patches + clip, c.image_width), 0.02 if clip else "sincos"),
-        "blocks": _blocks(c.image_layers, c.image_layers, c.image_width, c.image_hidden),
+        "blocks": blocks(c.image_layers, c.image_layers, c.image_width, c.image_hidden),
     }
     if clip:
-        image |= {"class": Spec((c.image_width,), 0.02), "norm_pre": _norm(c.image_width)}
+        image |= {"class": Spec((c.image_width,), 0.02), "norm_pre": norm(c.image_width)}
     else:
         image["patch"]["bias"] = Spec((c.image_width,), "zeros")
     contrast_reads = D if c.pooler == "cascade" else c.image_width
-    poolers = {"contrast": _pooler(1, contrast_reads, D)}
+    poolers = {"contrast": pooler(1, contrast_reads, D)}
     if c.pooler in ("cascade", "parallel"):
-        poolers["caption"] = _pooler(c.caption_queries, c.image_width, D)
+        poolers["caption"] = pooler(c.caption_queries, c.image_width, D)
     if c.pooler == "shared":
-        poolers = {"shared": _pooler(1 + c.caption_queries, c.image_width, D)}
+        poolers = {"shared": pooler(1 + c.caption_queries, c.image_width, D)}
     depth = c.unimodal_layers + c.multimodal_layers
     tree = {
         "image": image,
@@ -67,57 +67,57 @@ def specs(config):
             "token": Spec((c.vocabulary, D), 0.5),
             "position": Spec((c.text_length, D), 0.5),
             "cls": Spec((D,), 0.5),
-            "blocks": _blocks(c.unimodal_layers, depth, D, c.text_hidden),
-            "norm": _norm(D),
+            "blocks": blocks(c.unimodal_layers, depth, D, c.text_hidden),
+            "norm": norm(D),
         },
         "decoder": {
             "blocks": {str(i): _multimodal(c, depth, D, M) for i in range(c.multimodal_layers)},
-            "norm": _norm(D),
-            "head": {"weight": _matrix(D, c.vocabulary)},
+            "norm": norm(D),
+            "head": {"weight": matrix(D, c.vocabulary)},
         },
         "log_temperature": Spec((), "ln 0.07"),
     }
     if c.embed_width:
-        tree["image_projection"] = {"weight": _matrix(D, c.embed_width)}
-        tree["text_projection"] = {"weight": _matrix(D, c.embed_width)}
+        tree["image_projection"] = {"weight": matrix(D, c.embed_width)}
+        tree["text_projection"] = {"weight": matrix(D, c.embed_width)}
     if c.answers:  # appendix B: last, so that all else is drawn as without it
         read = D if c.pictures == 1 else 3 * D  # two vectors and their product
-        tree["head"] = {"pooler": _pooler(1, D, D), "classifier": _linear(read, len(c.answers))}
+        tree["head"] = {"pooler": pooler(1, D, D), "classifier": linear(read, len(c.answers))}
     return tree
 
 
-def _matrix(rows, columns, shrink=1.0):
+def matrix(rows, columns, shrink=1.0):
     return Spec((rows, columns), shrink * rows**-0.5)
 
 
-def _linear(rows, columns, shrink=1.0):
-    return {"weight": _matrix(rows, columns, shrink), "bias": Spec((columns,), "zeros")}
+def linear(rows, columns, shrink=1.0):
+    return {"weight": matrix(rows, columns, shrink), "bias": Spec((columns,), "zeros")}
 
 
-def _norm(width):
+def norm(width):
     return {"scale": Spec((width,), "ones"), "bias": Spec((width,), "zeros")}
 
 
-def _attention(width, reads, shrink):
+def attention(width, reads, shrink):
     return {
-        "query": _linear(width, width),
-        "key": _linear(reads, width),
-        "value": _linear(reads, width),
-        "output": _linear(width, width, shrink),
+        "query": linear(width, width),
+        "key": linear(reads, width),
+        "value": linear(reads, width),
+        "output": linear(width, width, shrink),
     }
 
 
-def _mlp(width, hidden, shrink):
-    return {"up": _linear(width, hidden), "down": _linear(hidden, width, shrink)}
+def mlp(width, hidden, shrink):
+    return {"up": linear(width, hidden), "down": linear(hidden, width, shrink)}
 
 
-def _blocks(layers, depth, width, hidden):
+def blocks(layers, depth, width, hidden):
     shrink = (2 * depth) ** -0.5
     block = {
-        "norm_attention": _norm(width),
-        "attention": _attention(width, width, shrink),
-        "norm_mlp": _norm(width),
-        "mlp": _mlp(width, hidden, shrink),
+        "norm_attention": norm(width),
+        "attention": attention(width, width, shrink),
+        "norm_mlp": norm(width),
+        "mlp": mlp(width, hidden, shrink),
     }
     return {str(i): block for i in range(layers)}
 
@@ -125,26 +125,26 @@ def _blocks(layers, depth, width, hidden):
 def _multimodal(config, depth, width, reads):
     shrink = (2 * depth) ** -0.5
     layer = {
-        "norm_attention": _norm(width),
-        "attention": _attention(width, width, shrink),
-        "norm_cross": _norm(width),
-        "norm_memory": _norm(reads),
-        "cross": _attention(width, reads, shrink),
-        "norm_mlp": _norm(width),
-        "mlp": _mlp(width, config.text_hidden, shrink),
+        "norm_attention": norm(width),
+        "attention": attention(width, width, shrink),
+        "norm_cross": norm(width),
+        "norm_memory": norm(reads),
+        "cross": attention(width, reads, shrink),
+        "norm_mlp": norm(width),
+        "mlp": mlp(width, config.text_hidden, shrink),
     }
     if config.multimodal_mlps == 2:
-        layer |= {"norm_inner": _norm(width), "inner_mlp": _mlp(width, config.text_hidden, shrink)}
+        layer |= {"norm_inner": norm(width), "inner_mlp": mlp(width, config.text_hidden, shrink)}
     return layer
 
 
-def _pooler(queries, reads, width):
+def pooler(queries, reads, width):
     return {
         "queries": Spec((queries, width), 1.0),
-        "norm_query": _norm(width),
-        "norm_key": _norm(reads),
-        "attention": _attention(width, reads, 1.0),
-        "norm_output": _norm(width),
+        "norm_query": norm(width),
+        "norm_key": norm(reads),
+        "attention": attention(width, reads, 1.0),
+        "norm_output": norm(width),
     }
 
 
@@ -152,7 +152,7 @@ def probe_specs(width, classes, frames=0):
     """The tree of Specs of a probe (reference/probe.py) of tokens [.., width]; of a video whose
     frames are told apart, with a vector for each."""
     classifier = {"weight": Spec((width, classes), "zeros"), "bias": Spec((classes,), "zeros")}
-    tree = {"pooler": _pooler(1, width, width), "classifier": classifier}
+    tree = {"pooler": pooler(1, width, width), "classifier": classifier}
     return tree | ({"frame": Spec((frames, width), 1.0)} if frames else {})
 
 
@@ -183,10 +183,10 @@ def stream(use, seed, place):
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def initialise(config, seed=0, dtype=np.float32):
-    """First values of every parameter, the same for every backend."""
+def initialise(config, seed=0, dtype=np.float32, tree=None):
+    """First values of every parameter, the same for every backend. tree: Specs, if not CoCa's."""
     rng = np.random.default_rng(seed)
-    return tree_map(lambda spec: spec.draw(rng).astype(dtype), specs(config))
+    return tree_map(lambda spec: spec.draw(rng).astype(dtype), tree or specs(config))
 
 
 def count(tree):

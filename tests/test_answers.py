@@ -11,9 +11,11 @@ from strategies import configs, model_and_batch, seeds, small_config
 import minicoca
 from minicoca.engine import answers as engine
 from minicoca.engine import text as engine_text
+from minicoca.engine import towers as engine_towers
 from minicoca.engine.generate import CoCa as EngineCoCa
 from minicoca.params import flatten, initialise, specs, tree_map, unflatten
 from minicoca.reference import answers as reference
+from minicoca.reference import towers
 from minicoca.reference.generate import CoCa as ReferenceCoCa
 
 ANSWERS = ("yes", "no", "red", "two", "left", "heart", "ring")
@@ -326,13 +328,13 @@ BUGS = [
     (reference, "dn = dn + dread", "dn = dread", gradient),
     (reference, "answer_loss_backward(config.answer_weight * dloss",
      "answer_loss_backward(dloss", gradient),
-    (reference, "dx_RTD[:, :-1] = dinputs", "dx_RTD[:, 1:] = dinputs", gradient),
+    (towers, "dx_RTD[:, :-1] = dinputs", "dx_RTD[:, 1:] = dinputs", gradient),
     (reference, "lengths_R[:, None] - 1\n", "lengths_R[:, None]\n", by_hand(reference)),
     (reference, "np.repeat(of_text, config.pictures, 0)",
      "np.tile(of_text, (config.pictures,) + (1,) * (of_text.ndim - 1))", sides),
-    (reference, "np.add.at(dmemory, about_R, dread)", "dmemory[about_R] = dread", gradient),
+    (towers, "np.add.at(dmemory, about_R, dread)", "dmemory[about_R] = dread", gradient),
     (reference, "about_B[:, None] * config.pictures + np", "about_B[:, None] + np", sides),
-    (engine, "index_select(0, about_R)", "index_select(0, about_R.sort().values)", sides),
+    (engine_towers, "index_select(0, about_R)", "index_select(0, about_R.sort().values)", sides),
     (engine, "< lengths_R[:, None, None]", "<= lengths_R[:, None, None]", unseen(engine)),
     (engine, "return -(shares_BA * log_p_BA).sum() / len(shares_BA)",
      "return -(shares_BA * log_p_BA).sum() / shares_BA.sum()", by_hand(engine)),

@@ -146,7 +146,8 @@ def _unimodal(rng, size, **options):
     return forward, backward, {"params": tree_of(rng, specs(config)["text"])}
 
 
-def _multimodal(rng, size, **options):
+def _multimodal(rng, size, masked=False, **options):
+    mask = rng.random((size["B"], 7, 7)) < 0.7 if masked else None
     config = small_config(**options)
     shapes = {"x": (size["B"], 7, 12), "memory": (size["B"], 5, config.memory_width)}
     decoder = {k: v for k, v in specs(config)["decoder"].items() if k != "head"}
@@ -154,7 +155,7 @@ def _multimodal(rng, size, **options):
     arguments["params"] = tree_of(rng, decoder)
 
     def forward(x, memory, params):
-        y, cache = text.multimodal_decoder(x, memory, params, config)
+        y, cache = text.multimodal_decoder(x, memory, params, config, mask)
         return (y,), cache
 
     def backward(dy, cache):
@@ -258,6 +259,7 @@ OPS = {
     "unimodal_decoder": _unimodal,
     "unimodal_decoder legacy": lambda rng, z: _unimodal(rng, z, legacy_cls_mask=True),
     "multimodal_decoder": _multimodal,
+    "multimodal_decoder any mask": lambda rng, z: _multimodal(rng, z, masked=True),
     "multimodal_decoder two MLPs": lambda rng, z: _multimodal(rng, z, multimodal_mlps=2),
     "multimodal_decoder patch tokens": lambda rng, z: _multimodal(rng, z, pooler="none"),
     "contrastive_loss": _contrastive,

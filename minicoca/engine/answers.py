@@ -5,10 +5,9 @@ import torch
 
 from ..config import PAD
 from .losses import caption_loss
-from .model import encode_image, encode_text
 from .ops import linear, widened
 from .pooling import attentional_pooler
-from .text import TextRows, multimodal_decoder
+from .towers import decoded
 
 
 def answer_head(n_RTD, params, lengths_R, config):
@@ -51,21 +50,12 @@ def rows_of(config, images, about_B, *texts):
     return images.flatten(0, 1), about_R, *texts
 
 
-def decoded(params, config, images, about_R, tokens_RT, places=None):
-    """What the heads read, [R, T - 1, D] or packed, and the packing."""
-    rows = TextRows(tokens_RT, config)
-    _, memory = encode_image(params, config, images, places)
-    _, x_RTD = encode_text(params, config, tokens_RT, rows)
-    memory, packing = memory.index_select(0, about_R), rows.decoder_packing
-    return multimodal_decoder(x_RTD, memory, params["decoder"], config, packing), packing
-
-
 def answer_logits(params, config, images, tokens_BT, lengths_B):
     """Logits of the answers [B, A], question b about image b. tokens: start, question and at least
     one more."""
     about_B = torch.arange(len(images), device=tokens_BT.device)
     images, about_R, tokens_RT, lengths_R = rows_of(config, images, about_B, tokens_BT, lengths_B)
-    n, packing = decoded(params, config, images, about_R, tokens_RT)
+    *_, n, packing = decoded(params, config, images, tokens_RT, about_R=about_R)
     n_RTD = packing.pad(n) if packing else n
     return answer_head(n_RTD, params["head"], lengths_R, config)
 
@@ -74,7 +64,7 @@ def questions(params, config, images, tokens_BT, places=None, *, about, lengths,
     """The whole objective, as the reference's: a dict of `loss`, `caption` and `answer`; a loss of
     weight 0 is not computed."""
     images, about_R, tokens_RT, lengths_R = rows_of(config, images, about, tokens_BT, lengths)
-    n, packing = decoded(params, config, images, about_R, tokens_RT, places)
+    *_, n, packing = decoded(params, config, images, tokens_RT, places, about_R)
     outputs = {}
     if config.caption_weight:
         targets = word_targets(tokens_RT, lengths_R, config)

@@ -106,11 +106,11 @@ def unimodal_decoder(tokens_BT, params, config, rows):
     return x_BTD, layer_norm(cls_BD, params["norm"])
 
 
-def multimodal_block(x_BTD, memory_BSM, params, config, packing=None):
+def multimodal_block(x_BTD, memory_BSM, params, config, packing=None, mask=None):
     """Causal self-attention, cross-attention to the image, one MLP (or two, as open_clip)."""
-    heads = config.text_heads
+    heads, masking = config.text_heads, {"causal": mask is None, "mask": mask, "packing": packing}
     x_BTD = self_attention_layer(
-        x_BTD, params["norm_attention"], params["attention"], heads, causal=True, packing=packing
+        x_BTD, params["norm_attention"], params["attention"], heads, **masking
     )
     if config.multimodal_mlps == 2:
         x_BTD = mlp_layer(x_BTD, params["norm_inner"], params["inner_mlp"], config.gelu)
@@ -126,9 +126,10 @@ def multimodal_block(x_BTD, memory_BSM, params, config, packing=None):
     return mlp_layer(x_BTD, params["norm_mlp"], params["mlp"], config.gelu)
 
 
-def multimodal_decoder(x_BTD, memory_BSM, params, config, packing=None):
-    """Unimodal token outputs and image tokens -> what the head reads, [B, T, D] or packed."""
+def multimodal_decoder(x_BTD, memory_BSM, params, config, packing=None, mask=None):
+    """Unimodal token outputs and image tokens -> what the head reads, [B, T, D] or packed. No mask:
+    causal."""
     for i in range(config.multimodal_layers):
         layer = params["blocks"][str(i)]
-        x_BTD = multimodal_block(x_BTD, memory_BSM, layer, config, packing)
+        x_BTD = multimodal_block(x_BTD, memory_BSM, layer, config, packing, mask)
     return layer_norm(x_BTD, params["norm"])

@@ -15,10 +15,9 @@ import numpy as np
 
 from ..config import PAD
 from .losses import caption_loss, caption_loss_backward
-from .model import encode_image, encode_image_backward, encode_text, encode_text_backward
 from .ops import linear, linear_backward, log_softmax, log_softmax_backward
 from .pooling import attentional_pooler, attentional_pooler_backward
-from .text import multimodal_decoder, multimodal_decoder_backward
+from .towers import decoded, decoded_backward
 
 
 def answer_head(n_RTD, params, lengths_R, config):
@@ -82,34 +81,12 @@ def rows_of(config, images, about_B, *texts):
     return images.reshape(-1, *images.shape[2:]), about_R, *texts
 
 
-def decoded(params, config, images, about_R, tokens_RT, places=None):
-    """What the heads read: [R, T - 1, D]."""
-    image, memory, image_cache = encode_image(params, config, images, places)
-    text_RE, x_RTD, text_cache = encode_text(params, config, tokens_RT)
-    read = memory[about_R]  # (1)
-    n, decoder_cache = multimodal_decoder(x_RTD[:, :-1], read, params["decoder"], config)
-    shown = image, memory, about_R, image_cache
-    return n, (shown, text_RE, x_RTD, text_cache, decoder_cache)
-
-
-def decoded_backward(dn, cache):
-    (image, memory, about_R, image_cache), text_RE, x_RTD, text_cache, decoder_cache = cache
-    dinputs, dread, ddecoder = multimodal_decoder_backward(dn, decoder_cache)
-    dmemory = np.zeros_like(memory)
-    np.add.at(dmemory, about_R, dread)  # from (1): several questions may be about one image
-    dx_RTD = np.zeros_like(x_RTD)
-    dx_RTD[:, :-1] = dinputs  # the last token is followed by nothing
-    dtext = encode_text_backward(np.zeros_like(text_RE), dx_RTD, text_cache)
-    dimages, dvision = encode_image_backward(np.zeros_like(image), dmemory, image_cache)
-    return dimages, {"decoder": ddecoder} | dtext | dvision
-
-
 def answer_logits(params, config, images, tokens_BT, lengths_B):
     """Logits of the answers [B, A], question b about image b. tokens: start, question and at least
     one more."""
     about_B = np.arange(len(images))
     images, about_R, tokens_RT, lengths_R = rows_of(config, images, about_B, tokens_BT, lengths_B)
-    n, _ = decoded(params, config, images, about_R, tokens_RT)
+    *_, n, _ = decoded(params, config, images, tokens_RT, about_R=about_R)
     return answer_head(n, params["head"], lengths_R, config)[0]
 
 
@@ -121,7 +98,7 @@ def questions(params, config, images, tokens_BT, places=None, *, about, lengths,
     Returns (outputs, cache); outputs has `loss`, `caption` and, with a head, `answer`.
     """
     images, about_R, tokens_RT, lengths_R = rows_of(config, images, about, tokens_BT, lengths)
-    n, towers = decoded(params, config, images, about_R, tokens_RT, places)
+    image, text, n, towers = decoded(params, config, images, tokens_RT, places, about_R)
     logits, words_cache = linear(n, params["decoder"]["head"])
     caption, caption_cache = caption_loss(logits, word_targets(tokens_RT, lengths_R, config))
     loss, head_cache = config.caption_weight * caption, None
@@ -131,13 +108,13 @@ def questions(params, config, images, tokens_BT, places=None, *, about, lengths,
         outputs["answer"], answer_cache = answer_loss(answers, shares)
         loss = loss + config.answer_weight * outputs["answer"]
         head_cache = head_cache, answer_cache
-    cache = config, towers, words_cache, caption_cache, head_cache
+    cache = config, (image, text, towers), words_cache, caption_cache, head_cache
     return outputs | {"loss": loss}, cache
 
 
 def questions_backward(dloss, cache):
     """The gradient of every parameter, as a tree like the parameters', and of the images."""
-    config, towers, words_cache, caption_cache, head_cache = cache
+    config, (image, text, towers), words_cache, caption_cache, head_cache = cache
     dlogits = caption_loss_backward(config.caption_weight * dloss, caption_cache)
     dn, dwords = linear_backward(dlogits, words_cache)
     dparams = {"log_temperature": np.zeros((), dn.dtype)}  # which no loss reads
@@ -145,6 +122,7 @@ def questions_backward(dloss, cache):
         danswers = answer_loss_backward(config.answer_weight * dloss, head_cache[1])
         dread, dparams["head"] = answer_head_backward(danswers, head_cache[0])
         dn = dn + dread  # the decoder's outputs were read twice
-    dimages, dtowers = decoded_backward(dn, towers)
+    unread = np.zeros_like(image), np.zeros_like(text)  # the embeddings
+    dimages, dtowers = decoded_backward(*unread, dn, towers)
     dtowers["decoder"] = dtowers["decoder"] | {"head": dwords}
     return dparams | dtowers, dimages

@@ -76,12 +76,12 @@ def unimodal_decoder_backward(dx_BTD, dcls_BD, cache):
     return {"blocks": dblocks, "norm": dnorm} | text_embedding_backward(dx_BSD, embedding_cache)
 
 
-def multimodal_block(x_BTD, memory_BSM, params, config, mask_TT):
+def multimodal_block(x_BTD, memory_BSM, params, config, mask):
     """Causal self-attention, cross-attention to the image, one MLP: the paper's parameter counts
     leave room for one. `multimodal_mlps=2` has another before the cross-attention (open_clip)."""
     heads, inner_cache = config.text_heads, None
     x_BTD, self_cache = self_attention_layer(
-        x_BTD, params["norm_attention"], params["attention"], heads, mask_TT
+        x_BTD, params["norm_attention"], params["attention"], heads, mask
     )
     if config.multimodal_mlps == 2:
         x_BTD, inner_cache = mlp_layer(
@@ -109,13 +109,13 @@ def multimodal_block_backward(dy_BTD, cache):
     return dx_BTD, dmemory_BSM, dp
 
 
-def multimodal_decoder(x_BTD, memory_BSM, params, config):
-    """Unimodal token outputs and image tokens -> what the head reads, [B, T, D]."""
-    mask_TT = causal_mask(x_BTD.shape[1])
+def multimodal_decoder(x_BTD, memory_BSM, params, config, mask=None):
+    """Unimodal token outputs and image tokens -> what heads read, [B, T, D]. mask None: causal."""
+    mask = causal_mask(x_BTD.shape[1]) if mask is None else mask
     caches = []
     for i in range(config.multimodal_layers):
         layer = params["blocks"][str(i)]
-        x_BTD, cache = multimodal_block(x_BTD, memory_BSM, layer, config, mask_TT)
+        x_BTD, cache = multimodal_block(x_BTD, memory_BSM, layer, config, mask)
         caches.append(cache)
     n_BTD, norm_cache = layer_norm(x_BTD, params["norm"])
     return n_BTD, (caches, norm_cache, memory_BSM.shape)
