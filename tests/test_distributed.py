@@ -8,7 +8,6 @@ from strategies import model_and_batch, small_config
 
 from minicoca.engine import train as engine_train
 from minicoca.engine.distributed import ALONE
-from minicoca.params import flatten
 
 ROWS = 7  # comes out even for no number of processes but 1
 WEIGHTS = dict(both={}, contrastive=dict(caption_weight=0.0), caption=dict(contrastive_weight=0.0))

@@ -4,6 +4,8 @@ exchanged; and the module that DDP or FSDP2 holds.
 Everything here is a function of all processes: each must call it, in the same order.
 """
 
+from contextlib import suppress
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -71,6 +73,10 @@ class Ranks:
         dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
+    def joined(self, rows, n):
+        """A NumPy array of n rows, of which each process has its share."""
+        return self.gather(torch.from_numpy(rows), self.shares(n)).numpy()
+
     def to_owners(self, x, counts):
         """Of a row for each row of the batch, every process's for our own: [world, own, ...].
 
@@ -91,7 +97,8 @@ class Ranks:
         try:
             found = call()
         except Exception:
-            self.any(True)
+            with suppress(RuntimeError):  # whoever is gone already
+                self.any(True)
             raise
         if self.any(False):
             raise Elsewhere("another process of this run failed")

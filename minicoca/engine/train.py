@@ -143,7 +143,9 @@ class Trainer:
         counts, targets = [rows for rows, _ in table], max(1, sum(words for _, words in table))
         parts = max(1, min(config.accumulate, *counts))
         kept = [None] * parts if places is None else places.tensor_split(parts)
-        batches = list(zip(images.tensor_split(parts), tokens.tensor_split(parts), kept, strict=True))
+        batches = list(
+            zip(images.tensor_split(parts), tokens.tensor_split(parts), kept, strict=True)
+        )
         contrast, losses = partial(contrastive_loss, ranks=ranks, counts=counts), {}
         contrasts = [contrast] * parts
         if config.contrastive_weight and parts > 1:
@@ -165,12 +167,12 @@ class Trainer:
             with self._syncing(last=i + 1 == parts):
                 objective, said = self._forward(partial(forward, *batch, contrast))
                 _backward(objective)
+            if parts == 1 and config.contrastive_weight:
+                losses["contrastive"] = said["contrastive"]
             if config.caption_weight:
                 losses["caption"] = losses.get("caption", 0) + said["caption"]
-            losses.setdefault("contrastive", said.get("contrastive"))
         if config.caption_weight:
             losses["caption"] = ranks.sum(losses["caption"])
-        losses = {k: v.detach() for k, v in losses.items() if v is not None}
         return {"loss": total_loss(losses, config)} | losses
 
     def _cached(self, batches, contrast):

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..data.order import Order, batches
 from ..data.questions import Looks
+from ..engine.distributed import ALONE, Elsewhere
 from ..evaluate import evaluate
 from ..images import ReadError
 from ..tasks.questions import batch_of
@@ -26,8 +27,10 @@ class Stopped(Exception):
     """A run that ended before its last step; the message says why and what to do."""
 
 
-def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked):
-    """Steps `first` to the last. Raises Stopped."""
+def loop(
+    trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked, ranks=ALONE
+):
+    """Steps `first` to the last, of every process of the run. Raises Stopped."""
     pairs, crowded = dataset.train, False
     pairs = pairs if config.task == "captions" else Looks(pairs)
     order = Order(pairs.captions, config.batch_size, config.seed, config.distinct, pairs.same)
@@ -37,10 +40,13 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
             return batch_of(tokenizer, config, pairs, rows, step)
         return tokenizer.encode(texts, config.text_length)
 
-    made = _while_readable(batches(pairs, order, encode, first, config.steps), first, checkpoint)
-    with tqdm(total=config.steps, initial=first, unit="step", mininterval=0.5) as bar:
+    made = batches(pairs, order, encode, first, config.steps, ranks)
+    made, hidden = _while_readable(made, first, checkpoint), None if ranks.first else True
+    with tqdm(
+        total=config.steps, initial=first, unit="step", mininterval=0.5, disable=hidden
+    ) as bar:
         for step, images, texts in made:
-            if order.crowded and not crowded:
+            if order.crowded and not crowded and ranks.first:
                 crowded = True
                 bar.write(_crowded(order, config), file=sys.stderr)
             report = trainer.step(step, images, texts)
@@ -55,9 +61,10 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
             last = step + 1 == config.steps
             if config.evaluate_every and (step + 1) % config.evaluate_every == 0 and not last:
                 _look(trainer, tokenizer, dataset, step + 1, log, bar)
-            if asked or last or (step + 1) % config.checkpoint_every == 0:
+            stop = ranks.any(asked)
+            if stop or last or (step + 1) % config.checkpoint_every == 0:
                 checkpoint(step + 1)
-            if asked:
+            if stop:
                 bar.close()
                 raise Stopped(
                     f"stopped after step {step + 1} of {config.steps}; go on with: "
@@ -72,7 +79,7 @@ def _while_readable(made, first, checkpoint):
         for batch in made:
             yield batch
             done = batch[0] + 1
-    except ReadError:
+    except (ReadError, Elsewhere):
         checkpoint(done)
         raise
 
@@ -90,8 +97,11 @@ def _look(trainer, tokenizer, dataset, step, log, bar):
     """A quick figure on validation pairs, so that a person sees whether it learns."""
     if dataset.validation is None or not len(dataset.validation):
         return
+    model = trainer.model()
+    if model is None:  # the first process looks
+        return
     try:
-        figures, _ = evaluate(trainer.model(), tokenizer, dataset.validation, limit=LOOK, draws=0)
+        figures, _ = evaluate(model, tokenizer, dataset.validation, limit=LOOK, draws=0)
     except (ValueError, ReadError) as error:  # or NaN, which the next step will find
         bar.write(f"step {step}: no look at validation data: {error}", file=sys.stderr)
         return
