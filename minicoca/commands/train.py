@@ -82,7 +82,7 @@ def _begin(arguments, say, ranks):
         if may_restart():
             raise Usage("with --max-restarts give --run: there a restarted run goes on")
         folder = Path(ranks.text(str(_new_folder(settings)) if ranks.first else ""))
-    elif restarted() and ranks.any(ranks.first and (folder / CHECKPOINT).is_file()):
+    elif ranks.any(restarted()) and ranks.any(ranks.first and (folder / CHECKPOINT).is_file()):
         return train(None, folder, taking_up=True, **how)
     return train(settings, folder, **how)
 

@@ -58,13 +58,15 @@ def processes():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, world = next(iter(rendezvous("env://")))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # On one machine a restart can find the addresses of those before it in the same store. On
+        # several, each restart has its own store, and they need not agree on how many there were.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=WAIT)
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    words = dist.PrefixStore(f"minicoca/{attempt}", store)
     try:
         yield Ranks(rank, world)
     except BaseException as error:
-        if isinstance(error, Elsewhere) or not _speaks(words, rank):
+        if isinstance(error, Elsewhere) or not _speaks(store, rank):
             raise SystemExit(1) from error
         raise
     leave()
@@ -78,10 +80,10 @@ def leave():
         dist.destroy_process_group()
 
 
-def _speaks(words, rank):
+def _speaks(store, rank):
     """Whether no other process has said why the run ends."""
     with suppress(RuntimeError):  # the store is gone: whoever kept it had no time to say anything
-        return words.compare_set("said", "", str(rank)) == str(rank).encode()
+        return store.compare_set("minicoca said", "", str(rank)) == str(rank).encode()
     return rank == 0
 
 

@@ -148,7 +148,7 @@ def _train(
         kept = {"step": step, "seconds": time.perf_counter() - begun, "data": mark}
         params.save(folder / CHECKPOINT, state, config, **kept, **of.as_dict())
 
-    with asked_to_stop() as asked:
+    with asked_to_stop() if ranks.first else asked_to_stop(b"") as asked:
         if not taking_up:
             checkpoint(0)
         watching = (
