@@ -138,7 +138,7 @@ def shared(params, kind):
     """
     module = Tree(params)
     if kind == "ddp":
-        wrapped = nn.parallel.DistributedDataParallel(module)
+        wrapped = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
         return wrapped, module.tree()
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

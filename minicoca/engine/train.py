@@ -109,7 +109,7 @@ class Trainer:
             squares = torch.where(parted, self.ranks.sum(squares), squares)
         return shares(dict(zip(found, squares.tolist(), strict=True)))
 
-    def _images(self, step, images, place):
+    def _images(self, step, images, place=None):
         """To float, augmented as at their place in the batch, normalised, in the compute type."""
         config = self.config
         images = torch.from_numpy(images).to(self.device).float() / 255
