@@ -63,7 +63,8 @@ BUGS = [
     (optim, "ranks.gather(moves, ranks.shares(len(ahead)))",
      "ranks.gather(moves, ranks.shares(len(ahead))).roll(ranks.world - 1, 0)", ten_steps()),
     (distributed, "begin = sum(counts[: self.rank])", "begin = 0", ten_steps()),
-    (train, "own(leaf).copy_(own(as_parts(torch.from_numpy(value).to(leaf.device), leaf)))", "own(leaf).copy_(own(as_parts(torch.from_numpy(value), leaf)) * (own(leaf) is leaf))",
+    (train, "own(leaf).copy_(own(as_parts(torch.from_numpy(value).to(leaf.device), leaf)))",
+     "own(leaf).copy_(own(as_parts(torch.from_numpy(value), leaf)) * (own(leaf) is leaf))",
      ten_steps(parallel="fsdp")),
 ]  # fmt: skip
 

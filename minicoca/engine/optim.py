@@ -21,13 +21,12 @@ def optimizers(params, config, ranks=ALONE):
     matrices, decay = by_muon(params, config), config.weight_decay
     for factor in sorted({*rates.values()} - {0}):
         parts = [leaves[name] for name in rates if rates[name] == factor and name not in matrices]
-        # Scalars by themselves: FSDP2 parts all but them, and torch moves parted or whole ones.
-        for some, rate in (
-            ([p for p in parts if p.ndim >= 2], decay),
-            ([p for p in parts if p.ndim == 1], 0.0),
-            ([p for p in parts if p.ndim == 0], 0.0),
-        ):
-            groups += [{"params": some, "weight_decay": rate, "factor": factor}]
+        tables, vectors = [p for p in parts if p.ndim >= 2], [p for p in parts if p.ndim == 1]
+        scalars = [p for p in parts if p.ndim == 0]  # alone: FSDP2 parts all but them
+        groups += [{"params": tables, "weight_decay": decay, "factor": factor}]
+        groups += [
+            {"params": some, "weight_decay": 0.0, "factor": factor} for some in (vectors, scalars)
+        ]
     groups, found = [group for group in groups if group["params"]], []
     if groups:
         betas = (config.beta1, config.beta2)
