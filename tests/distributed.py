@@ -1,4 +1,5 @@
-"""Functions run in several gloo processes, forked, so that torch is imported once."""
+"""Functions run in several gloo processes, forked, so that torch, and what a run imports as it goes
+(matplotlib, torch._dynamo, FSDP2), are imported once."""
 
 import os
 import pickle
@@ -7,7 +8,10 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import matplotlib.pyplot  # noqa: F401
+import torch._dynamo
 import torch.distributed as dist
+import torch.distributed.fsdp  # noqa: F401
 
 from minicoca.engine.distributed import Ranks
 from minicoca.training.distributed import processes

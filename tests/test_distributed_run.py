@@ -8,7 +8,9 @@ import pytest
 from distributed import ended, trained
 from runs import few_shapes, metrics, noisy_pictures, short, silent, tensors  # noqa: F401
 
+from minicoca.data.pairs import Pairs
 from minicoca.engine import train as engine_train
+from minicoca.images import ReadError
 from minicoca.params import flatten
 from minicoca.training.run import resume
 
@@ -128,6 +130,25 @@ def test_an_error_in_one_process_ends_all_in_one_line(tmp_path, by, error):
     assert ended(pids) == [1, 1]
     assert len(said(out)) == 1 and str(error) in said(out)[0], said(out)
     assert "lock" not in os.listdir(tmp_path / "run")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_an_image_that_cannot_be_read_by_one_stops_all_after_a_checkpoint(tmp_path, parallel):
+    def before(rank):
+        original, calls = Pairs.batch, []
+
+        def batch(self, indices):
+            calls.append(1)
+            if rank == 1 and len(calls) == 9:
+                raise ReadError("a drive is away")
+            return original(self, indices)
+
+        Pairs.batch = batch
+
+    out, config = tmp_path / "said", short(evaluate_every=0, parallel=parallel, **PLAIN)
+    assert ended(trained(2, tmp_path / "run", out, silent, before, config)) == [1, 1]
+    assert len(said(out)) == 1 and "a drive is away" in said(out)[0]
+    assert resume(tmp_path / "run", print)[-1]["step"] == 8
 
 
 def test_numbers_that_are_none_stop_all_with_one_word(tmp_path):

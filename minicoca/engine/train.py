@@ -206,8 +206,10 @@ class Trainer:
         side = config.image_size
         images = torch.zeros(2, side, side, 3, device=self.device, dtype=self.dtype)
         tokens = torch.tensor([[START, UNKNOWN, END]] * 2, device=self.device)
-        loss = coca(in_type(self.params, self.dtype), config, images, tokens)["loss"]
-        for p, g in zip(learn, torch.autograd.grad(loss, learn, allow_unused=True), strict=True):
+        with use(config.backend):
+            loss = coca(in_type(self.params, self.dtype), config, images, tokens)["loss"]
+            found = torch.autograd.grad(loss, learn, allow_unused=True)
+        for p, g in zip(learn, found, strict=True):
             p.requires_grad_(g is not None)
 
     def _sum_scalars(self):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import data, memory, params
+from .. import data, params
 from ..clip_tokenizer import tokenizer_of
 from ..engine.distributed import ALONE
 from ..evaluate import evaluate, nearest_truth, written
@@ -51,7 +51,7 @@ from .log import Log, machine
 from .loop import Stopped, asked_to_stop, diverged, loop
 from .owner import LOCK, LostError, owned
 from .profiling import profiled
-from .start import make_trainer, shorter_warmup, start
+from .start import check_memory, make_trainer, shorter_warmup, start
 from .track import telling
 
 GALLERY = {"shapes": 256}  # retrieval among so many pairs; elsewhere among all of a split
@@ -133,6 +133,8 @@ def _train(
     if cut := tokenizer.too_long(all_captions(dataset), config.text_length):
         say(f"{cut:,} captions are cut at {config.text_length} tokens (--text-length)")
     say(f"{size:,} parameters; {config.steps:,} steps of {config.batch_size} {each}")
+    if ranks.world > 1:
+        say(f"{ranks.world} processes share each step (--parallel {config.parallel})")
     if fixed := size - learning(config):
         say(f"{fixed:,} of them stay as they are (--freeze, or a rate of 0)")
     begun = time.perf_counter() - seconds
@@ -217,7 +219,7 @@ def resume(folder, say, ranks=ALONE, **changes):
     """Take a run up where its last checkpoint left it: as `start`, and its Identity and what the
     checkpoint says of itself."""
     before, of = read_own(folder)
-    memory.check(before, training=True)
+    check_memory(replace(before, **changes), ranks)
     tree, done = read_checkpoint(folder, before)
     belongs(done, of, folder / CHECKPOINT, folder)
     config = replace(before, **changes)

@@ -29,6 +29,14 @@ def make_trainer(tree, config, ranks=None):
     return trainer_of(config).Trainer(tree, config, ranks)
 
 
+def check_memory(config, ranks=None):
+    """Raise ValueError for a run that takes more than there is: of several processes one, with its
+    share of a batch. What FSDP2 parts is not counted."""
+    world = ranks.world if ranks else 1
+    own = replace(config, batch_size=-(-config.batch_size // world))
+    memory.check(own, training=world == 1 or config.parallel == "ddp")
+
+
 def start(config, folder, say, tokenizer=None, ranks=None):
     """Make the tokenizer, unless there is one, and the first weights: (trainer, tokenizer, dataset,
     config). ranks: the processes of the run; each makes the same, and the first one writes."""
@@ -70,7 +78,7 @@ def start(config, folder, say, tokenizer=None, ranks=None):
     if weights:  # pixels stay what they know
         mean, std = earlier.pixel_mean, earlier.pixel_std
     config = replace(config, pixel_mean=mean, pixel_std=std)
-    memory.check(config, training=True)
+    check_memory(config, ranks)
     if weights and params.shapes(weights) != params.shapes(params.specs(config)):
         weights = grow(weights, config)
     weights = weights or params.initialise(config, config.seed)

@@ -16,6 +16,7 @@ from runs import few_shapes, short, silent  # noqa: F401
 from trials import trial
 
 from minicoca.engine import train as engine_train
+from minicoca.training import run as training_run
 from minicoca.training.checkpoint import CHECKPOINT, WEIGHTS
 from minicoca.training.run import resume
 
@@ -23,6 +24,17 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CONFIG = dict(**STEPS)
 KILLS = 60
+
+
+@pytest.fixture
+def files_alone(monkeypatch):
+    """Runs that look at nothing and draw nothing: these tests are about files."""
+    quick(monkeypatch)
+
+    def drawn(folder, model, tokenizer, name, *rest):
+        (folder / f"{name}.png").write_bytes(b"")
+
+    monkeypatch.setattr(training_run, "make_picture", drawn)
 
 
 def go_on(world, folder, out):
@@ -33,9 +45,8 @@ def go_on(world, folder, out):
     assert codes == [0] * world, out.read_text()
 
 
-def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, monkeypatch):
+def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, files_alone):
     """One process or both, wherever they are: in a save, in an exchange, in a step."""
-    quick(monkeypatch)
     done, begun = tmp_path / "whole", time.monotonic()
     assert ended(trained(2, done, tmp_path / "said", silent, None, short(**CONFIG))) == [0, 0]
     length, draw, killed = time.monotonic() - begun, random.Random(0), 0
@@ -59,9 +70,8 @@ def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("by", [0, 1])
-def test_a_kill_in_a_save_of_two_loses_nothing(tmp_path, monkeypatch, by):
+def test_a_kill_in_a_save_of_two_loses_nothing(tmp_path, files_alone, by):
     """At each system call of the one that writes; the other has nothing to write."""
-    quick(monkeypatch)
     done = tmp_path / "whole"
     assert ended(trained(2, done, tmp_path / "said", silent, None, short(**CONFIG))) == [0, 0]
     for call in ("rename", "fsync"):
@@ -151,9 +161,8 @@ def test_torchrun_starts_again_from_the_last_checkpoint(tmp_path):
     assert steps == sorted(set(steps)) and steps[-1] == 200
 
 
-def test_a_drive_that_is_away_for_a_while_and_a_clock_that_jumps(tmp_path, monkeypatch):
+def test_a_drive_that_is_away_for_a_while_and_a_clock_that_jumps(tmp_path, files_alone):
     """The others wait while the first cannot write; the time of day is nothing that a run reads."""
-    quick(monkeypatch)
     done = tmp_path / "whole"
     assert ended(trained(2, done, tmp_path / "said", silent, None, short(**CONFIG))) == [0, 0]
 
