@@ -170,7 +170,10 @@ def batches(pairs, order, encode, first, last, ranks=None):
         if np.array_equal(shown, indices):
             return step, images, texts
         # Another image stands in for a damaged one: not beside itself.
-        pairs.batch(indices[shown != indices])  # each process is to know of all that are damaged
+        theirs = shown != indices
+        theirs[mine] = False
+        if theirs.any():  # each process is to know of all that are damaged
+            pairs.batch(indices[theirs])
         once = order.once(shown)
         here = (once >= mine.start) & (once < mine.stop)
         if not here.any():

@@ -106,7 +106,7 @@ def command(world, folder, *more, restarts=0, steps=4000):
     )
     train = f"train --steps {steps} --checkpoint-every 20 --evaluate-every 0 --batch-size 16"
     run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
-    run += [f"--max-restarts={restarts}", "--master-port=0", "--", str(few), *train.split()]
+    run += [f"--max-restarts={restarts}", "--standalone", "--", str(few), *train.split()]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*run, "--image-layers", "1", "--run", str(folder), *more],
