@@ -134,6 +134,12 @@ class Config:
         "where it is faster for a large model; else float32",
         ("auto", "float32", "bfloat16"),
     )
+    parallel: str = _run(
+        "ddp",
+        "under torchrun: every process has the whole model (ddp), or a part of weights, gradients "
+        "and moments (fsdp)",
+        ("ddp", "fsdp"),
+    )
     compile: bool = _run(False, "compile the training step with torch.compile")
     recompute: bool = _run(
         False, "compute the image layers again in the backward pass: less memory, the same result"

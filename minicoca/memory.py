@@ -53,11 +53,11 @@ def needed(config: Config, training: bool = False, known: bool = True) -> int:
     if not training:
         return weights
     pictures = 3 * DRAWN * config.image_size**2 if config.data == "shapes" else 0
-    kept = (1 + bool(config.ema)) * weights + _moved(config)
-    return kept + pictures + (_left(config) if _on_cpu(config) else 0)
+    kept = (1 + bool(config.ema)) * weights + moved(config)
+    return kept + pictures + (left(config) if _on_cpu(config) else 0)
 
 
-def _moved(config: Config) -> int:
+def moved(config: Config) -> int:
     """Bytes of gradients and moments: AdamW's two, and one of what Muon moves."""
     tree = specs(config)
     sizes = {name: math.prod(shape) for name, shape in shapes(tree).items()}
@@ -69,7 +69,7 @@ def _moved(config: Config) -> int:
     return FLOAT * sum((2 if name in matrices else 3) * sizes[name] for name in learn)
 
 
-def _left(config: Config) -> int:
+def left(config: Config) -> int:
     """Bytes of the pixels of a micro-batch, and of the inputs and hidden layers of image layers."""
     images, layers = -(-config.batch_size // config.accumulate), _passed(config)
     hidden = min(layers, 1) if config.recompute else layers

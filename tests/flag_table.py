@@ -237,6 +237,7 @@ FLAGS = {
         [
             ("--run", ["--run", "HERE/first"], ["--run", "HERE/second"], "out"),
             ("--preset", ["--preset", "tiny"], ["--preset", "base"], "out"),
+            ("--scale", ["--preset", "tiny"], ["--preset", "tiny", "--scale", "4096"], "out"),
             ("--json", [], ["--json"], "out"),
         ],
     ),

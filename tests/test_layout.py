@@ -33,6 +33,10 @@ OURS = {
     "params.py": {"numpy", "safetensors", "minicoca.files"},
     "tuning.py": {"numpy", "minicoca.config", "minicoca.params"},
     "memory.py": {"torch", "minicoca.config", "minicoca.params", "minicoca.tuning"},
+    "scale.py": {
+        "minicoca.bench", "minicoca.config", "minicoca.kernels", "minicoca.memory",
+        "minicoca.params", "minicoca.tuning",
+    },
     "index.py": {"numpy", "minicoca.files"},
     "tokenizer.py": {
         "numpy", "sentencepiece", "minicoca.config", "minicoca.files", "minicoca.words",

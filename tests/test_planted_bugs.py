@@ -222,8 +222,7 @@ BUGS = [
     (optim, "(move + config.weight_decay * params)", "move", muon_tests.check_muon_by_hand),
     (optim, "rate * factor * config.muon_rate, config", "rate * config.muon_rate, config", muon),
     (engine_optim, '1 - group["momentum"])', 'group["momentum"])', muon),
-    (engine_optim, 'gradients.lerp_(torch.stack(means), group["momentum"])',
-     "torch.stack(means)", muon),
+    (engine_optim, 'torch._foreach_lerp(gradients, means, group["momentum"])', "means", muon),
     (engine_optim, '"factor": factor * config.muon_rate', '"factor": factor', muon),
     (engine_optim, '1 - group["lr"] * group["weight_decay"]', "1", muon),
     # --- the engine ---------------------------------------------------------------------------

@@ -102,8 +102,8 @@ ROWS = [
     ("checkpoint_every", 1, 2, "checkpoints"),
 ]
 # Looked at below: `backend` chooses between these columns, `device` is where tensors are. `answers`
-# are what training's are (test_ask.py).
-APART = {"backend", "device", "answers"}
+# are what training's are (test_ask.py); `parallel` is of several processes (test_distributed.py).
+APART = {"backend", "device", "answers", "parallel"}
 NUMPY_REFUSES = {"augment", "accumulate", "ema", "compile", "recompute", "precision", "device"}
 
 # Each number's least value, and the first one over its range.

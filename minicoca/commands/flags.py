@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 import sys
 
@@ -60,6 +61,8 @@ class Parser(argparse.ArgumentParser):
         if wrong:
             near = difflib.get_close_matches(wrong.split("=")[0][:40], self.known_flags(), 1, 0.5)
             message += f"; did you mean {near[0]}?" if near else ""
+        if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks
+            self.exit(2)
         self.exit(2, f"{self.prog}: {clipped(message)} (see {self.prog} --help)\n")
 
     def parse_args(self, argv=None):

@@ -4,9 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-from .. import __version__, config, params
+from .. import __version__, config, params, scale
 from ..training.checkpoint import RESULTS, find_run, read_config, read_results
 from ..training.log import machine
+from .flags import Usage
 
 HELP = "what is installed, and what a run or a preset is"
 
@@ -14,7 +15,20 @@ HELP = "what is installed, and what a run or a preset is"
 def add_flags(parser):
     parser.add_argument("--run", type=Path, help="a run to describe")
     parser.add_argument("--preset", choices=config.PRESETS, help="a preset to describe")
+    text = "of the run or preset: what a step of so many pairs sends, keeps and takes on 1, 8 and "
+    text += f"512 GPUs, by a model (default {scale.PAIRS:,})"
+    parser.add_argument(
+        "--scale", nargs="?", type=pairs, const=scale.PAIRS, metavar="PAIRS", help=text
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def pairs(text):
+    """How many pairs a flag asks for."""
+    number = int(text)
+    if not max(scale.WORLDS) <= number <= 10**9:
+        raise ValueError
+    return number
 
 
 def run(arguments):
@@ -27,6 +41,8 @@ def run(arguments):
     if complaint():
         facts["warning"] = complaint()
     chosen = None
+    if arguments.scale and not (arguments.run or arguments.preset):
+        raise Usage("--scale is of a model: give --preset or --run")
     if arguments.run:
         folder = find_run(arguments.run)
         chosen = read_config(folder)
@@ -39,6 +55,8 @@ def run(arguments):
         facts["parameters"] = {name: params.count(part) for name, part in tree.items()}
         facts["parameters"]["in all"] = params.count(tree)
         facts["settings"] = chosen.to_dict()
+        if arguments.scale and arguments.json:
+            facts["scale"] = scale.report(chosen, arguments.scale)
     if arguments.json:
         print(json.dumps(facts, indent=1))
         return
@@ -49,6 +67,8 @@ def run(arguments):
                 print(f"  {key:20} {inner:,}" if type(inner) is int else f"  {key:20} {inner}")
         else:
             print(f"{name + ':':22} {value}")
+    if arguments.scale:
+        print("\n".join(scale.lines(chosen, arguments.scale)))
 
 
 def versions():

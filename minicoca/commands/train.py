@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .. import config
 from ..training import profiling, track
-from ..training.checkpoint import CHANGEABLE, RUNS, find_run, new_folder, read_config
+from ..training.checkpoint import CHANGEABLE, CHECKPOINT, RUNS, find_run, new_folder, read_config
+from ..training.distributed import may_restart, processes, restarted
 from ..training.run import train
 from .flags import Usage, add_settings, from_flags, settings_by_group
 from .results import unheard
@@ -45,9 +46,9 @@ def run(arguments):
             track.check(arguments.report_to)
         except ValueError as error:
             raise Usage(error) from error
-    with unheard():
-        results = _resume(arguments, say) if arguments.resume else _begin(arguments, say)
-    if arguments.json:
+    with unheard(), processes() as ranks:
+        results = (_resume if arguments.resume else _begin)(arguments, say, ranks)
+    if arguments.json and ranks.first:
         print(json.dumps(results))
 
 
@@ -55,7 +56,7 @@ def tell(text):
     print(text, file=sys.stderr)
 
 
-def _resume(arguments, say):
+def _resume(arguments, say, ranks):
     fields = ("run", *config.Config.__dataclass_fields__)
     given = {n: getattr(arguments, n) for n in fields if getattr(arguments, n, None) is not None}
     if wrong := [n for n in given if n not in RESUME_FLAGS]:
@@ -65,22 +66,30 @@ def _resume(arguments, say):
         given = _wherever(given)
     except ValueError as error:
         raise Usage(error) from error
-    how = dict(say=say, report_to=arguments.report_to, profile=arguments.profile)
+    how = dict(say=say, report_to=arguments.report_to, profile=arguments.profile, ranks=ranks)
     return train(None, arguments.resume, taking_up=True, changes=given, **how)
 
 
-def _begin(arguments, say):
+def _begin(arguments, say, ranks):
     settings, folder = _settings(arguments), arguments.run
     if arguments.profile:
         try:
             profiling.check(settings)
         except ValueError as error:
             raise Usage(error) from error
+    how = dict(say=say, report_to=arguments.report_to, profile=arguments.profile, ranks=ranks)
     if folder is None:
-        name = Path(settings.data).resolve().stem  # of shards, a pattern
-        folder = new_folder(RUNS, re.sub(r"[*?{}[\]]+", "", name).strip(".") or "run")
-    how = dict(say=say, report_to=arguments.report_to, profile=arguments.profile)
+        if may_restart():
+            raise Usage("with --max-restarts give --run: there a restarted run goes on")
+        folder = Path(ranks.text(str(_new_folder(settings)) if ranks.first else ""))
+    elif ranks.any(restarted()) and ranks.any(ranks.first and (folder / CHECKPOINT).is_file()):
+        return train(None, folder, taking_up=True, **how)
     return train(settings, folder, **how)
+
+
+def _new_folder(settings):
+    name = Path(settings.data).resolve().stem  # of shards, a pattern
+    return new_folder(RUNS, re.sub(r"[*?{}[\]]+", "", name).strip(".") or "run")
 
 
 def _settings(arguments):

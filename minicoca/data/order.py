@@ -149,20 +149,45 @@ def spread(order, group, rng):
     return order[np.argsort((rank + rng.random(len(order))) / sizes[groups], kind="stable")]
 
 
-def batches(pairs, order, encode, first, last):
+def batches(pairs, order, encode, first, last, ranks=None):
     """(step, uint8 images, encode(texts, rows, step)) of steps first to last - 1, made a step ahead
-    in a thread; rows: whose texts they are."""
+    in a thread; rows: whose texts they are.
+
+    ranks: the processes that share each step (engine/distributed.py), where there are several: each
+    decodes its own rows. Raises ValueError where none of them can be used.
+    """
 
     def make(step):
         indices = order.indices(step)
-        images, shown = pairs.batch(indices), pairs.shown(indices)
-        if not np.array_equal(shown, indices):  # another image stands in for a damaged one:
-            once = order.once(shown)  # not beside itself
-            images, shown = images[once], shown[once]
-        return step, images, encode(order.chosen(step, shown), shown, step)
+        mine = ranks.mine(len(indices)) if ranks else slice(0, len(indices))
+        own = indices[mine]
+        images, shown = pairs.batch(own), pairs.shown(own)
+        return indices, mine, images, shown, encode(order.chosen(step, indices)[mine], own, step)
+
+    def settle(step, indices, mine, images, shown, texts):
+        if ranks:
+            shown = ranks.joined(shown, len(indices))
+        if np.array_equal(shown, indices):
+            return step, images, texts
+        # Another image stands in for a damaged one: not beside itself.
+        theirs = shown != indices
+        theirs[mine] = False
+        if theirs.any():  # each process is to know of all that are damaged
+            pairs.batch(indices[theirs])
+        once = order.once(shown)
+        here = (once >= mine.start) & (once < mine.stop)
+        if not here.any():
+            raise ValueError(f"step {step}: every image of a process's share of it is damaged")
+        texts = [
+            text for text, own in zip(order.chosen(step, shown[once]), here, strict=True) if own
+        ]
+        own = once[here]
+        return step, images[own - mine.start], encode(texts, shown[own], step)
 
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(make, first) if first < last else None
         for step in range(first, last):
-            batch, ahead = ahead.result(), pool.submit(make, step + 1) if step + 1 < last else None
+            made = ranks.agree(ahead.result) if ranks else ahead.result()
+            batch = settle(step, *made)
+            ahead = pool.submit(make, step + 1) if step + 1 < last else None
             yield batch

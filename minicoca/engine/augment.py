@@ -12,20 +12,23 @@ import torch
 import torch.nn.functional as F
 
 
-def augment(images_BII3, strength, rng):
+def augment(images_BII3, strength, rng, place=None):
     """Change float images in 0..1, each in its own way; strength 1.0 is a lot, 0.5 moderate.
 
-    rng: a NumPy generator.
+    rng: a NumPy generator. place: (first, all), where these are images of a larger batch, from
+    the first on: what happens to each is what would happen to it there.
     """
+    first, all_ = place or (0, len(images_BII3))
+    own = slice(first, first + len(images_BII3))
 
     def uniform(*shape, low=-1.0):
         """Random numbers from low to 1, [B, *shape], on the images' device."""
-        draw = torch.from_numpy(rng.random((len(images_BII3), *shape), np.float32))
+        draw = torch.from_numpy(rng.random((all_, *shape), np.float32)[own])
         return (low + (1 - low) * draw).to(images_BII3)
 
     x_B3II = images_BII3.permute(0, 3, 1, 2)
     x_B3II = _warp(x_B3II, strength, uniform)
-    x_B3II = _redraw(x_B3II, strength, uniform)
+    x_B3II = _redraw(x_B3II, strength, uniform, max(0, all_ // 2 - first))
     x_B3II = _recolour(x_B3II, strength, uniform)
     x_B3II = _erase(x_B3II, strength, uniform)
     return x_B3II.clamp(0, 1).permute(0, 2, 3, 1)
@@ -46,12 +49,12 @@ def _warp(x_B3II, strength, uniform):
     return F.grid_sample(x_B3II, grid_BII2, padding_mode="border", align_corners=False).contiguous()
 
 
-def _redraw(x_B3II, strength, uniform):
-    """Blur or sharpen; then thicken dark lines in one half of the images, thin them in the other
-    (pairs come in random order)."""
+def _redraw(x_B3II, strength, uniform, half):
+    """Blur or sharpen; then thicken dark lines in one half of the batch, which the first `half`
+    images are of, and thin them in the other (pairs come in random order)."""
     blurred_B3II = _neighbours(torch.add, x_B3II) / 9
     x_B3II = x_B3II + strength * uniform(1, 1, 1) * (x_B3II - blurred_B3II)
-    half, amount_B111 = len(x_B3II) // 2, 0.5 * strength * uniform(1, 1, 1, low=0.0)
+    amount_B111 = 0.5 * strength * uniform(1, 1, 1, low=0.0)
     dark, light = x_B3II[:half], x_B3II[half:]
     dark = torch.lerp(dark, _neighbours(torch.minimum, dark), amount_B111[:half])
     light = torch.lerp(light, _neighbours(torch.maximum, light), amount_B111[half:])

@@ -3,9 +3,12 @@
 from . import ops
 
 
-def contrastive_loss(image_BE, text_BE, log_temperature):
-    """Of B pairs of unit vectors, find each image's text and each text's image."""
-    return ops.contrastive_loss(image_BE, text_BE, log_temperature)
+def contrastive_loss(image_BE, text_BE, log_temperature, ranks=None, counts=None):
+    """Of B pairs of unit vectors, find each image's text and each text's image.
+
+    ranks, counts: where the pairs are of several processes (kernels/info_nce_ranks.py).
+    """
+    return ops.contrastive_loss(image_BE, text_BE, log_temperature, ranks, counts)
 
 
 def caption_loss(n, head, targets_BT, packing=None):

@@ -28,9 +28,10 @@ def encode_text(params, config, tokens_BT, rows=None):
     return embed(cls_BD, params, "text_projection"), x_BTD
 
 
-def coca(params, config, images_BII3, tokens_BT, places_BL=None):
+def coca(params, config, images_BII3, tokens_BT, places_BL=None, compare=True):
     """The whole objective. tokens: [B, T] ids, start and end included, padded with 0 at the end.
-    places: the image tokens that are kept, where not all are.
+    places: the image tokens that are kept, where not all are. compare: whether these are all pairs
+    of a step; of a part of them there is no contrastive loss.
 
     Returns a dict: `loss` (Eq. 4), `contrastive`, `caption`, the embeddings `image`, `text` [B, E].
     A loss of weight 0 is not computed.
@@ -39,7 +40,7 @@ def coca(params, config, images_BII3, tokens_BT, places_BL=None):
     image_BE, memory = encode_image(params, config, images_BII3, places_BL)
     text_BE, x_BTD = encode_text(params, config, tokens_BT, rows)
     outputs = {"image": image_BE, "text": text_BE}
-    if config.contrastive_weight:
+    if config.contrastive_weight and compare:
         outputs["contrastive"] = contrastive_loss(image_BE, text_BE, params["log_temperature"])
     if config.caption_weight:
         packing, decoder = rows.decoder_packing, params["decoder"]

@@ -246,11 +246,16 @@ def attention_pool(x_BSM, g_HM):
     return (p_BHS @ xhat_BSM).to(x_BSM.dtype)
 
 
-def contrastive_loss(image_BE, text_BE, log_temperature):
+def contrastive_loss(image_BE, text_BE, log_temperature, ranks=None, counts=None):
     """Half of the paper's Eq. 2: mean over the batch and both directions; in float32 at least."""
     wide = torch.promote_types(image_BE.dtype, torch.float32)
     scale = torch.exp(-log_temperature.to(wide))
     fused = has_kernels(image_BE, "info_nce", image_BE.shape[0])
+    if ranks and ranks.world > 1:
+        from ..kernels.info_nce_ranks import info_nce_over_ranks
+
+        image_BE, text_BE = image_BE.to(wide), text_BE.to(wide)
+        return info_nce_over_ranks(image_BE, text_BE, scale, ranks, counts, fused=fused)
     if fused or len(image_BE) >= PAIRS_IN_CHUNKS:
         from ..kernels.info_nce import info_nce
 

@@ -6,24 +6,26 @@ import torch
 
 from ..params import flatten
 from ..tuning import by_muon, factors, same_shapes
+from .distributed import ALONE, as_parts, own, whole
 
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 EPSILON = 1e-7
 STACKED = 1 << 22  # numbers at a time: enough for every product to be a large one
 
 
-def optimizers(params, config):
+def optimizers(params, config, ranks=ALONE):
     """Those of torch over the leaves of a tree that learn: AdamW and, if it is to be, Muon. Only
     matrices decay: not vectors, not scales. A group's rate is to be the learning rate times its
     `factor`."""
-    leaves, own, groups = flatten(params), factors(params, config), []
+    leaves, rates, groups = flatten(params), factors(params, config), []
     matrices, decay = by_muon(params, config), config.weight_decay
-    for factor in sorted({*own.values()} - {0}):
-        parts = [leaves[name] for name in own if own[name] == factor and name not in matrices]
-        tables, others = [p for p in parts if p.ndim >= 2], [p for p in parts if p.ndim < 2]
+    for factor in sorted({*rates.values()} - {0}):
+        parts = [leaves[name] for name in rates if rates[name] == factor and name not in matrices]
+        tables, vectors = [p for p in parts if p.ndim >= 2], [p for p in parts if p.ndim == 1]
+        scalars = [p for p in parts if p.ndim == 0]  # alone: FSDP2 parts all but them
+        groups += [{"params": tables, "weight_decay": decay, "factor": factor}]
         groups += [
-            {"params": tables, "weight_decay": decay, "factor": factor},
-            {"params": others, "weight_decay": 0.0, "factor": factor},
+            {"params": some, "weight_decay": 0.0, "factor": factor} for some in (vectors, scalars)
         ]
     groups, found = [group for group in groups if group["params"]], []
     if groups:
@@ -31,18 +33,20 @@ def optimizers(params, config):
         found += [torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.epsilon, fused=True)]
     groups = [
         {"params": [leaves[name] for name in names], "factor": factor * config.muon_rate}
-        for names, factor in same_shapes(leaves, own, matrices)
+        for names, factor in same_shapes(leaves, rates, matrices)
     ]
     if groups:
-        found += [Muon(groups, config.momentum, decay)]
+        found += [Muon(groups, config.momentum, decay, ranks)]
     return found
 
 
 class Muon(torch.optim.Optimizer):
-    """`muon` of the reference: each group's matrices, of one shape, are moved as a stack."""
+    """`muon` of the reference: each group's matrices, of one shape, are moved as a stack. Of
+    several processes each works out its share of them, and all get all."""
 
-    def __init__(self, groups, momentum, weight_decay):
+    def __init__(self, groups, momentum, weight_decay, ranks=ALONE):
         super().__init__(groups, dict(lr=0.0, momentum=momentum, weight_decay=weight_decay))
+        self.ranks = ranks
 
     @torch.no_grad()
     def step(self):
@@ -56,13 +60,17 @@ class Muon(torch.optim.Optimizer):
         for p in matrices:
             if p not in self.state:
                 self.state[p] = {"exp_avg": torch.zeros_like(p)}
-        means = [self.state[p]["exp_avg"] for p in matrices]
-        gradients = torch.stack([p.grad for p in matrices])
-        torch._foreach_lerp_(means, gradients.unbind(), 1 - group["momentum"])
-        ahead = gradients.lerp_(torch.stack(means), group["momentum"])
-        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        means, gradients = [self.state[p]["exp_avg"] for p in matrices], [p.grad for p in matrices]
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, means, group["momentum"])
+        ahead, ranks = torch.stack([whole(x) for x in ahead]), self.ranks
         far = -0.2 * group["lr"] * max(ahead.shape[1:]) ** 0.5
-        torch._foreach_add_(matrices, orthogonalised(ahead).unbind(), alpha=far)
+        moves = orthogonalised(ahead[ranks.mine(len(ahead))])
+        moves = ranks.gather(moves, ranks.shares(len(ahead)))
+        moves = [own(as_parts(move, p)) for move, p in zip(moves, matrices, strict=True)]
+        parts = [own(p) for p in matrices]
+        torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parts, moves, alpha=far)
 
 
 def orthogonalised(g_LRC):
@@ -79,9 +87,13 @@ def orthogonalised(g_LRC):
 def clip_by_global_norm(leaves, limit):
     """Scale the gradients so that their global norm is at most `limit`; return it as it was."""
     gradients = [p.grad for p in leaves if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    parted = [g for g in gradients if own(g) is not g]  # FSDP2's: torch takes no mixture
+    norm = torch.nn.utils.get_total_norm([g for g in gradients if own(g) is g])
+    if parted:
+        norm = torch.hypot(norm, whole(torch.nn.utils.get_total_norm(parted)))
     if limit > 0 and gradients:
-        torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
+        factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_([own(g) for g in gradients], factor)
     return norm
 
 

@@ -1,15 +1,17 @@
 """One training step in torch, and everything a run must keep to go on exactly where it was."""
 
 import math
+from functools import partial
 
 import torch
 
-from ..config import PAD
+from ..config import END, PAD, START, UNKNOWN
 from ..params import flatten, specs, stream, tree_map, unflatten
 from ..params import shapes as params_shapes
 from ..tuning import by_muon, factors, kept_tokens, shares
 from .answers import questions
 from .augment import augment
+from .distributed import ALONE, as_parts, own, shared, syncing, whole
 from .generate import CoCa
 from .losses import contrastive_loss
 from .model import coca, encode_image, encode_text, total_loss
@@ -23,32 +25,40 @@ KEPT = ("exp_avg", "exp_avg_sq", "step")  # as torch calls them; Muon has the fi
 
 
 class Trainer:
-    """Parameters in float32, gradients, optimizers. `params` is a tree of NumPy arrays."""
+    """Parameters in float32, gradients, optimizers. `params` is a tree of NumPy arrays.
 
-    def __init__(self, params, config):
-        self.config, self.device = config, pick_device(config.device)
+    ranks: the processes of the run (engine/distributed.py). Each has its own rows of a batch, and
+    together they do what one would do with all of it; all of them call each method.
+    """
+
+    def __init__(self, params, config, ranks=ALONE):
+        self.config, self.device, self.ranks = config, pick_device(config.device), ranks
         self.dtype = pick_dtype(config.precision, self.device)
         with use(config.backend):
             self.complaint = complaint() if self.device.type == "cuda" else ""
         self.params = tree_map(lambda a: torch.tensor(a, device=self.device), params)
         self.leaves = flatten(self.params)
+        objective = coca if config.task == "captions" else questions
+        self.objective = torch.compile(objective) if config.compile else objective
         for name, factor in factors(self.params, config).items():
             self.leaves[name].requires_grad_(factor > 0)
-        self.optimizers = optimizers(self.params, config)
+        if ranks.world > 1:
+            self._without_idle()
+            self.module, self.params = shared(self.params, config.parallel)
+            self.leaves = flatten(self.params)
+        self.optimizers = optimizers(self.params, config, ranks)
         # What torch would make at the first step, so that a checkpoint holds the same arrays
         # whenever it is written.
         self.moments, names = {}, {id(leaf): name for name, leaf in self.leaves.items()}
         for optimizer in self.optimizers:
             for leaf in (p for group in optimizer.param_groups for p in group["params"]):
-                own = {"exp_avg": torch.zeros_like(leaf, memory_format=torch.preserve_format)}
+                moments = {"exp_avg": torch.zeros_like(leaf, memory_format=torch.preserve_format)}
                 if isinstance(optimizer, torch.optim.AdamW):
-                    own |= {"exp_avg_sq": torch.zeros_like(own["exp_avg"])}
-                    own |= {"step": torch.zeros((), device=self.device)}
-                self.moments[names[id(leaf)]] = optimizer.state[leaf] = own
+                    moments |= {"exp_avg_sq": torch.zeros_like(moments["exp_avg"])}
+                    moments |= {"step": torch.zeros((), device=self.device)}
+                self.moments[names[id(leaf)]] = optimizer.state[leaf] = moments
         self.ema = tree_map(lambda p: p.detach().clone(), self.params) if config.ema else None
         self.mark = lambda part: None
-        objective = coca if config.task == "captions" else questions
-        self.objective = torch.compile(objective) if config.compile else objective
 
     @with_own_backend
     def step(self, step, images, texts):
@@ -63,6 +73,8 @@ class Trainer:
             optimizer.zero_grad()
         losses = self._gradients(**batch)
         self.mark("optimiser")
+        if self.ranks.world > 1 and self.config.parallel == "fsdp":
+            self._sum_scalars()
         norm = clip_by_global_norm(self.leaves.values(), self.config.clip_norm)
         report = {k: float(v) for k, v in losses.items()} | {"gradient_norm": float(norm)}
         rate = learning_rate(step, self.config)
@@ -75,8 +87,9 @@ class Trainer:
                 clamp_temperature(self.params)
             if self.ema:  # less of an average at first, when the weights are still anything
                 decay = min(self.config.ema, (1 + step) / (10 + step))
-                new = [p.detach() for p in self.leaves.values()]
-                torch._foreach_lerp_(list(flatten(self.ema).values()), new, 1 - decay)
+                averages = [own(p) for p in flatten(self.ema).values()]
+                new = [own(p.detach()) for p in self.leaves.values()]
+                torch._foreach_lerp_(averages, new, 1 - decay)
         temperature = float(self.params["log_temperature"].detach().exp())
         return report | {"learning_rate": rate, "temperature": temperature}
 
@@ -89,77 +102,146 @@ class Trainer:
         not to learn from, so not augmented, and with all patches."""
         texts = texts if isinstance(texts, dict) else {"tokens": texts}
         batch = {name: torch.from_numpy(array).to(self.device) for name, array in texts.items()}
-        places = None if step is None else kept_tokens(self.config, step, len(images))
+        first, places = 0, None
+        whole = len(images)
+        if step is not None:  # what is drawn is drawn for all rows of the batch
+            rows = [n for [n] in self.ranks.table(len(images))]
+            first, whole = sum(rows[: self.ranks.rank]), sum(rows)
+            places = kept_tokens(self.config, step, whole)
         if places is not None:
-            places = torch.from_numpy(places).to(self.device)
-        return batch | {"images": self._images(step, images), "places": places}
+            places = torch.from_numpy(places[first : first + len(images)]).to(self.device)
+        return batch | {"images": self._images(step, images, (first, whole)), "places": places}
 
     def gradient_shares(self):
         """What part of the last step's squared gradient each branch of the model had (`shares`).
         Clipping scales all of it alike."""
-        own = {name: leaf.grad for name, leaf in self.leaves.items() if leaf.grad is not None}
-        norms = torch._foreach_norm(list(own.values())) if own else []
-        squares = torch.stack(norms).double().square().tolist() if own else []
-        return shares(dict(zip(own, squares, strict=True)))
+        found = {name: leaf.grad for name, leaf in self.leaves.items() if leaf.grad is not None}
+        norms = torch._foreach_norm([own(g) for g in found.values()]) if found else []
+        squares = torch.stack(norms).double().square() if found else torch.zeros(0)
+        if any(own(g) is not g for g in found.values()):
+            parted = [own(g) is not g for g in found.values()]
+            parted = torch.tensor(parted, device=squares.device)
+            squares = torch.where(parted, self.ranks.sum(squares), squares)
+        return shares(dict(zip(found, squares.tolist(), strict=True)))
 
-    def _images(self, step, images):
-        """To float, augmented, normalised, in the compute type."""
+    def _images(self, step, images, place=None):
+        """To float, augmented as at their place in the batch, normalised, in the compute type."""
         config = self.config
         images = torch.from_numpy(images).to(self.device).float() / 255
         if config.augment and step is not None:
-            images = augment(images, config.augment, stream("augment", config.seed, step))
+            rng = stream("augment", config.seed, step)
+            images = augment(images, config.augment, rng, place)
         return normalise(images, config).to(self.dtype)
 
     def _compute_params(self):
         return in_type(self.params, self.dtype)
 
     def _gradients(self, images, tokens, places=None, **more):
-        if self.config.accumulate <= 1:
+        if self.config.accumulate <= 1 and self.ranks.world == 1:
             params = self._compute_params()
             outputs = self.objective(params, self.config, images, tokens, places, **more)
             self.mark("backward")
             _backward(outputs["loss"])
             return {k: outputs[k].detach() for k in LOSSES if k in outputs}
-        return self._accumulated(images, tokens, places)
+        return self._in_parts(images, tokens, places)
 
-    def _accumulated(self, images, tokens, places):
-        """The same gradient in micro-batches (Gao et al. 2021, gradient caching).
+    def _in_parts(self, images, tokens, places):
+        """The same gradient from parts of a batch: micro-batches, processes, or both.
 
-        The contrastive loss compares all pairs, so all embeddings come first, without their graphs;
-        its gradient with respect to them is then fed to each micro-batch as it is run again.
+        The contrastive loss compares all pairs. With micro-batches all embeddings come first,
+        without their graphs; its gradient with respect to them is then fed to each micro-batch as
+        it is run again (Gao et al. 2021, gradient caching). The captioning loss is a mean over the
+        tokens of all parts, so each part counts by its own.
         """
-        config, parts = self.config, min(self.config.accumulate, len(tokens))
-        batches = list(zip(images.chunk(parts), tokens.chunk(parts), strict=True))
-        kept = [None] * len(batches) if places is None else places.chunk(parts)
-        losses, dimage, dtext = {}, None, None
-        if config.contrastive_weight:
-            params = self._compute_params()
-            with torch.no_grad():
-                pairs = [
-                    (encode_image(params, config, x, p)[0], encode_text(params, config, t)[0])
-                    for (x, t), p in zip(batches, kept, strict=True)
-                ]
-            image, text = (torch.cat(side).requires_grad_() for side in zip(*pairs, strict=True))
-            losses["contrastive"] = contrastive_loss(image, text, params["log_temperature"])
-            (config.contrastive_weight * losses["contrastive"]).backward()
-            dimage, dtext = image.grad.chunk(parts), text.grad.chunk(parts)
-        targets = (tokens[:, 1:] != PAD).sum().clamp(min=1)
-        for i, (x, t) in enumerate(batches):
-            self.mark("forward")
-            outputs = self.objective(self._compute_params(), config, x, t, kept[i])
-            objective = 0
-            if dimage:
-                objective = (outputs["image"] * dimage[i]).sum() + (
-                    outputs["text"] * dtext[i]
-                ).sum()
+        config, ranks = self.config, self.ranks
+        # Of each process: its pairs, and the tokens that it learns to write.
+        table = ranks.table(len(tokens), int((tokens[:, 1:] != PAD).sum()))
+        counts, targets = [rows for rows, _ in table], max(1, sum(words for _, words in table))
+        parts = max(1, min(config.accumulate, *counts))
+        kept = [None] * parts if places is None else places.tensor_split(parts)
+        batches = list(
+            zip(images.tensor_split(parts), tokens.tensor_split(parts), kept, strict=True)
+        )
+        contrast, losses = partial(contrastive_loss, ranks=ranks, counts=counts), {}
+        contrasts = [contrast] * parts
+        if config.contrastive_weight and parts > 1:
+            losses["contrastive"], contrasts = self._cached(batches, contrast)
+
+        def forward(x, t, p, contrast, tree):
+            outputs = self.objective(in_type(tree, self.dtype), config, x, t, p, compare=False)
+            found = {}
+            if config.contrastive_weight:
+                pairs = outputs["image"], outputs["text"]
+                found["contrastive"] = contrast(*pairs, tree["log_temperature"])
             if config.caption_weight:
-                caption = outputs["caption"] * ((t[:, 1:] != PAD).sum() / targets)
-                objective = objective + config.caption_weight * caption
-                losses["caption"] = losses.get("caption", 0) + caption.detach()
-            self.mark("backward")
-            _backward(objective)
-        losses = {k: v.detach() for k, v in losses.items()}
+                found["caption"] = outputs["caption"] * (t[:, 1:] != PAD).sum() / targets
+            # Nothing else that has a graph: DDP would wait for its gradient.
+            said = {name: value.detach() for name, value in found.items()}
+            return total_loss(found, config) * ranks.world, said
+
+        for i, (batch, contrast) in enumerate(zip(batches, contrasts, strict=True)):
+            with self._syncing(last=i + 1 == parts):
+                self.mark("forward")
+                objective, said = self._forward(partial(forward, *batch, contrast))
+                self.mark("backward")
+                _backward(objective)
+            if parts == 1 and config.contrastive_weight:
+                losses["contrastive"] = said["contrastive"]
+            if config.caption_weight:
+                losses["caption"] = losses.get("caption", 0) + said["caption"]
+        if config.caption_weight:
+            losses["caption"] = ranks.sum(losses["caption"])
         return {"loss": total_loss(losses, config)} | losses
+
+    def _cached(self, batches, contrast):
+        """(the contrastive loss, for each micro-batch what stands for it: its gradient there)."""
+        config = self.config
+
+        def embeddings(x, t, p, tree):
+            params = in_type(tree, self.dtype)
+            return encode_image(params, config, x, p)[0], encode_text(params, config, t)[0]
+
+        with torch.no_grad():
+            pairs = [self._forward(partial(embeddings, *batch)) for batch in batches]
+        image, text = (torch.cat(side).requires_grad_() for side in zip(*pairs, strict=True))
+        temperature = self.params["log_temperature"].detach().requires_grad_()
+        loss = contrast(image, text, temperature)
+        loss.backward()
+        gradients = (image.grad.tensor_split(len(batches)), text.grad.tensor_split(len(batches)))
+
+        def stand_in(dimage, dtext, dtemperature, image, text, temperature):
+            own = (image * dimage).sum() + (text * dtext).sum()
+            return own + (temperature * dtemperature).sum()
+
+        dtemperature = temperature.grad / len(batches)
+        found = zip(*gradients, strict=True)
+        return loss.detach(), [partial(stand_in, dx, dt, dtemperature) for dx, dt in found]
+
+    def _without_idle(self):
+        """What the losses do not reach has no gradient that DDP could wait for: it learns nothing.
+        Found with the smallest batch, once, and the same in every process."""
+        config, learn = self.config, [p for p in self.leaves.values() if p.requires_grad]
+        side = config.image_size
+        images = torch.zeros(2, side, side, 3, device=self.device, dtype=self.dtype)
+        tokens = torch.tensor([[START, UNKNOWN, END]] * 2, device=self.device)
+        with use(config.backend):
+            loss = coca(in_type(self.params, self.dtype), config, images, tokens)["loss"]
+            found = torch.autograd.grad(loss, learn, allow_unused=True)
+        for p, g in zip(learn, found, strict=True):
+            p.requires_grad_(g is not None)
+
+    def _sum_scalars(self):
+        """FSDP2 leaves scalars to us: their gradient is the mean of all processes', as with DDP."""
+        for leaf in self.leaves.values():
+            if not leaf.ndim and leaf.grad is not None:
+                leaf.grad = self.ranks.sum(leaf.grad) / self.ranks.world
+
+    def _forward(self, function):
+        """What a function makes of the parameters, under DDP or FSDP2 where there are processes."""
+        return self.module(function) if self.ranks.world > 1 else function(self.params)
+
+    def _syncing(self, last):
+        return syncing(self.module, last) if self.ranks.world > 1 else torch.enable_grad()
 
     def state(self):
         """Everything that changes from step to step, as a tree of NumPy arrays of `shapes`."""
@@ -169,27 +251,41 @@ class Trainer:
         }
         if self.ema:
             flat["ema"] = flatten(self.ema)
-        return {name: unflatten(_numpy(part)) for name, part in flat.items()}
+        return {name: unflatten(self._numpy(part)) for name, part in flat.items()}
 
     @torch.no_grad()
     def load(self, tree):
         """Go on from a tree that `state` made."""
         for name, value in flatten(tree["params"]).items():
-            self.leaves[name].copy_(torch.from_numpy(value))
+            self._fill(self.leaves[name], value)
         for key in KEPT:
             for name, value in flatten(tree[key]).items():
-                self.moments[name][key].copy_(torch.from_numpy(value))
+                self._fill(self.moments[name][key], value)
         if self.ema:
             for name, value in flatten(tree["ema"]).items():
-                flatten(self.ema)[name].copy_(torch.from_numpy(value))
+                self._fill(flatten(self.ema)[name], value)
+
+    @staticmethod
+    def _fill(leaf, value):
+        own(leaf).copy_(own(as_parts(torch.from_numpy(value).to(leaf.device), leaf)))
 
     def weights(self):
         """The weights to use and to keep, as a tree of NumPy arrays: averaged, where EMA is on."""
-        return unflatten(_numpy(flatten(self.ema) if self.ema else self.leaves))
+        return unflatten(self._numpy(flatten(self.ema) if self.ema else self.leaves))
 
     def model(self):
-        """The model as it stands, for evaluation."""
-        return CoCa(self.weights(), self.config)
+        """The model as it stands, for evaluation; the first process has it."""
+        weights = self.weights()
+        return CoCa(weights, self.config) if self.ranks.first else None
+
+    def _numpy(self, leaves):
+        """Whole arrays, in the first process; nothing in the others."""
+        found = {}
+        for name, leaf in leaves.items():
+            leaf = whole(leaf.detach())
+            if self.ranks.first:
+                found[name] = leaf.float().cpu().numpy().copy()
+        return found
 
 
 def shapes(config):
@@ -210,7 +306,3 @@ def shapes(config):
 def _backward(objective):
     if objective.requires_grad:  # else the losses reach nothing that learns
         objective.backward()
-
-
-def _numpy(leaves):
-    return {name: leaf.detach().float().cpu().numpy().copy() for name, leaf in leaves.items()}

@@ -29,7 +29,7 @@ MOST_SECONDS = 1e10
 UNREACHED = {"pooler.contrast.attention.key.bias"}  # one query: its softmax cancels it
 # What may change when a run is taken up; all else is what its weights are.
 CHANGEABLE = ("learning_rate", "clip_norm", "device", "precision", "compile", "recompute")
-CHANGEABLE += ("steps", "data")
+CHANGEABLE += ("parallel", "steps", "data")
 FREE = (*CHANGEABLE, "image_root", "warmup", "backend", "evaluate_every", "checkpoint_every")
 
 

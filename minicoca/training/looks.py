@@ -20,30 +20,35 @@ FEW, MOST = 64, 256  # validation pictures that are captioned and embedded; whos
 Numbers = dict[str, float]
 
 
-def looked(trainer: Any, tokenizer: Any, pairs: Any, step: int, images: Any, texts: Any) -> Numbers:
+def looked(model: Any, tokenizer: Any, pairs: Any, step: int, own: tuple | None) -> Numbers:
     """Of the step's batch `gradient_NAME`, the norm of the gradient of each loss times its weight;
     of validation what `of_validation` gives, unless there is none, or it cannot be read, or numbers
-    in it are not finite. What the trainer learns is the same, to the last bit."""
-    found = {f"gradient_{k}": v for k, v in gradient_norms(trainer, step, images, texts).items()}
+    in it are not finite. What the trainer learns is the same, to the last bit.
+
+    own: (trainer, images, texts) of the step; None where several processes have a part of it each,
+    and then neither losses nor gradients are told."""
+    found = {}
+    if own:
+        found = {f"gradient_{k}": v for k, v in gradient_norms(own[0], step, *own[1:]).items()}
     if pairs is None or not len(pairs):
         return found
     try:
-        return found | of_validation(trainer, tokenizer, pairs)
+        return found | of_validation(own and own[0], model, tokenizer, pairs)
     except (ValueError, ReadError):  # which the next step, or the evaluation, will say
         return found
 
 
-def of_validation(trainer: Any, tokenizer: Any, pairs: Any) -> Numbers:
+def of_validation(trainer: Any, model: Any, tokenizer: Any, pairs: Any) -> Numbers:
     """Losses, in the mean over batches as large as a training step's, the contrastive one and its
     `contrastive_floor` only where there are so many pairs. Of the first FEW pairs (`looked_at`):
     `image_rank` and `text_rank`, the `effective_rank` of vectors; `alike`, the share of the written
     captions that are the most frequent one, and `looping`, in which words repeat; `alike_truth` and
     `looping_truth` of what was to be written."""
-    config, found = trainer.config, losses(trainer, tokenizer, pairs)
+    config, found = model.config, losses(trainer, tokenizer, pairs) if trainer else {}
     if config.task != "captions":
         return found
     rows = np.arange(min(FEW, len(pairs)))
-    images, model = pairs.batch(rows), trainer.model()
+    images = pairs.batch(rows)
     truth = [pairs.captions[row][0] for row in rows]
     if config.contrastive_weight:
         tokens = tokenizer.encode(truth, config.text_length)

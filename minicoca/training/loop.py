@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..data.order import Order, batches
 from ..data.questions import Looks
+from ..engine.distributed import ALONE, Elsewhere
 from ..evaluate import evaluate
 from ..images import ReadError
 from ..tasks.questions import batch_of
@@ -30,10 +31,13 @@ class Stopped(Exception):
     """A run that ended before its last step; the message says why and what to do."""
 
 
-def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked):
-    """Steps `first` to the last; what is wrong as they end, {key: sentence}. Raises Stopped."""
+def loop(
+    trainer, tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked, ranks=ALONE
+):
+    """Steps `first` to the last, of every process of the run; what is wrong as they end,
+    {key: sentence}. Raises Stopped."""
     adviser = Adviser(config, len(dataset.train), log)
-    meter = Meter(trainer, config, lambda step: logs(step, config))
+    meter = Meter(trainer, config, lambda step: logs(step, config), ranks)
     pairs, crowded = dataset.train, False
     pairs = pairs if config.task == "captions" else Looks(pairs)
     order = Order(pairs.captions, config.batch_size, config.seed, config.distinct, pairs.same)
@@ -43,11 +47,18 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
             return batch_of(tokenizer, config, pairs, rows, step)
         return tokenizer.encode(texts, config.text_length)
 
-    made = batches(meter.decoding(pairs), order, encode, first, config.steps)
+    made = batches(meter.decoding(pairs), order, encode, first, config.steps, ranks)
     made = meter.steps(_while_readable(made, first, checkpoint))
-    with tqdm(total=config.steps, initial=first, unit="step", mininterval=0.5) as bar:
+    bar = tqdm(
+        total=config.steps,
+        initial=first,
+        unit="step",
+        mininterval=0.5,
+        disable=None if ranks.first else True,
+    )
+    with bar:
         for step, images, texts in made:
-            if order.crowded and not crowded:
+            if order.crowded and not crowded and ranks.first:
                 crowded = True
                 bar.write(_crowded(order, config), file=sys.stderr)
             report = trainer.step(step, images, texts)
@@ -60,20 +71,24 @@ def loop(trainer, tokenizer, dataset, config, folder, first, begun, log, checkpo
                 elapsed = time.perf_counter() - begun
                 parts = {"gradient_shares": trainer.gradient_shares(), "throughput": meter.read()}
                 record = {"step": step + 1, "seconds": round(elapsed, 3)} | report | parts
-                adviser.write(record | of_batch(images, texts))
+                adviser.write(record | of_batch(images, ranks.texts(texts, config.text_length)))
                 bar.set_postfix_str(_brief(report), refresh=False)
             looks = config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or last)
-            if looks and not last:
-                _look(trainer, tokenizer, dataset, step + 1, log, bar)
             if looks:
-                found = looked(trainer, tokenizer, dataset.validation, step, images, texts)
-                adviser.write({"step": step + 1, "look": found})
+                model = trainer.model()  # of parts that all processes give; the first has it
+                if model and not last:
+                    _look(model, tokenizer, dataset, step + 1, log, bar)
+                if model:
+                    own = (trainer, images, texts) if ranks.world == 1 else None
+                    found = looked(model, tokenizer, dataset.validation, step, own)
+                    adviser.write({"step": step + 1, "look": found})
             if looks or last or (step + 1) % ADVISE_EVERY == 0:
-                for said in adviser.news(step + 1):
+                for said in adviser.news(step + 1) if ranks.first else ():
                     bar.write(f"step {step + 1}: {said}", file=sys.stderr)
-            if asked or last or (step + 1) % config.checkpoint_every == 0:
+            stop = ranks.any(asked)
+            if stop or last or (step + 1) % config.checkpoint_every == 0:
                 checkpoint(step + 1)
-            if asked:
+            if stop:
                 bar.close()
                 raise Stopped(
                     f"stopped after step {step + 1} of {config.steps}; go on with: "
@@ -93,7 +108,7 @@ def _while_readable(made, first, checkpoint):
         for batch in made:
             yield batch
             done = batch[0] + 1
-    except ReadError:
+    except (ReadError, Elsewhere):
         checkpoint(done)
         raise
 
@@ -107,12 +122,12 @@ def _crowded(order, config):
     )
 
 
-def _look(trainer, tokenizer, dataset, step, log, bar):
+def _look(model, tokenizer, dataset, step, log, bar):
     """A quick figure on validation pairs, so that a person sees whether it learns."""
     if dataset.validation is None or not len(dataset.validation):
         return
     try:
-        figures, _ = evaluate(trainer.model(), tokenizer, dataset.validation, limit=LOOK, draws=0)
+        figures, _ = evaluate(model, tokenizer, dataset.validation, limit=LOOK, draws=0)
     except (ValueError, ReadError) as error:  # or NaN, which the next step will find
         bar.write(f"step {step}: no look at validation data: {error}", file=sys.stderr)
         return

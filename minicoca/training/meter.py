@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..config import PAD, Config
+from ..engine.distributed import ALONE
 from .flops import flops, peak
 
 SAMPLED = 256  # numbers of a picture that are looked at
@@ -26,9 +27,10 @@ class Meter:
     there its parts are those of the steps that are logged alone.
     """
 
-    def __init__(self, trainer: Any, config: Config, logged: Callable[[int], bool]):
-        """logged: whether a step is."""
+    def __init__(self, trainer: Any, config: Config, logged: Callable[[int], bool], ranks=ALONE):
+        """logged: whether a step is. ranks: the processes that share the steps."""
         self.trainer, self.config, self.logged, self.cuda = trainer, config, logged, None
+        self.ranks, self.exchanged = ranks, ranks.seconds
         if config.backend != "numpy" and trainer.device.type == "cuda":
             import torch
 
@@ -74,21 +76,27 @@ class Meter:
         """`images_per_second`; `tokens_per_second`, patches that are read and texts' tokens without
         padding; `decoding_per_second`, images that reading and decoding alone could give;
         `flop_utilisation`, `flops` against `peak`; `memory_mb`, the most that was held; and the
-        milliseconds of a step in `data`, `forward`, `backward`, `optimiser`. What is not known is
-        left out."""
+        milliseconds of a step in `data`, `forward`, `backward`, `optimiser`, and within these in
+        `communication` of ours (Ranks.seconds). Of several processes: what they did together, and
+        the times and the memory of the first. What is not known is left out."""
         took, seen, lengths = self.took, self.seen, np.concatenate(self.lengths)
         self.took, self.seen, self.lengths = Counter(), Counter(), []
         whole, captions = took["data"] + took["step"], self.config.task == "captions"
-        self.peak = self.peak or peak(self.config, self.trainer)
+        self.peak = self.peak or self.ranks.world * peak(self.config, self.trainer)
         parts = {p: took[p] for p in ("forward", "backward", "optimiser") if took[p]}
+        work = flops(self.config, lengths) if captions else 0
+        of_each = self.ranks.table(seen["images"], seen["tokens"], seen["decoded"], int(work))
+        images, tokens, decoded, work = map(sum, zip(*of_each, strict=True))
+        waited, self.exchanged = self.ranks.seconds - self.exchanged, self.ranks.seconds
         found = {
-            "images_per_second": seen["images"] / whole,
-            "tokens_per_second": seen["tokens"] / whole,
-            "decoding_per_second": seen["decoded"] / (took["decoding"] or math.inf),
-            "flop_utilisation": captions and flops(self.config, lengths) / whole / self.peak,
+            "images_per_second": images / whole,
+            "tokens_per_second": tokens / whole,
+            "decoding_per_second": decoded / (took["decoding"] or math.inf),
+            "flop_utilisation": work / whole / self.peak,
             "memory_mb": self._memory() / 1e6,
             "data_ms": 1e3 * took["data"] / seen["steps"],
             **{f"{p}_ms": 1e3 * time / seen["watched"] for p, time in parts.items()},
+            "communication_ms": 1e3 * waited / seen["steps"],
         }
         return {name: float(f"{value:.4g}") for name, value in found.items() if value}
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import data, memory, params
+from .. import data, params
 from ..clip_tokenizer import tokenizer_of
+from ..engine.distributed import ALONE
 from ..evaluate import evaluate, nearest_truth, written
 from ..files import OURS, make_folder, read_bytes, unfinished, write_atomically, write_json
 from ..report import make_picture, table
@@ -45,11 +46,12 @@ from .checkpoint import (
     save_config,
     to_run,
 )
+from .distributed import Unheard, agree, leave, noticing
 from .log import Log, machine
 from .loop import Stopped, asked_to_stop, diverged, loop
 from .owner import LOCK, LostError, owned
 from .profiling import profiled
-from .start import make_trainer, shorter_warmup, start
+from .start import check_memory, make_trainer, shorter_warmup, start
 from .track import telling
 
 GALLERY = {"shapes": 256}  # retrieval among so many pairs; elsewhere among all of a split
@@ -57,24 +59,27 @@ GALLERY = {"shapes": 256}  # retrieval among so many pairs; elsewhere among all 
 
 def train(
     config, folder, *, taking_up=False, changes=None, command=None, say=print, report_to=None,
-    profile=False,
+    profile=False, ranks=ALONE,
 ):  # fmt: skip
     """Train in `folder`, or take up the run that is there; returns its results as a dict.
 
     changes: settings to replace when a run is taken up. report_to: a tracker (track.py) that is
-    told what metrics.jsonl is. profile: a few steps are watched (profiling.py). Raises TakenError
-    where another process trains there, and Stopped if the run is interrupted, diverges, or can no
-    longer read or write a file; a checkpoint is kept in each case.
+    told what metrics.jsonl is. profile: a few steps are watched (profiling.py). ranks: the
+    processes that train together (distributed.py); the first one writes, speaks and gives the
+    results, the others None. Raises TakenError where another process trains there, and Stopped if
+    the run is interrupted, diverges, or can no longer read or write a file; a checkpoint is kept in
+    each case.
     """
     folder, command = Path(folder), command or shlex.join(["minicoca", *sys.argv[1:]])
-    if not taking_up:
+    if not taking_up and ranks.first:
         make_folder(folder)
-    elif not folder.is_dir():
+    elif not folder.is_dir() and taking_up:
         raise ValueError(f"{folder}: there is no such folder")
     try:
-        with owned(folder) as still_ours:
-            changes = changes or {}
-            how = command, say, still_ours, report_to, profile
+        ours = owned(folder) if ranks.first else nullcontext(lambda: None)
+        with noticing(ranks), ours as still_ours:
+            changes, say = changes or {}, say if ranks.first else lambda text: None
+            how = command, say, still_ours, report_to, profile and ranks.first, ranks
             return _train(config, folder, taking_up, changes, *how)
     except (KeyboardInterrupt, OSError) as error:
         if isinstance(error, LostError) or not (folder / CHECKPOINT).is_file():
@@ -82,16 +87,18 @@ def train(
         said = f"{str(error) or 'interrupted'}; go on from the last checkpoint with: "
         raise Stopped(said + to_run("train", "--resume", folder)) from error
     finally:
-        if not taking_up and folder.is_dir() and not any(folder.iterdir()):
+        if not taking_up and ranks.first and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()  # it failed before there was anything to keep
 
 
 def _train(
-    config, folder, taking_up, changes, command, say, still_ours, report_to, profile
+    config, folder, taking_up, changes, command, say, still_ours, report_to, profile, ranks
 ):  # fmt: skip
-    of, first, seconds = clear(folder, taking_up), 0, 0.0
-    if taking_up and (folder / CHECKPOINT).is_file():
-        trainer, tokenizer, dataset, config, of, done = resume(folder, say, **changes)
+    first, seconds = 0, 0.0
+    if ranks.first:
+        clear(folder, taking_up)
+    if ranks.any(taking_up and ranks.first and (folder / CHECKPOINT).is_file()):
+        trainer, tokenizer, dataset, config, of, done = resume(folder, say, ranks, **changes)
         first, seconds, mark = done["step"], done["seconds"], done["data"]
     else:
         tokenizer = None
@@ -105,18 +112,20 @@ def _train(
             config, of = read_own(folder)
             config, tokenizer = replace(config, **changes), read_tokenizer(folder, config, of)
             taking_up = False
-        trainer, tokenizer, dataset, config = start(config, folder, say, tokenizer)
+        trainer, tokenizer, dataset, config = start(config, folder, say, tokenizer, ranks)
         mark, of = fingerprint(dataset), identity(config, tokenizer, dataset)
+    agree(ranks, "data, settings or files", f"{first} {mark} {of} {config}")
     still_ours()
-    save_config(config, folder, of)  # whoever resumes it again need not repeat the changes
+    if ranks.first:
+        save_config(config, folder, of)  # whoever resumes it again need not repeat the changes
     if complaint := getattr(trainer, "complaint", ""):
         say(f"warning: {complaint}")
-    log = Log(folder / LOG, first)
+    log = Log(folder / LOG, first) if ranks.first else Unheard()
     if log.lost:
         say(f"{folder / LOG}: {log.lost:,} damaged lines are left out")
-    if not Log.first_command(folder / LOG):
+    if ranks.first and not Log.first_command(folder / LOG):
         log.write({"step": 0, "command": command})
-    size = params.count(trainer.weights())
+    size = params.count(params.specs(config))
     what, each = "pairs", "pairs"
     if config.task != "captions":
         what, each = "questions", f"pictures, {config.per_picture} questions each at most"
@@ -124,33 +133,46 @@ def _train(
     if cut := tokenizer.too_long(all_captions(dataset), config.text_length):
         say(f"{cut:,} captions are cut at {config.text_length} tokens (--text-length)")
     say(f"{size:,} parameters; {config.steps:,} steps of {config.batch_size} {each}")
+    if ranks.world > 1:
+        say(f"{ranks.world} processes share each step (--parallel {config.parallel})")
     if fixed := size - learning(config):
         say(f"{fixed:,} of them stay as they are (--freeze, or a rate of 0)")
     begun = time.perf_counter() - seconds
 
     def checkpoint(step):
-        if not all(np.isfinite(x).all() for x in params.flatten(trainer.weights()).values()):
+        weights, state = trainer.weights(), trainer.state()
+        if not ranks.first:
+            return
+        if not all(np.isfinite(x).all() for x in params.flatten(weights).values()):
             raise Stopped(diverged(step, {"a weight": math.nan}, folder, config))
         still_ours()
         log.sync()
         kept = {"step": step, "seconds": time.perf_counter() - begun, "data": mark}
-        params.save(folder / CHECKPOINT, trainer.state(), config, **kept, **of.as_dict())
+        params.save(folder / CHECKPOINT, state, config, **kept, **of.as_dict())
 
-    with asked_to_stop() as asked:
+    with asked_to_stop() if ranks.first else asked_to_stop(b"") as asked:
         if not taking_up:
             checkpoint(0)
         watching = (
             profiled(trainer, config, folder, first, say) if profile else nullcontext(trainer)
         )
-        with telling(report_to, log, folder, config.to_dict(), first, say), watching as watched:
-            given = tokenizer, dataset, config, folder, first, begun, log, checkpoint, asked
-            wrong = loop(watched, *given)
+        told = telling(
+            report_to if ranks.first else None, log, folder, config.to_dict(), first, say
+        )
+        with told, watching as watched:
+            how = folder, first, begun, log, checkpoint, asked, ranks
+            wrong = loop(watched, tokenizer, dataset, config, *how)
     seconds = time.perf_counter() - begun
+    weights, model = trainer.weights(), trainer.model()
+    if ranks.world > 1:
+        leave()
+    if not ranks.first:
+        return None
     still_ours()
-    seal = params.save(folder / WEIGHTS, trainer.weights(), config, **of.as_dict())
+    seal = params.save(folder / WEIGHTS, weights, config, **of.as_dict())
     advice = {"advice": list(wrong.values())}
     about = {"weights": seal, **of.as_dict(), **advice}
-    results = finish(trainer.model(), tokenizer, dataset, config, folder, seconds, say, about)
+    results = finish(model, tokenizer, dataset, config, folder, seconds, say, about)
     for text in wrong.values():
         say(f"advice:     {text}")
     check_whole(folder, seal, still_ours)
@@ -196,11 +218,11 @@ def check_whole(folder, seal, still_ours):
     Log.read(folder / LOG)
 
 
-def resume(folder, say, **changes):
+def resume(folder, say, ranks=ALONE, **changes):
     """Take a run up where its last checkpoint left it: as `start`, and its Identity and what the
     checkpoint says of itself."""
     before, of = read_own(folder)
-    memory.check(before, training=True)
+    check_memory(replace(before, **changes), ranks)
     tree, done = read_checkpoint(folder, before)
     belongs(done, of, folder / CHECKPOINT, folder)
     config = replace(before, **changes)
@@ -211,7 +233,7 @@ def resume(folder, say, **changes):
     if config.steps != before.steps:
         say(f"{config.steps:,} steps, not {before.steps:,}: the learning rate is planned anew")
         config = replace(config, warmup=shorter_warmup(config, say))
-    trainer = make_trainer(tree["params"], config)
+    trainer = make_trainer(tree["params"], config, ranks)
     trainer.load(tree)
     tokenizer = read_tokenizer(folder, config, of)
     dataset = data.load(config)

@@ -12,14 +12,34 @@ from ..words import clean
 from .checkpoint import TOKENIZER, all_captions, read_config, read_weights, trainer_of
 
 
-def make_trainer(tree, config):
-    """The Trainer of the config's backend."""
-    return trainer_of(config).Trainer(tree, config)
+def make_trainer(tree, config, ranks=None):
+    """The Trainer of the config's backend. Raises ValueError for what several processes cannot
+    do."""
+    if ranks is None or ranks.world == 1:
+        return trainer_of(config).Trainer(tree, config)
+    if config.backend == "numpy":
+        raise ValueError("--backend numpy trains in one process: leave torchrun out")
+    if config.task != "captions":
+        raise ValueError(f"--task {config.task} trains in one process: leave torchrun out")
+    if config.batch_size < ranks.world * config.accumulate:
+        raise ValueError(
+            f"batch_size={config.batch_size} is less than a pair for each of {ranks.world} "
+            f"processes and {config.accumulate} micro-batches: fewer of them, or a larger batch"
+        )
+    return trainer_of(config).Trainer(tree, config, ranks)
 
 
-def start(config, folder, say, tokenizer=None):
+def check_memory(config, ranks=None):
+    """Raise ValueError for a run that takes more than there is: of several processes one, with its
+    share of a batch. What FSDP2 parts is not counted."""
+    world = ranks.world if ranks else 1
+    own = replace(config, batch_size=-(-config.batch_size // world))
+    memory.check(own, training=world == 1 or config.parallel == "ddp")
+
+
+def start(config, folder, say, tokenizer=None, ranks=None):
     """Make the tokenizer, unless there is one, and the first weights: (trainer, tokenizer, dataset,
-    config)."""
+    config). ranks: the processes of the run; each makes the same, and the first one writes."""
     memory.check(config, training=True, known=False)
     weights = None
     if config.init:
@@ -58,7 +78,7 @@ def start(config, folder, say, tokenizer=None):
     if weights:  # pixels stay what they know
         mean, std = earlier.pixel_mean, earlier.pixel_std
     config = replace(config, pixel_mean=mean, pixel_std=std)
-    memory.check(config, training=True)
+    check_memory(config, ranks)
     if weights and params.shapes(weights) != params.shapes(params.specs(config)):
         weights = grow(weights, config)
     weights = weights or params.initialise(config, config.seed)
@@ -66,8 +86,11 @@ def start(config, folder, say, tokenizer=None):
         from ..engine.precision import settled
 
         config = settled(config, weights, say)
-    trainer = make_trainer(weights, config)
-    tokenizer.save(folder / TOKENIZER)
+        if ranks:
+            config = replace(config, precision=ranks.text(config.precision))
+    trainer = make_trainer(weights, config, ranks)
+    if ranks is None or ranks.first:
+        tokenizer.save(folder / TOKENIZER)
     return trainer, tokenizer, dataset, config
 
 

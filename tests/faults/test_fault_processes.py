@@ -1,0 +1,206 @@
+"""Runs of several processes, killed and disturbed: nothing is lost, and nobody waits for ever."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from distributed import ended, trained
+from faulty import STEPS, names, quick, same
+from runs import few_shapes, short, silent  # noqa: F401
+from trials import trial
+
+from minicoca.engine import train as engine_train
+from minicoca.training import run as training_run
+from minicoca.training.checkpoint import CHECKPOINT, WEIGHTS
+from minicoca.training.run import resume
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+CONFIG = dict(**STEPS)
+KILLS = 60
+
+
+@pytest.fixture
+def files_alone(monkeypatch):
+    """Runs that look at nothing and draw nothing: these tests are about files."""
+    quick(monkeypatch)
+
+    def drawn(folder, model, tokenizer, name, *rest):
+        (folder / f"{name}.png").write_bytes(b"")
+
+    monkeypatch.setattr(training_run, "make_picture", drawn)
+
+
+def go_on(world, folder, out):
+    """As a person would: resume what there is to resume, else begin again."""
+    there = (folder / CHECKPOINT).is_file()
+    given = None if there else short(**CONFIG)
+    codes = ended(trained(world, folder, out, silent, None, given, taking_up=there))
+    assert codes == [0] * world, out.read_text()
+
+
+def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, files_alone):
+    """One process or both, wherever they are: in a save, in an exchange, in a step."""
+    done, begun = tmp_path / "whole", time.monotonic()
+    assert ended(trained(2, done, tmp_path / "said", silent, None, short(**CONFIG))) == [0, 0]
+    length, draw, killed = time.monotonic() - begun, random.Random(0), 0
+    for number in range(KILLS):
+        folder, out = tmp_path / f"struck {number}", tmp_path / f"said {number}"
+        who, after = draw.choice([(0,), (1,), (0, 1)]), draw.uniform(0.02, length)
+        begun = time.monotonic()
+        pids = trained(2, folder, out, silent, None, short(**CONFIG))
+        time.sleep(after)
+        for rank in who:
+            os.kill(pids[rank], signal.SIGKILL)
+        codes = ended(pids)
+        assert time.monotonic() - begun - after < 60, codes
+        killed += codes != [0, 0]
+        trial("kills at any moment of a run of two processes")
+        folder.mkdir(exist_ok=True)
+        if names(folder) != names(done):
+            go_on(2, folder, out)
+        assert same(done, folder) and names(folder) == names(done), number
+    assert killed > KILLS / 2
+
+
+@pytest.mark.parametrize("by", [0, 1])
+def test_a_kill_in_a_save_of_two_loses_nothing(tmp_path, files_alone, by):
+    """At each system call of the one that writes; the other has nothing to write."""
+    done = tmp_path / "whole"
+    assert ended(trained(2, done, tmp_path / "said", silent, None, short(**CONFIG))) == [0, 0]
+    for call in ("rename", "fsync"):
+        for number in range(1, 12, 2):
+            folder, out = tmp_path / f"{call} {number}", tmp_path / f"said {call} {number}"
+
+            def before(rank, call=call, number=number):
+                original, calls = getattr(os, "replace" if call == "rename" else call), []
+
+                def die(*given, **how):
+                    calls.append(1)
+                    if len(calls) == number and rank == by:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return original(*given, **how)
+
+                setattr(os, "replace" if call == "rename" else call, die)
+
+            codes = ended(trained(2, folder, out, silent, before, short(**CONFIG)))
+            trial("kills at a system call of a save of two processes")
+            assert codes in ([-9, 1], [0, 0], [-9, 0]) if by == 0 else codes == [0, 0]
+            go_on(2, folder, out) if names(folder) != names(done) else None
+            assert same(done, folder), (call, number)
+
+
+def command(world, folder, *more, restarts=0, steps=4000):
+    """`torchrun ... train` on 60 scenes, as a process."""
+    few = folder.parent / "few.py"
+    few.write_text(
+        "import sys\nfrom minicoca.data import shapes\nload = shapes.load\n"
+        "shapes.load = lambda seed, side: load(seed, side, 60, 20)\n"
+        "from minicoca.__main__ import main\nsys.exit(main())\n"
+    )
+    train = f"train --steps {steps} --checkpoint-every 20 --evaluate-every 0 --batch-size 16"
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
+    run += [f"--max-restarts={restarts}", "--standalone", "--", str(few), *train.split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*run, "--image-layers", "1", "--run", str(folder), *more],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def logged(folder):
+    """The last step of a log."""
+    path = folder / "metrics.jsonl"
+    found = re.findall(r'^\{"step": (\d+)', path.read_text() if path.exists() else "", re.M)
+    return int(found[-1]) if found else 0
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def workers(process):
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def test_one_of_four_is_killed_and_the_run_stops_with_its_cause(tmp_path):
+    process = command(4, tmp_path / "run")
+    until(lambda: logged(tmp_path / "run") >= 50)
+    begun = time.monotonic()
+    os.kill(workers(process)[2], signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    trial("one of four processes killed under torchrun")
+    assert time.monotonic() - begun < 60 and process.returncode
+    ours = [line for line in said.splitlines() if line.startswith("minicoca: ")]
+    assert len(ours) <= 1  # torchrun may be faster than the one that would say it
+    assert "exitcode  : -9" in said or "exitcode: -9" in said
+    assert resume(tmp_path / "run", print)[-1]["step"] >= 40
+
+
+def test_torchrun_starts_again_from_the_last_checkpoint(tmp_path):
+    process = command(2, tmp_path / "run", restarts=3, steps=200)
+    for after in (50, 110):
+        until(lambda after=after: logged(tmp_path / "run") >= after)
+        os.kill(workers(process)[after % 4 // 2], signal.SIGKILL)
+        trial("processes killed under torchrun, which restarts them")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert (tmp_path / "run" / WEIGHTS).is_file()
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    steps = [int(n) for n in re.findall(r'^\{"step": (\d+)', log, re.M)]
+    assert steps == sorted(set(steps)) and steps[-1] == 200
+
+
+def test_a_drive_that_is_away_for_a_while_and_a_clock_that_jumps(tmp_path, files_alone):
+    """The others wait while the first cannot write; the time of day is nothing that a run reads."""
+    done = tmp_path / "whole"
+    assert ended(trained(2, done, tmp_path / "said", silent, None, short(**CONFIG))) == [0, 0]
+
+    def before(rank):
+        original, write, now = engine_train.Trainer.step, os.fsync, time.time
+
+        def away(file):
+            if rank == 0:
+                time.sleep(1.5)
+            return write(file)
+
+        def step(self, number, *given):
+            os.fsync = away if number == 1 else write
+            time.time = (lambda: now() - 10**6) if number >= 2 else now
+            return original(self, number, *given)
+
+        engine_train.Trainer.step = step
+
+    codes = ended(trained(2, tmp_path / "parts", tmp_path / "s", silent, before, short(**CONFIG)))
+    trial("drives away for a while, clocks that jump, of two processes")
+    assert codes == [0, 0] and same(done, tmp_path / "parts")
+
+
+def test_exploding_gradients_stop_all_and_the_last_checkpoint_is_good(tmp_path):
+    def before(rank):
+        original = engine_train._backward
+
+        def explode(objective):
+            original(objective * (1e38 if rank == 1 and explode.steps == 7 else 1))
+            explode.steps += 1
+
+        explode.steps = 0
+        engine_train._backward = explode
+
+    out = tmp_path / "said"
+    codes = ended(trained(2, tmp_path / "run", out, silent, before, short(evaluate_every=0)))
+    trial("gradients that explode in one of two processes")
+    assert codes == [1, 1]
+    (line,) = out.read_text().strip().splitlines()
+    assert "gradient_norm is" in line and "at step 7" in line
+    assert resume(tmp_path / "run", print)[-1]["step"] == 5

@@ -1,0 +1,212 @@
+"""Runs of several processes: one folder as one process writes it, taken up by any number."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from distributed import ended, trained
+from runs import few_shapes, metrics, noisy_pictures, short, silent, tensors  # noqa: F401
+
+from minicoca.data.pairs import Pairs
+from minicoca.engine import train as engine_train
+from minicoca.images import ReadError
+from minicoca.params import flatten
+from minicoca.training.run import resume
+
+PLAIN = dict(batch_size=9, augment=1.0)
+
+
+def said(path):
+    return path.read_text().strip().splitlines() if path.exists() else []
+
+
+def interrupted(step, by):
+    """What presses Ctrl-C in process number `by` while a step is computed."""
+
+    def before(rank):
+        original = engine_train.Trainer.step
+
+        def pressed(self, number, *batch):
+            report = original(self, number, *batch)
+            if number == step and rank == by:
+                os.kill(os.getpid(), signal.SIGINT)
+            return report
+
+        engine_train.Trainer.step = pressed
+
+    return before
+
+
+def same(one, other, tolerance=2e-4):
+    """The same log and the same weights, to rounding."""
+    for a, b in zip(metrics(one), metrics(other), strict=True):
+        a.pop("command", None), b.pop("command", None)
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"validation", "gradient_shares"}:
+            assert a[key] == pytest.approx(b[key], rel=tolerance), (a["step"], key)
+    found = [flatten(tensors(run, "model.safetensors")) for run in (one, other)]
+    for name, leaf in found[0].items():
+        np.testing.assert_allclose(leaf, found[1][name], atol=20 * tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("world", "changes"), [(2, dict(parallel="fsdp", optimizer="muon", ema=0.9)), (3, {})]
+)
+def test_a_run_of_several_is_that_of_one_and_is_taken_up_by_any_number(tmp_path, world, changes):
+    """Stopped by Ctrl-C in one process; then as many go on, then one; a log, a card, a result."""
+    config, out = short(**PLAIN, **changes), tmp_path / "said"
+    silent(config, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    assert ended(trained(world, folder, out, silent, interrupted(3, by=1), config)) == [1] * world
+    stopped = [line for line in said(out) if line.startswith("Stopped")]
+    assert stopped == [f"Stopped: stopped after step 4 of 14; go on with: "
+                       f"minicoca train --resume {folder}"]  # fmt: skip
+    out.unlink()
+    how = dict(taking_up=True, changes={"parallel": "ddp"})
+    assert ended(trained(world, folder, out, silent, interrupted(8, by=0), None, **how)) != [0]
+    assert resume(folder, print)[-1]["step"] == 9
+    silent(None, folder, taking_up=True)
+    same(tmp_path / "whole", folder)
+    names = [sorted(path.name for path in (tmp_path / run).iterdir()) for run in ("whole", "parts")]
+    assert names[0] == names[1]
+
+
+def test_pictures_are_the_same_whatever_their_number_and_damage_is_told(tmp_path):
+    """A damaged one, whichever process meets it, is replaced and named as in a run of one."""
+    noisy_pictures(tmp_path / "pictures", 40)
+    lines = [f"{i}.png\tnumber {i}" for i in range(40)]
+    (tmp_path / "pictures" / "captions.tsv").write_text("image\tcaption\n" + "\n".join(lines))
+    for i in (5, 11, 12, 30):  # opened, but not decoded
+        path = tmp_path / "pictures" / f"{i}.png"
+        path.write_bytes(path.read_bytes()[:-900])
+    config = short(data=str(tmp_path / "pictures" / "captions.tsv"), batch_size=6, **{"steps": 12})
+    silent(config, tmp_path / "whole")
+    assert ended(trained(3, tmp_path / "parts", tmp_path / "said", silent, None, config)) == [0] * 3
+    same(tmp_path / "whole", tmp_path / "parts")
+    left = [(tmp_path / run / "left_out.txt").read_text() for run in ("whole", "parts")]
+    assert left[0] == left[1] and len(left[0].splitlines()) >= 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "world", "words"),
+    [
+        (dict(backend="numpy"), 2, "--backend numpy trains in one process"),
+        (dict(batch_size=3), 4, "batch_size=3 is less than a pair for each of 4"),
+        (dict(batch_size=7, accumulate=4), 2, "2 processes and 4 micro-batches"),
+    ],
+)
+def test_what_several_cannot_do_is_said_once(tmp_path, changes, world, words):
+    out = tmp_path / "said"
+    codes = ended(trained(world, tmp_path / "run", out, silent, None, short(**changes)))
+    assert codes == [1] * world
+    assert len(said(out)) == 1 and words in said(out)[0]
+    assert not (tmp_path / "run").exists()
+
+
+def failing(rank_of, what, error):
+    """What makes one process fail in its third step, or as it reads."""
+
+    def before(rank):
+        if rank != rank_of:
+            return
+        original = getattr(engine_train.Trainer, what)
+
+        def fail(self, number, *given):
+            if number == 2:
+                raise error
+            return original(self, number, *given)
+
+        setattr(engine_train.Trainer, what, fail)
+
+    return before
+
+
+@pytest.mark.parametrize("by", [0, 1])
+@pytest.mark.parametrize("error", [MemoryError("out of memory"), OSError("drive is away")])
+def test_an_error_in_one_process_ends_all_in_one_line(tmp_path, by, error):
+    out = tmp_path / "said"
+    pids = trained(2, tmp_path / "run", out, silent, failing(by, "step", error), short(**PLAIN))
+    assert ended(pids) == [1, 1]
+    assert len(said(out)) == 1 and str(error) in said(out)[0], said(out)
+    assert "lock" not in os.listdir(tmp_path / "run")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_an_image_that_cannot_be_read_by_one_stops_all_after_a_checkpoint(tmp_path, parallel):
+    def before(rank):
+        original, calls = Pairs.batch, []
+
+        def batch(self, indices):
+            calls.append(1)
+            if rank == 1 and len(calls) == 9:
+                raise ReadError("a drive is away")
+            return original(self, indices)
+
+        Pairs.batch = batch
+
+    out, config = tmp_path / "said", short(evaluate_every=0, parallel=parallel, **PLAIN)
+    assert ended(trained(2, tmp_path / "run", out, silent, before, config)) == [1, 1]
+    assert len(said(out)) == 1 and "a drive is away" in said(out)[0]
+    assert resume(tmp_path / "run", print)[-1]["step"] == 8
+
+
+def test_numbers_that_are_none_stop_all_with_one_word(tmp_path):
+    def before(rank):
+        original = engine_train.Trainer._images
+
+        def poisoned(self, step, images, *place):
+            found = original(self, step, images, *place)
+            return found * float("nan") if step == 6 and rank == 1 else found
+
+        engine_train.Trainer._images = poisoned
+
+    out = tmp_path / "said"
+    pids = trained(2, tmp_path / "run", out, silent, before, short(evaluate_every=0, **PLAIN))
+    assert ended(pids) == [1, 1]
+    (line,) = said(out)
+    assert line.startswith("Stopped: loss is nan at step 6") and "--learning-rate" in line
+    assert resume(tmp_path / "run", print)[-1]["step"] == 5
+
+
+def test_a_process_that_is_killed_stops_the_run_with_its_cause(tmp_path):
+    def before(rank):
+        original = engine_train.Trainer.step
+
+        def killed(self, number, *given):
+            if number == 7 and rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, number, *given)
+
+        engine_train.Trainer.step = killed
+
+    out = tmp_path / "said"
+    codes = ended(trained(3, tmp_path / "run", out, silent, before, short(**PLAIN)))
+    assert codes == [1, -9, 1]
+    (line,) = [line for line in said(out) if "minicoca train" in line]
+    assert "one of the 3 processes" in line and line.endswith(f"--resume {tmp_path / 'run'}")
+    assert resume(tmp_path / "run", print)[-1]["step"] == 5
+
+
+def test_other_data_in_one_process_is_noticed(tmp_path):
+    def before(rank):
+        from minicoca.data import shapes
+
+        load = shapes.load
+        shapes.load = lambda seed, side: load(seed + rank, side)
+
+    out = tmp_path / "said"
+    pids = trained(2, tmp_path / "run", out, silent, before, short(**PLAIN))
+    assert ended(pids) == [1, 1]
+    assert len(said(out)) == 1 and "process 1 has other data, settings or files" in said(out)[0]
+
+
+def test_one_folder_has_one_run(tmp_path):
+    from minicoca.training.owner import owned
+
+    (tmp_path / "run").mkdir()
+    out = tmp_path / "said"
+    with owned(tmp_path / "run"):
+        pids = trained(2, tmp_path / "run", out, silent, None, short(**PLAIN))
+        assert ended(pids) == [1, 1]
+    assert len(said(out)) == 1 and "is being trained by process" in said(out)[0]
