@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..config import PAD
-
 
 class Elsewhere(RuntimeError):
     """Another process of the run failed, and says why."""
@@ -91,12 +89,11 @@ class Ranks:
         """A NumPy array of n rows, of which each process has its share."""
         return self.gather(torch.from_numpy(rows), self.shares(n)).numpy()
 
-    def texts(self, ids, length):
-        """The token ids [., T] of every process, padded to `length`."""
+    def rows(self, array):
+        """The rows of every process's NumPy array, one below the other."""
         if self.world == 1:
-            return ids
-        own = torch.from_numpy(ids)
-        own = nn.functional.pad(own, (0, length - own.shape[1]), value=PAD)
+            return array
+        own = torch.from_numpy(array.copy())
         return self.gather(own, [n for [n] in self.table(len(own))]).numpy()
 
     def to_owners(self, x, counts):

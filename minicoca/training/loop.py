@@ -71,7 +71,7 @@ def loop(
                 elapsed = time.perf_counter() - begun
                 parts = {"gradient_shares": trainer.gradient_shares(), "throughput": meter.read()}
                 record = {"step": step + 1, "seconds": round(elapsed, 3)} | report | parts
-                adviser.write(record | of_batch(images, ranks.texts(texts, config.text_length)))
+                adviser.write(record | of_batch(images, texts, config.text_length, ranks))
                 bar.set_postfix_str(_brief(report), refresh=False)
             looks = config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or last)
             if looks:

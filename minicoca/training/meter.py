@@ -132,16 +132,22 @@ class Timed:
         return images
 
 
-def of_batch(images: np.ndarray, texts: Any) -> Numbers:
-    """`pixel_mean` of a batch, the same in whatever order its pictures are; `pixel_spread`, how far
-    its pictures are from each other, at a place in the mean (both 0 to 255, at SAMPLED places at
-    most); and `contrastive_floor` of its captions."""
+def of_batch(images: np.ndarray, texts: Any, longest: int = 0, ranks=ALONE) -> Numbers:
+    """Of the rows of all processes, texts of at most `longest` tokens: `pixel_mean` of a batch, the
+    same in whatever order its pictures are; `pixel_spread`, how far its pictures are from each
+    other, at a place in the mean (both 0 to 255, at SAMPLED places at most); and
+    `contrastive_floor` of its captions."""
     pixels = images.reshape(len(images), -1)
     apart = max(1, pixels.shape[1] // SAMPLED)
-    pixels = pixels[:, :: apart + (apart % 3 == 0)].copy()  # of all three colours
+    pixels = ranks.rows(pixels[:, :: apart + (apart % 3 == 0)].copy())  # of all three colours
     spread = pixels.max(0).astype(np.int64) - pixels.min(0)
     found = {"pixel_mean": int(pixels.sum()) / pixels.size, "pixel_spread": float(spread.mean())}
-    return found if isinstance(texts, dict) else found | {"contrastive_floor": floor_of(texts)}
+    if isinstance(texts, dict):
+        return found
+    if ranks.world > 1:  # which pad their texts each as far as it must
+        short = longest - texts.shape[1]
+        texts = ranks.rows(np.pad(texts, ((0, 0), (0, short)), constant_values=PAD))
+    return found | {"contrastive_floor": floor_of(texts)}
 
 
 def floor_of(tokens: np.ndarray) -> float:
