@@ -41,10 +41,8 @@ def loop(
         return tokenizer.encode(texts, config.text_length)
 
     made = batches(pairs, order, encode, first, config.steps, ranks)
-    made, hidden = _while_readable(made, first, checkpoint), None if ranks.first else True
-    with tqdm(
-        total=config.steps, initial=first, unit="step", mininterval=0.5, disable=hidden
-    ) as bar:
+    made, shown = _while_readable(made, first, checkpoint), dict(unit="step", mininterval=0.5)
+    with tqdm(total=config.steps, initial=first, disable=not ranks.first, **shown) as bar:
         for step, images, texts in made:
             if order.crowded and not crowded and ranks.first:
                 crowded = True

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,14 @@ def test_a_kill_in_a_save_of_two_loses_nothing(tmp_path, files_alone, by):
             assert same(done, folder), (call, number)
 
 
-def command(world, folder, *more, restarts=0, steps=4000):
+@pytest.fixture
+def ends():
+    """Closes what a test leaves open."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def command(world, folder, ends, restarts=0, steps=4000):
     """`torchrun ... train` on 60 scenes, as a process."""
     few = folder.parent / "few.py"
     few.write_text(
@@ -108,10 +116,13 @@ def command(world, folder, *more, restarts=0, steps=4000):
     run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
     run += [f"--max-restarts={restarts}", "--standalone", "--", str(few), *train.split()]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*run, "--image-layers", "1", "--run", str(folder), *more],
+    process = subprocess.Popen(
+        [*run, "--image-layers", "1", "--run", str(folder)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    ends.enter_context(process)
+    ends.callback(process.terminate)  # first, and torchrun ends its own
+    return process
 
 
 def logged(folder):
@@ -133,8 +144,8 @@ def workers(process):
     return [int(pid) for pid in path.read_text().split()]
 
 
-def test_one_of_four_is_killed_and_the_run_stops_with_its_cause(tmp_path):
-    process = command(4, tmp_path / "run")
+def test_one_of_four_is_killed_and_the_run_stops_with_its_cause(tmp_path, ends):
+    process = command(4, tmp_path / "run", ends)
     until(lambda: logged(tmp_path / "run") >= 50)
     begun = time.monotonic()
     os.kill(workers(process)[2], signal.SIGKILL)
@@ -147,8 +158,8 @@ def test_one_of_four_is_killed_and_the_run_stops_with_its_cause(tmp_path):
     assert resume(tmp_path / "run", print)[-1]["step"] >= 40
 
 
-def test_torchrun_starts_again_from_the_last_checkpoint(tmp_path):
-    process = command(2, tmp_path / "run", restarts=3, steps=200)
+def test_torchrun_starts_again_from_the_last_checkpoint(tmp_path, ends):
+    process = command(2, tmp_path / "run", ends, restarts=3, steps=200)
     for after in (50, 110):
         until(lambda after=after: logged(tmp_path / "run") >= after)
         os.kill(workers(process)[after % 4 // 2], signal.SIGKILL)
