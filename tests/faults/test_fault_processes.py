@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from distributed import ended, trained
+from distributed import ended, said, trained
 from faulty import STEPS, names, quick, same
 from runs import few_shapes, short, silent  # noqa: F401
 from trials import trial
@@ -149,12 +149,12 @@ def test_one_of_four_is_killed_and_the_run_stops_with_its_cause(tmp_path, ends):
     until(lambda: logged(tmp_path / "run") >= 50)
     begun = time.monotonic()
     os.kill(workers(process)[2], signal.SIGKILL)
-    said, _ = process.communicate(timeout=60)
+    told, _ = process.communicate(timeout=60)
     trial("one of four processes killed under torchrun")
     assert time.monotonic() - begun < 60 and process.returncode
-    ours = [line for line in said.splitlines() if line.startswith("minicoca: ")]
+    ours = [line for line in told.splitlines() if line.startswith("minicoca: ")]
     assert len(ours) <= 1  # torchrun may be faster than the one that would say it
-    assert "exitcode  : -9" in said or "exitcode: -9" in said
+    assert "exitcode  : -9" in told or "exitcode: -9" in told
     assert resume(tmp_path / "run", print)[-1]["step"] >= 40
 
 
@@ -164,8 +164,8 @@ def test_torchrun_starts_again_from_the_last_checkpoint(tmp_path, ends):
         until(lambda after=after: logged(tmp_path / "run") >= after)
         os.kill(workers(process)[after % 4 // 2], signal.SIGKILL)
         trial("processes killed under torchrun, which restarts them")
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told
     assert (tmp_path / "run" / WEIGHTS).is_file()
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
     steps = [int(n) for n in re.findall(r'^\{"step": (\d+)', log, re.M)]
@@ -212,6 +212,6 @@ def test_exploding_gradients_stop_all_and_the_last_checkpoint_is_good(tmp_path):
     codes = ended(trained(2, tmp_path / "run", out, silent, before, short(evaluate_every=0)))
     trial("gradients that explode in one of two processes")
     assert codes == [1, 1]
-    (line,) = out.read_text().strip().splitlines()
+    (line,) = said(out)
     assert "gradient_norm is" in line and "at step 7" in line
     assert resume(tmp_path / "run", print)[-1]["step"] == 5
