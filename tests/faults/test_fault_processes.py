@@ -51,7 +51,9 @@ def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, files_alon
     done, begun = tmp_path / "whole", time.monotonic()
     assert ended(trained(2, done, tmp_path / "said", silent, None, short(**CONFIG))) == [0, 0]
     length, draw, killed = time.monotonic() - begun, random.Random(0), 0
-    for number in range(KILLS):
+    for number in range(2 * KILLS):
+        if killed == KILLS:
+            break
         folder, out = tmp_path / f"struck {number}", tmp_path / f"said {number}"
         who, after = draw.choice([(0,), (1,), (0, 1)]), draw.uniform(0.02, length)
         begun = time.monotonic()
@@ -61,13 +63,14 @@ def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, files_alon
             os.kill(pids[rank], signal.SIGKILL)
         codes = ended(pids)
         assert time.monotonic() - begun - after < 60, codes
-        killed += codes != [0, 0]
-        trial("kills at any moment of a run of two processes")
+        if codes != [0, 0]:  # else it was at its end already
+            killed += 1
+            trial("kills at any moment of a run of two processes")
         folder.mkdir(exist_ok=True)
         if names(folder) != names(done):
             go_on(2, folder, out)
         assert same(done, folder) and names(folder) == names(done), number
-    assert killed > KILLS / 2
+    assert killed == KILLS
 
 
 @pytest.mark.parametrize("by", [0, 1])
@@ -91,7 +94,8 @@ def test_a_kill_in_a_save_of_two_loses_nothing(tmp_path, files_alone, by):
                 setattr(os, "replace" if call == "rename" else call, die)
 
             codes = ended(trained(2, folder, out, silent, before, short(**CONFIG)))
-            trial("kills at a system call of a save of two processes")
+            if -9 in codes:
+                trial("kills at a system call of a save of two processes")
             assert codes in ([-9, 1], [0, 0], [-9, 0]) if by == 0 else codes == [0, 0]
             go_on(2, folder, out) if names(folder) != names(done) else None
             assert same(done, folder), (call, number)
