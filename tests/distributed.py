@@ -3,6 +3,7 @@
 
 import os
 import pickle
+import re
 import sys
 import tempfile
 import traceback
@@ -88,3 +89,9 @@ def trained(world, folder, out, train, before=None, *given, **how):
             return 1
 
     return started(world, call, out)
+
+
+def said(path):
+    """The lines that processes said, without the bars of progress."""
+    text = re.sub(r"[^\r\n]*?\d+/\d+ \[[^\]\r\n]*\]", "", path.read_text()) if path.exists() else ""
+    return [line.strip() for line in re.split("[\r\n]", text) if line.strip()]

@@ -69,9 +69,9 @@ def steps_of(ranks, cases, dtype=torch.float64):
     return [one_step(ranks, changes, dtype) for changes in cases]
 
 
-def check_as_one(world, names=CASES, dtype=torch.float64, tolerance=1e-10):
+def check_as_one(world, names=tuple(CASES), dtype=torch.float64, tolerance=1e-10):
     cases = [CASES[name] for name in names]
-    want = steps_of(ALONE, [case | {"accumulate": 1} for case in cases], dtype)
+    want = steps_of(ALONE, [case | {"accumulate": 1, "compile": False} for case in cases], dtype)
     for rank, found in enumerate(in_processes(world, steps_of, cases, dtype)):
         for name, (report, gradients), (said, own) in zip(names, want, found, strict=True):
             assert gradients.keys() == own.keys(), name
@@ -92,6 +92,12 @@ def test_losses_and_every_gradient_are_those_of_one_process():
 def test_all_ways_are_those_of_one_process(world):
     check_as_one(world)
     check_as_one(world, dtype=torch.float32, tolerance=1e-5)
+
+
+@pytest.mark.slow
+def test_a_step_may_be_compiled():
+    CASES["compiled"] = dict(compile=True)
+    check_as_one(2, ["compiled"], torch.float32, 1e-5)
 
 
 def ten_steps(ranks, changes):

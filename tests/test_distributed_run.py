@@ -5,7 +5,7 @@ import signal
 
 import numpy as np
 import pytest
-from distributed import ended, trained
+from distributed import ended, said, trained
 from runs import few_shapes, metrics, noisy_pictures, short, silent, tensors  # noqa: F401
 
 from minicoca.data.pairs import Pairs
@@ -15,10 +15,6 @@ from minicoca.params import flatten
 from minicoca.training.run import resume
 
 PLAIN = dict(batch_size=9, augment=1.0)
-
-
-def said(path):
-    return path.read_text().strip().splitlines() if path.exists() else []
 
 
 def interrupted(step, by):

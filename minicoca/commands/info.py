@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from .. import __version__, config, params, scale
@@ -25,10 +26,10 @@ def add_flags(parser):
 
 def pairs(text):
     """How many pairs a flag asks for."""
-    number = int(text)
-    if not max(scale.WORLDS) <= number <= 10**9:
-        raise ValueError
-    return number
+    least, most = max(scale.WORLDS), 10**9
+    if not text.isdecimal() or len(text) > 10 or not least <= int(text) <= most:
+        raise ArgumentTypeError(f"{text[:20]!r} is not a number of pairs from {least} to {most:,}")
+    return int(text)
 
 
 def run(arguments):

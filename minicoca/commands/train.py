@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import config
 from ..training import profiling, track
 from ..training.checkpoint import CHANGEABLE, CHECKPOINT, RUNS, find_run, new_folder, read_config
-from ..training.distributed import may_restart, processes, restarted
+from ..training.distributed import ALONE, may_restart, processes, restarted
 from ..training.run import train
 from .flags import Usage, add_settings, from_flags, settings_by_group
 from .results import unheard
@@ -56,7 +56,7 @@ def tell(text):
     print(text, file=sys.stderr)
 
 
-def _resume(arguments, say, ranks):
+def _resume(arguments, say, ranks=ALONE):
     fields = ("run", *config.Config.__dataclass_fields__)
     given = {n: getattr(arguments, n) for n in fields if getattr(arguments, n, None) is not None}
     if wrong := [n for n in given if n not in RESUME_FLAGS]:
@@ -70,7 +70,7 @@ def _resume(arguments, say, ranks):
     return train(None, arguments.resume, taking_up=True, changes=given, **how)
 
 
-def _begin(arguments, say, ranks):
+def _begin(arguments, say, ranks=ALONE):
     settings, folder = _settings(arguments), arguments.run
     if arguments.profile:
         try:

@@ -21,12 +21,11 @@ def optimizers(params, config, ranks=ALONE):
     matrices, decay = by_muon(params, config), config.weight_decay
     for factor in sorted({*rates.values()} - {0}):
         parts = [leaves[name] for name in rates if rates[name] == factor and name not in matrices]
-        tables, vectors = [p for p in parts if p.ndim >= 2], [p for p in parts if p.ndim == 1]
-        scalars = [p for p in parts if p.ndim == 0]  # alone: FSDP2 parts all but them
+        tables, others = [p for p in parts if p.ndim >= 2], [p for p in parts if p.ndim < 2]
+        # FSDP2 parts all but scalars, and torch moves what is parted or what is whole.
+        kinds = [[p for p in others if (own(p) is p) == alone] for alone in (True, False)]
         groups += [{"params": tables, "weight_decay": decay, "factor": factor}]
-        groups += [
-            {"params": some, "weight_decay": 0.0, "factor": factor} for some in (vectors, scalars)
-        ]
+        groups += [{"params": some, "weight_decay": 0.0, "factor": factor} for some in kinds]
     groups, found = [group for group in groups if group["params"]], []
     if groups:
         betas = (config.beta1, config.beta2)

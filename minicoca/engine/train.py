@@ -118,8 +118,8 @@ class Trainer:
         found = {name: leaf.grad for name, leaf in self.leaves.items() if leaf.grad is not None}
         norms = torch._foreach_norm([own(g) for g in found.values()]) if found else []
         squares = torch.stack(norms).double().square() if found else torch.zeros(0)
-        if any(own(g) is not g for g in found.values()):
-            parted = [own(g) is not g for g in found.values()]
+        parted = [own(g) is not g for g in found.values()]  # by FSDP2
+        if any(parted):
             parted = torch.tensor(parted, device=squares.device)
             squares = torch.where(parted, self.ranks.sum(squares), squares)
         return shares(dict(zip(found, squares.tolist(), strict=True)))
@@ -207,11 +207,11 @@ class Trainer:
         temperature = self.params["log_temperature"].detach().requires_grad_()
         loss = contrast(image, text, temperature)
         loss.backward()
-        gradients = (image.grad.tensor_split(len(batches)), text.grad.tensor_split(len(batches)))
+        gradients = (side.grad.tensor_split(len(batches)) for side in (image, text))
 
         def stand_in(dimage, dtext, dtemperature, image, text, temperature):
-            own = (image * dimage).sum() + (text * dtext).sum()
-            return own + (temperature * dtemperature).sum()
+            pairs = (image * dimage).sum() + (text * dtext).sum()
+            return pairs + (temperature * dtemperature).sum()
 
         dtemperature = temperature.grad / len(batches)
         found = zip(*gradients, strict=True)

@@ -49,14 +49,8 @@ def loop(
 
     made = batches(meter.decoding(pairs), order, encode, first, config.steps, ranks)
     made = meter.steps(_while_readable(made, first, checkpoint))
-    bar = tqdm(
-        total=config.steps,
-        initial=first,
-        unit="step",
-        mininterval=0.5,
-        disable=None if ranks.first else True,
-    )
-    with bar:
+    shown = dict(unit="step", mininterval=0.5, disable=not ranks.first)
+    with tqdm(total=config.steps, initial=first, **shown) as bar:
         for step, images, texts in made:
             if order.crowded and not crowded and ranks.first:
                 crowded = True

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from distributed import ended, trained
+from distributed import ended, said, trained
 from faulty import STEPS, names, quick, same
 from runs import few_shapes, short, silent  # noqa: F401
 from trials import trial
@@ -50,7 +51,9 @@ def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, files_alon
     done, begun = tmp_path / "whole", time.monotonic()
     assert ended(trained(2, done, tmp_path / "said", silent, None, short(**CONFIG))) == [0, 0]
     length, draw, killed = time.monotonic() - begun, random.Random(0), 0
-    for number in range(KILLS):
+    for number in range(4 * KILLS):  # some find the run at its end
+        if killed == KILLS:
+            break
         folder, out = tmp_path / f"struck {number}", tmp_path / f"said {number}"
         who, after = draw.choice([(0,), (1,), (0, 1)]), draw.uniform(0.02, length)
         begun = time.monotonic()
@@ -60,13 +63,14 @@ def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, files_alon
             os.kill(pids[rank], signal.SIGKILL)
         codes = ended(pids)
         assert time.monotonic() - begun - after < 60, codes
-        killed += codes != [0, 0]
-        trial("kills at any moment of a run of two processes")
+        if codes != [0, 0]:  # else it was at its end already
+            killed += 1
+            trial("kills at any moment of a run of two processes")
         folder.mkdir(exist_ok=True)
         if names(folder) != names(done):
             go_on(2, folder, out)
         assert same(done, folder) and names(folder) == names(done), number
-    assert killed > KILLS / 2
+    assert killed == KILLS
 
 
 @pytest.mark.parametrize("by", [0, 1])
@@ -90,13 +94,21 @@ def test_a_kill_in_a_save_of_two_loses_nothing(tmp_path, files_alone, by):
                 setattr(os, "replace" if call == "rename" else call, die)
 
             codes = ended(trained(2, folder, out, silent, before, short(**CONFIG)))
-            trial("kills at a system call of a save of two processes")
+            if -9 in codes:
+                trial("kills at a system call of a save of two processes")
             assert codes in ([-9, 1], [0, 0], [-9, 0]) if by == 0 else codes == [0, 0]
             go_on(2, folder, out) if names(folder) != names(done) else None
             assert same(done, folder), (call, number)
 
 
-def command(world, folder, *more, restarts=0, steps=4000):
+@pytest.fixture
+def ends():
+    """Closes what a test leaves open."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def command(world, folder, ends, restarts=0, steps=4000):
     """`torchrun ... train` on 60 scenes, as a process."""
     few = folder.parent / "few.py"
     few.write_text(
@@ -108,10 +120,13 @@ def command(world, folder, *more, restarts=0, steps=4000):
     run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
     run += [f"--max-restarts={restarts}", "--standalone", "--", str(few), *train.split()]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*run, "--image-layers", "1", "--run", str(folder), *more],
+    process = subprocess.Popen(
+        [*run, "--image-layers", "1", "--run", str(folder)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    ends.enter_context(process)
+    ends.callback(process.terminate)  # first, and torchrun ends its own
+    return process
 
 
 def logged(folder):
@@ -133,28 +148,28 @@ def workers(process):
     return [int(pid) for pid in path.read_text().split()]
 
 
-def test_one_of_four_is_killed_and_the_run_stops_with_its_cause(tmp_path):
-    process = command(4, tmp_path / "run")
+def test_one_of_four_is_killed_and_the_run_stops_with_its_cause(tmp_path, ends):
+    process = command(4, tmp_path / "run", ends)
     until(lambda: logged(tmp_path / "run") >= 50)
     begun = time.monotonic()
     os.kill(workers(process)[2], signal.SIGKILL)
-    said, _ = process.communicate(timeout=60)
+    told, _ = process.communicate(timeout=60)
     trial("one of four processes killed under torchrun")
     assert time.monotonic() - begun < 60 and process.returncode
-    ours = [line for line in said.splitlines() if line.startswith("minicoca: ")]
+    ours = [line for line in told.splitlines() if line.startswith("minicoca: ")]
     assert len(ours) <= 1  # torchrun may be faster than the one that would say it
-    assert "exitcode  : -9" in said or "exitcode: -9" in said
+    assert "exitcode  : -9" in told or "exitcode: -9" in told
     assert resume(tmp_path / "run", print)[-1]["step"] >= 40
 
 
-def test_torchrun_starts_again_from_the_last_checkpoint(tmp_path):
-    process = command(2, tmp_path / "run", restarts=3, steps=200)
+def test_torchrun_starts_again_from_the_last_checkpoint(tmp_path, ends):
+    process = command(2, tmp_path / "run", ends, restarts=3, steps=200)
     for after in (50, 110):
         until(lambda after=after: logged(tmp_path / "run") >= after)
         os.kill(workers(process)[after % 4 // 2], signal.SIGKILL)
         trial("processes killed under torchrun, which restarts them")
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told
     assert (tmp_path / "run" / WEIGHTS).is_file()
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
     steps = [int(n) for n in re.findall(r'^\{"step": (\d+)', log, re.M)]
@@ -201,6 +216,6 @@ def test_exploding_gradients_stop_all_and_the_last_checkpoint_is_good(tmp_path):
     codes = ended(trained(2, tmp_path / "run", out, silent, before, short(evaluate_every=0)))
     trial("gradients that explode in one of two processes")
     assert codes == [1, 1]
-    (line,) = out.read_text().strip().splitlines()
+    (line,) = said(out)
     assert "gradient_norm is" in line and "at step 7" in line
     assert resume(tmp_path / "run", print)[-1]["step"] == 5
