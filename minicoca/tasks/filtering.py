@@ -33,15 +33,15 @@ def cosines(
     for rows, images in batches:
         texts = embed_texts(model, tokenizer, [text for row in rows for text in captions[row]])
         ends = np.cumsum([len(captions[row]) for row in rows])[:-1]
-        for row, image, said in zip(rows, model.embed_images(images), np.split(texts, ends)):
+        for row, image, said in zip(
+            rows, model.embed_images(images), np.split(texts, ends), strict=True
+        ):
             own[row] = said @ image
             if row % every == 0:
                 drawn.append((row, image, said[0]))
     others = np.random.default_rng(len(drawn)).permutation(len(drawn))
     pairs = [(*drawn[i][:2], drawn[j][0], drawn[j][2]) for i, j in enumerate(others)]
-    apart = [
-        image @ said for row, image, j, said in pairs if captions[j][0] not in captions[row]
-    ]
+    apart = [image @ said for row, image, j, said in pairs if captions[j][0] not in captions[row]]
     return own, np.array(apart, np.float32)
 
 
