@@ -18,6 +18,7 @@ from . import (
     probe,
     report,
     search,
+    shards,
     train,
 )
 from .flags import Parser
@@ -39,6 +40,7 @@ COMMANDS = {
     "plot": plot,
     "report": report,
     "data": data,
+    "shards": shards,
     "bench": bench,
 }
 
