@@ -54,11 +54,9 @@ def counts(pairs):
     }
 
 
-def pictures(splits, image_size):
-    """Formats, modes and sizes from the headers of all files; None where pictures are drawn."""
-    paths = [path for pairs in splits.values() for path in getattr(pairs, "paths", ())]
-    if not paths:
-        return None
+def headers(paths):
+    """(format, mode, width, height) of each picture by its header; None where it cannot be
+    opened."""
 
     def look(path):
         try:
@@ -68,7 +66,15 @@ def pictures(splits, image_size):
             return None
 
     with ThreadPoolExecutor(4) as pool:
-        found = [seen for seen in in_threads(pool, look, paths) if seen]
+        return in_threads(pool, look, paths)
+
+
+def pictures(splits, image_size):
+    """Formats, modes and sizes from the headers of all files; None where pictures are drawn."""
+    paths = [path for pairs in splits.values() for path in getattr(pairs, "paths", ())]
+    if not paths:
+        return None
+    found = [seen for seen in headers(paths) if seen]
     sizes = np.array([seen[2:] for seen in found]).reshape(-1, 2)
     shorter = sizes.min(1) if len(sizes) else np.zeros(1, np.int64)
     return {

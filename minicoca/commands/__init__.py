@@ -11,6 +11,7 @@ from . import (
     evaluate,
     explain,
     export,
+    filters,
     imports,
     info,
     page,
@@ -40,6 +41,7 @@ COMMANDS = {
     "plot": plot,
     "report": report,
     "data": data,
+    "filter": filters,
     "shards": shards,
     "bench": bench,
 }

@@ -9,20 +9,55 @@ keeps of both texts what passes; here it writes where no caption of the picture'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from . import demand_vectors, embed_texts
 from .captioning import caption
 
+PASSING = 0.01  # of captions of other pictures
 SAMPLE = 10_000  # pictures, about, whose vectors are held to be compared with other captions
 
 Batches = Iterable[tuple[Sequence[int], np.ndarray]]  # rows, and their images
 
 
+class Judged(NamedTuple):
+    """least: the cosine that a caption needs to be kept. own: {row: those of its captions}; a row
+    whose picture could not be read is not there. written: {row: (caption, cosine)}, where none of
+    its own is kept, and what the model says of the picture would be."""
+
+    least: float
+    own: dict[int, np.ndarray]
+    written: dict[int, tuple[str, float]]
+
+
+def judged(
+    model,
+    tokenizer,
+    look: Callable[[Sequence[int]], Batches],
+    captions: Mapping[int, Sequence[str]],
+    *,
+    min_cosine: float | None = None,
+    keep: float | None = None,
+    passing: float = PASSING,
+    replace: Iterable[int] = (),
+) -> Judged:
+    """The captions {row: captions} by the model's cosines, with `least_of` or `min_cosine`.
+
+    look: the images of rows, in batches. replace: rows that the model may write of. Raises
+    ValueError for a model that was not trained for what is asked, and as `least_of`.
+    """
+    own, others = cosines(model, tokenizer, look(sorted(captions)), captions)
+    least = least_of(own, others, keep, passing) if min_cosine is None else min_cosine
+    lost = [row for row in replace if row not in own or max(own[row]) < least]
+    said = written(model, tokenizer, look(lost)) if lost else {}
+    return Judged(least, own, {row: one for row, one in said.items() if one[1] >= least})
+
+
 def cosines(
-    model, tokenizer, batches: Batches, captions: Sequence[Sequence[str]]
+    model, tokenizer, batches: Batches, captions: Mapping[int, Sequence[str]] | Sequence
 ) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """({row: the cosines of its captions with its picture}, cosines of captions with pictures that
     are not theirs, drawn from about SAMPLE of the rows). Raises ValueError for a model that was not
