@@ -185,7 +185,9 @@ def sheet_of(pairs, captions, judged):
 
     near = [(x, row, text) for row, own in judged.own.items()
             for x, text in zip(own.tolist(), captions[row], strict=True)]  # fmt: skip
-    near = sorted(sorted(near, key=lambda one: abs(one[0] - judged.least))[:BORDER])
+    near.sort()
+    first = sum(x < judged.least for x, *_ in near)
+    near = near[max(0, first - BORDER // 2) : first + BORDER // 2]
     images = [Image.fromarray(image) for image in pairs.batch([row for _, row, _ in near])]
     marks = ["kept" if x >= judged.least else "dropped" for x, *_ in near]
     labels = [f"{x:.3f} {mark}: {t}" for (x, _, t), mark in zip(near, marks, strict=True)]
