@@ -198,7 +198,8 @@ def test_what_is_kept_can_be_trained_on(place, scenes, capsys, sharded):
     truth = {captions[i][0] for i in range(40) if not wrong[i]}
     good = [texts[0] in truth for texts in kept.train.captions]
     assert np.mean(good) > 0.9 and kept.train.batch([0, len(good) - 1]).shape == (2, 8, 8, 3)
-    assert Image.open(sheet).width == 768
+    with Image.open(sheet) as drawn:
+        assert drawn.width == 768
     assert sums(place / "in") == before
     # Asked for anew, it says the same.
     out.unlink()

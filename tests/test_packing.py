@@ -148,11 +148,20 @@ def test_a_folder_of_other_things_is_left_alone(dataset, tmp_path):
     assert files_of(tmp_path / "out") == before
 
 
-def test_a_picture_that_changed_stops_the_work(dataset, tmp_path):
-    path = dataset.train.paths[3]
-    path.write_bytes(picture("red", 30))
-    with pytest.raises(OSError, match=f"{path.name} is another picture than when"):
-        written(dataset, tmp_path / "out")
+def test_a_picture_that_changed_stops_the_work(tmp_path):
+    """Its beginning, or an end that is longer than what was looked at of it."""
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        (tmp_path / "in" / f"{number}.bmp").write_bytes(picture((number, 0, 0), 60, "BMP"))
+        (tmp_path / "in" / f"{number}.txt").write_text("a thing")
+    path = tmp_path / "in" / "3.bmp"
+    for content in (picture("red", 60, "BMP"), path.read_bytes() + b"more"):
+        dataset = own.load(tmp_path / "in", 8, held_out=0, validation=0)
+        before = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(OSError, match=f"{path.name} is another picture than when"):
+            written(dataset, tmp_path / "out")
+        path.write_bytes(before)
     assert not [name for name in files_of(tmp_path / "out") if name.startswith("train")]
 
 
