@@ -70,7 +70,7 @@ def test_no_caption_of_clean_data_is_dropped():
 COSINES = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40)
 
 
-@given(COSINES, COSINES, st.floats(0, 1))
+@given(COSINES, COSINES, st.floats(0, 1) | st.sampled_from([0.0, 1.0]))
 def test_the_least_cosine_lets_through_what_was_asked(own_cosines, others, share):
     """At most the share of other pictures' captions, and one more would be too many; a share kept
     to the nearest caption, or more where cosines are equal."""

@@ -91,8 +91,8 @@ def least_of(
         return float(ordered[max(0, round(keep * len(ordered)) - 1)])
     if not len(others):
         raise ValueError("all captions are the same: none is of another picture, to compare with")
-    above = np.sort(others)[::-1][int(passing * len(others))]
-    return float(np.nextafter(above, np.float32(2)))
+    below = np.sort(others)[::-1][int(passing * len(others)) :]
+    return float(np.nextafter(below[0], np.float32(2))) if len(below) else -2.0
 
 
 def written(model, tokenizer, batches: Batches) -> dict[int, tuple[str, float]]:
