@@ -17,7 +17,7 @@ from settings_trace import places, small_data
 from test_settings import FIELDS, ROWS, placed
 
 from minicoca import __main__ as cli
-from minicoca import bench, bench_generate, data, params
+from minicoca import bench, bench_data, bench_generate, data, params
 from minicoca.commands import COMMANDS, build_parser
 from minicoca.commands import export as export_command
 from minicoca.commands import imports as imports_command
@@ -107,7 +107,8 @@ def seen(here, tmp_path, monkeypatch):
     pick = engine_generate.pick_device
     device = lambda name: seen["device"].append(name) or pick(name)  # noqa: E731
     monkeypatch.setattr(engine_generate, "pick_device", device)
-    for module, name in ((bench, "step"), (bench, "kernels"), (bench_generate, "generate")):
+    timed = (bench, "step"), (bench, "kernels"), (bench_generate, "generate"), (bench_data, "data")
+    for module, name in timed:
         put = lambda name=name, **how: seen["timed"].append((name, how))  # noqa: E731
         monkeypatch.setattr(module, name, put)
     write = packing.write_shards

@@ -41,6 +41,7 @@ from minicoca.words import clean as clean  # what `read_listed` makes of a capti
 from minicoca.words import clip
 
 SAMPLE = 256  # images from which the mean and std of pixels are taken
+WORKERS = min(16, max(4, os.cpu_count() or 1))  # threads: Pillow decodes beside Python
 
 
 class FolderPairs:
@@ -64,7 +65,7 @@ class FolderPairs:
         copies: Mapping[int, int] | None = None,
         beginnings: Mapping[int, bytes] | None = None,
         background: tuple[int, int, int] = WHITE,
-        workers: int = 4,
+        workers: int = WORKERS,
         cache_bytes: int = 256 * 2**20,
     ):
         self.paths = list(paths)
@@ -201,7 +202,7 @@ def load(
     labels: bool = False,
     find: Callable | None = None,
     background: tuple[int, int, int] = WHITE,
-    workers: int = 4,
+    workers: int = WORKERS,
 ) -> Dataset:
     """Images of `side` x `side` pixels with their captions, from a list, a folder or shards.
 
