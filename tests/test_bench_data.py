@@ -1,4 +1,4 @@
-"""Decoding is timed on pictures that are decoded, every way as often, and rates are of both clocks."""
+"""Decoding is timed on pictures that are decoded, each way as often; rates are of both clocks."""
 
 import json
 
