@@ -209,8 +209,10 @@ def test_what_is_kept_can_be_trained_on(place, scenes, capsys, sharded):
 
 
 def test_damaged_pictures_are_named_and_replaced_captions_kept(place, capsys):
+    """Also where it was a rule that dropped them."""
+    (place / "in" / "05.txt").write_text("IMG_0012 1 2 3")
     call = ["filter", str(place / "in"), *NO_RULES, "--held-out-part", "0", "--by", "shapes"]
-    call += ["--validation-part", "0", "--json", "--min-letters", "0"]
+    call += ["--validation-part", "0", "--json"]
     found = {}
     for name, more in (("kept", []), ("replaced", ["--replace"])):
         assert not cli.main([*call, "--out", str(place / f"{name}.jsonl"), *more])
@@ -222,6 +224,7 @@ def test_damaged_pictures_are_named_and_replaced_captions_kept(place, capsys):
     assert found["replaced"]["kept_captions"] == found["kept"]["kept_captions"]
     replaced = [line for line in lines.values() if "replaces" in line]
     assert len(replaced) == found["replaced"]["replaced"] > 5
+    assert len(lines) == found["replaced"]["kept_pictures"] and "replaces" in lines["in/05.png"]
     for line in replaced:
         before = (place / line["image"]).with_suffix(".txt").read_text().split("\n")
         assert line["replaces"] == before and line["caption"] != before

@@ -68,19 +68,17 @@ def run(arguments):
     rules = Rules(**{name: getattr(arguments, name) for name in RULES})
     good = by_rules(pairs, captions, rules, report)
     written, judged = {}, None
-    if model:
+    if model and captions:
         judged = by_model(model, tokenizer, pairs, captions, good, arguments, report)
         written = {row: text for row, (text, _) in judged.written.items()}
         if arguments.sheet:
             save_picture(arguments.sheet, sheet_of(pairs, captions, judged))
         captions = {
-            row: [
-                t for t, x in zip(own, judged.own.get(row, ()), strict=False) if x >= judged.least
-            ]
-            for row, own in captions.items()
+            row: [text for text, x in zip(captions[row], own, strict=True) if x >= judged.least]
+            for row, own in judged.own.items()
         }
-    kept = {row: written.get(row) or own for row, own in captions.items()}
-    kept = {row: [own] if isinstance(own, str) else own for row, own in kept.items() if own}
+    kept = {row: own for row, own in captions.items() if own}
+    kept |= {row: [text] for row, text in written.items()}
     if not kept:
         raise ValueError(f"nothing is left of {arguments.data}: {first_reason(report)}")
     save(arguments.out, dataset, kept, written)
@@ -102,9 +100,8 @@ def check(arguments):
     check_output("--out", arguments.out)
     if arguments.sheet:
         check_picture("--sheet", arguments.sheet)
-    given = [
-        name for name in ("min_cosine", "keep", "passing") if getattr(arguments, name) is not None
-    ]
+    least = ("min_cosine", "keep", "passing")
+    given = [name for name in least if getattr(arguments, name) is not None]
     asked = [*given, *(name for name in ("replace", "sheet") if getattr(arguments, name))]
     if asked and not arguments.run:
         raise Usage(f"--{asked[0].replace('_', '-')} is of a model's judgement: give --by RUN too")
