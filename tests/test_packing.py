@@ -157,6 +157,7 @@ def test_a_picture_that_changed_stops_the_work(tmp_path):
     path = tmp_path / "in" / "3.bmp"
     for content in (picture("red", 60, "BMP"), path.read_bytes() + b"more"):
         dataset = own.load(tmp_path / "in", 8, held_out=0, validation=0)
+        dataset.train._digests.clear()  # as of those beyond the 256 that are read whole at first
         before, shards = path.read_bytes(), packing.plan(dataset, None, None)
         path.write_bytes(content)
         with pytest.raises(OSError, match=f"{path.name} is another picture than when"):
