@@ -10,7 +10,7 @@ from ..config import BUILT_IN
 from ..data.rules import Rules, owners
 from ..tasks.filtering import PASSING
 from .flags import Usage, add_settings, from_flags
-from .model import add_computing, open_model
+from .model import add_computing, open_model, tell_unread
 from .results import check_output, check_picture, save_picture, tell
 
 HELP = "leave out captions that are noise, by rules and by a model, into a list of the others"
@@ -144,6 +144,7 @@ def by_model(model, tokenizer, pairs, captions, good, arguments, report):
     """What the model judges of the captions that are left, with what it drops in the report."""
     from ..tasks.filtering import judged
 
+    tell_unread(model, tokenizer, [text for own in captions.values() for text in own])
     asked = {} if arguments.passing is None else {"passing": arguments.passing}
     found = judged(
         model, tokenizer, lambda rows: images_of(pairs, rows), captions,
