@@ -50,6 +50,14 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     OSError, naming the file, where that fails: the old one is whole then, and nothing else is left
     behind.
     """
+    with replacing(path) as handle:
+        write_all(handle, data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[int]:
+    """For a `with`: an open file to `write_all` to, which at its end is the one of that name, as
+    `write_atomically` has it."""
     path = Path(path)
     with saving(path):
         if path.is_symlink():  # it stays one, to what is new
@@ -61,7 +69,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
         try:
             try:
-                write_all(handle, data)
+                yield handle
                 os.fsync(handle)
             finally:
                 os.close(handle)

@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 
 from .data.alike import marks, near_equal, some_of
-from .data.files import equal_bytes, in_threads
+from .data.checksums import compare
+from .data.files import Report, equal_bytes, in_threads
 from .images import ImageError, name_of, open_file, open_image
 from .tokenizer import Tokenizer
 from .words import clip, words_of
@@ -33,6 +34,7 @@ def survey(dataset, config):
         "notes": dataset.notes,
         "splits": {name: counts(pairs) for name, pairs in splits.items()},
         "pictures": pictures(splits, config.image_size),
+        "checksums": checksums(splits),
         "tokens": tokens(texts, config),
         "repeats": repeats(dataset.train.captions, batch),
         "words": words(texts),
@@ -52,11 +54,9 @@ def counts(pairs):
     }
 
 
-def pictures(splits, image_size):
-    """Formats, modes and sizes from the headers of all files; None where pictures are drawn."""
-    paths = [path for pairs in splits.values() for path in getattr(pairs, "paths", ())]
-    if not paths:
-        return None
+def headers(paths):
+    """(format, mode, width, height) of each picture by its header; None where it cannot be
+    opened."""
 
     def look(path):
         try:
@@ -66,7 +66,15 @@ def pictures(splits, image_size):
             return None
 
     with ThreadPoolExecutor(4) as pool:
-        found = [seen for seen in in_threads(pool, look, paths) if seen]
+        return in_threads(pool, look, paths)
+
+
+def pictures(splits, image_size):
+    """Formats, modes and sizes from the headers of all files; None where pictures are drawn."""
+    paths = [path for pairs in splits.values() for path in getattr(pairs, "paths", ())]
+    if not paths:
+        return None
+    found = [seen for seen in headers(paths) if seen]
     sizes = np.array([seen[2:] for seen in found]).reshape(-1, 2)
     shorter = sizes.min(1) if len(sizes) else np.zeros(1, np.int64)
     return {
@@ -77,6 +85,16 @@ def pictures(splits, image_size):
         "over_twice_as_long": int((sizes.max(1) > 2 * shorter).sum()) if len(sizes) else 0,
         "image_size": image_size,
     }
+
+
+def checksums(splits):
+    """Shards whose bytes are those that were written, and what is wrong with the others; of folders
+    that hold the sums."""
+    paths = [path for pairs in splits.values() for path in getattr(pairs, "paths", ())]
+    homes = {path.within.parent for path in paths if hasattr(path, "within")}
+    report = Report()
+    good = sum(compare(home, report, whole=True) for home in sorted(homes))
+    return {"right": good, "wrong": report.whole().splitlines()}
 
 
 def tokens(texts, config):
@@ -247,6 +265,9 @@ def in_words(found):
             f"                 {shown['smaller_than_image_size']:,} are smaller than --image-size "
             f"{shown['image_size']}, {shown['over_twice_as_long']:,} over twice as long as wide"
         )
+    if (sums := found["checksums"]) and (sums["right"] or sums["wrong"]):
+        yield f"checksums:       {sums['right']:,} shards hold what was written into them (sha256)"
+        yield from (f"{'':17}{clip(line)}" for line in sums["wrong"])
     yield from text_lines(found)
     for name, split in found["across_splits"].items():
         own, others = split["looked_at"]

@@ -30,6 +30,20 @@ ASKS = ["--run", "HERE/asks"]
 IS = ["is it red", *ASKS]
 NAMED = ["HERE/red", "HERE/red/1.png"]
 
+NOISE = {
+    "red/0.png": "one two three four five six", "red/1.png": "red red red blue", "wide.jpg": "wall",
+    "red/2.png": "the same", "red/3.png": "the same", "red/4.png": "a dog", "red/5.png": "no 1 2 3",
+}  # fmt: skip
+FILES["noise.csv"] = "image,caption\n" + "".join(f"{n},{text}\n" for n, text in NOISE.items())
+RULES = "min-words max-words min-characters min-letters max-repeated max-shared min-side max-ratio"
+FILTER = ["--held-out-part", "0", "--validation-part", "0"]
+FILTER += [word for rule in RULES.split() for word in (f"--{rule}", "0")]
+FILTER = ["HERE/noise.csv", *FILTER]
+PUT = ["--out", "k.jsonl"]
+BY = [*FILTER, *PUT, "--by", "HERE/first"]
+JUDGE = [*BY, "--keep", "0.7"]
+SHARDS = ["HERE/red", "--out", "own/s"]
+
 # {command: (what is always given, lines of (flag, one way, another, what must differ))}.
 FLAGS = {
     "caption": (
@@ -249,6 +263,36 @@ FLAGS = {
             ("--json", ["HERE/red"], ["HERE/red", "--json"], "out"),
         ],
     ),
+    "filter": (
+        [],
+        [
+            ("data", [*FILTER, *PUT], ["HERE/red", *FILTER[1:], *PUT], "files"),
+            ("--out", [*FILTER, *PUT], [*FILTER, "--out", "l.jsonl"], "files"),
+            *[
+                (f"--{rule}", [*FILTER, *PUT], [*FILTER, *PUT, f"--{rule}", value], "out")
+                for rule, value in zip(
+                    RULES.split(), ("3", "5", "6", "0.5", "0.4", "1", "17", "1.5"), strict=True
+                )
+            ],
+            ("--by", JUDGE, [*JUDGE, "--by", "HERE/second"], "model"),
+            ("--min-cosine", JUDGE, [*BY, "--min-cosine", "-2"], "out"),
+            ("--keep", JUDGE, [*BY, "--keep", "0.4"], "out"),
+            ("--passing", [*BY, "--passing", "0.6"], [*BY, "--passing", "1"], "out"),
+            ("--replace", JUDGE, [*JUDGE, "--replace"], "asked"),
+            ("--sheet", JUDGE, [*JUDGE, "--sheet", "sheet.png"], "files"),
+            *[(f, [*JUDGE, *a], [*JUDGE, *b], what) for f, a, b, what in MODEL[1:]],
+        ],
+    ),
+    "shards": (
+        [],
+        [
+            ("data", SHARDS, ["HERE/blue", *SHARDS[1:]], "shards"),
+            ("--out", SHARDS, ["HERE/red", "--out", "own/t"], "shards"),
+            ("--shard-size", SHARDS, [*SHARDS, "--shard-size", "3"], "shards"),
+            ("--size", SHARDS, [*SHARDS, "--size", "8"], "shards"),
+            ("--workers", SHARDS, [*SHARDS, "--workers", "1"], "asked"),
+        ],
+    ),
     "train": (
         [],
         [
@@ -277,6 +321,11 @@ FLAGS = {
             ("--repeats", ["generate"], ["generate", "--repeats", "9"], "timed"),
             ("--preset", ["generate"], ["generate", "--preset", "small"], "timed"),
             ("--against", ["generate"], ["generate", "--against", "open_clip"], "timed"),
+            ("what", ["data"], ["generate"], "timed"),
+            ("--workers", ["data"], ["data", "--workers", "3"], "timed"),
+            ("--batch-size", ["data"], ["data", "--batch-size", "3"], "timed"),
+            ("--repeats", ["data"], ["data", "--repeats", "9"], "timed"),
+            ("--json", ["data"], ["data", "--json", "a.json"], "timed"),
             ("--json", ["kernels", "--json", "a.json"], ["kernels", "--json", "b.json"], "timed"),
             ("--ops", ["kernels", "--ops", "info_nce"], ["kernels", "--ops", "attention"], "timed"),
             ("--quick", ["kernels"], ["kernels", "--quick"], "timed"),

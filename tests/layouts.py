@@ -9,11 +9,16 @@ import tarfile
 SPOKEN = {"train": "train", "validation": "val", "held_out": "test"}
 
 
+def content(name):
+    """Bytes of its own for each image; a test that looks at pictures puts some in their place."""
+    return f"bytes of {name}".encode()
+
+
 def put(folder, names):
     """Files called as images, each with its own bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / name).write_bytes(f"bytes of {name}".encode())
+        (folder / name).write_bytes(content(name))
 
 
 def table(path, rows, separator=",", **how):
@@ -165,7 +170,7 @@ def webdataset(folder, captions, splits):
         for name, texts in own.items():
             stem = name.rpartition(".")[0]
             members.append((f"{stem}.txt", "\n".join(texts).encode()))
-            members.append((name, f"bytes of {name}".encode()))
+            members.append((name, content(name)))
         tar(folder / f"{SPOKEN[part]}-0000.tar", members, tarfile.GNU_FORMAT)
     return folder
 
@@ -178,7 +183,7 @@ def img2dataset(folder, captions, splits):
         for name in names[number::2]:
             fields = {"caption": captions[name], "url": "u", "split": splits[name]}
             stem = name.rpartition(".")[0]
-            members.append((name, f"bytes of {name}".encode()))
+            members.append((name, content(name)))
             members.append((f"{stem}.json", json.dumps(fields).encode()))
         tar(folder / f"0000{number}.tar", members)
         (folder / f"0000{number}_stats.json").write_text("{}")

@@ -17,13 +17,14 @@ from settings_trace import places, small_data
 from test_settings import FIELDS, ROWS, placed
 
 from minicoca import __main__ as cli
-from minicoca import bench, bench_generate, data, params
+from minicoca import bench, bench_data, bench_generate, data, params
 from minicoca.commands import COMMANDS, build_parser
 from minicoca.commands import export as export_command
 from minicoca.commands import imports as imports_command
 from minicoca.commands import train as train_command
 from minicoca.commands.data import SETTINGS
 from minicoca.config import DATA_FIELDS
+from minicoca.data import packing
 from minicoca.engine import generate as engine_generate
 from minicoca.engine import ops
 from minicoca.reference import generate as reference_generate
@@ -32,7 +33,7 @@ from minicoca.tasks import zero_shot
 from minicoca.training.checkpoint import read_own
 from minicoca.training.log import Log
 
-OF_DATA = "data", "evaluate", "probe"
+OF_DATA = "data", "evaluate", "probe", "filter", "shards"
 ALL = [(name, given, *row) for name, (given, rows) in FLAGS.items() for row in rows]
 
 
@@ -106,9 +107,13 @@ def seen(here, tmp_path, monkeypatch):
     pick = engine_generate.pick_device
     device = lambda name: seen["device"].append(name) or pick(name)  # noqa: E731
     monkeypatch.setattr(engine_generate, "pick_device", device)
-    for module, name in ((bench, "step"), (bench, "kernels"), (bench_generate, "generate")):
+    timed = (bench, "step"), (bench, "kernels"), (bench_generate, "generate"), (bench_data, "data")
+    for module, name in timed:
         put = lambda name=name, **how: seen["timed"].append((name, how))  # noqa: E731
         monkeypatch.setattr(module, name, put)
+    write = packing.write_shards
+    put = lambda *given: seen["asked"].append(given[2:]) or write(*given)  # noqa: E731
+    monkeypatch.setattr(packing, "write_shards", put)
     train = lambda *given, say, **how: seen["trained"].append((given, how)) or {}  # noqa: E731
     monkeypatch.setattr(train_command, "train", train)
     monkeypatch.setattr(train_command.track, "check", lambda name: None)
@@ -149,6 +154,8 @@ def outcome(seen, here, *arguments):
         shutil.copy(here / "red" / name, "own")
     Path("own/1.txt").write_text("one's own")
     found = {"out": call(here, *arguments)}
+    tars = Path("own").rglob("*.tar")
+    found["shards"] = {str(path): path.read_bytes() for path in tars}
     found["texts"] = {path.name: path.read_text() for path in Path("own").glob("*.txt")}
     files = [path for path in Path().glob("*") if path.is_file()]
     found["files"] = {path.name: path.read_bytes() for path in files}

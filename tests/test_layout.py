@@ -22,8 +22,8 @@ OURS = {
     },
     "data": {
         "numpy", "PIL", "tqdm", "emoji", "pyarrow", "minicoca.config", "minicoca.params",
-        "minicoca.bounds", "minicoca.data", "minicoca.images", "minicoca.metrics",
-        "minicoca.words",
+        "minicoca.bounds", "minicoca.data", "minicoca.files", "minicoca.images",
+        "minicoca.metrics", "minicoca.words",
     },
     "config.py": {"minicoca.presets"},
     "presets.py": set(),

@@ -244,6 +244,13 @@ def test_parquet_lists(tmp_path_factory, drawn):
     assert listed.captions == {name: tuple(texts) for name, (texts, _) in drawn.items()}
     splits = {name: split for name, (_, split) in drawn.items()}
     assert listed.splits == (splits if len(set(splits.values())) > 1 else {})
+    how = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    one = pyarrow.table({"image": ["a.png"], "text": ["a cat"]})
+    parquet.write_table(one, folder / "w.parquet", write_page_checksum=True, **how)
+    other = (folder / "w.parquet").read_bytes().replace(b"a cat", b"a cut", 1)
+    (folder / "w.parquet").write_bytes(other)
+    with pytest.raises(ValueError, match="w.parquet: no Parquet, or damaged .*CRC checksum"):
+        read(folder / "w.parquet")
     (folder / "y.parquet").write_bytes((folder / "x.parquet").read_bytes()[:-9])
     with pytest.raises(ValueError, match="y.parquet: no Parquet, or damaged"):
         read(folder / "y.parquet")

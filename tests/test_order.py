@@ -49,6 +49,32 @@ def test_order_is_a_function_of_seed_and_step(sizes, seed, distinct):
         assert any((other.indices(s) != whole[s][0]).any() for s in range(30))
 
 
+@given(SIZES, st.integers(0, 9), st.integers(1, 5), st.integers(1, 5), st.integers(0, 9))
+def test_ranks_share_an_epoch_and_others_go_on_in_its_middle(sizes, seed, ranks, later, stop):
+    """Every rank has an order of its own, in which nothing is known but seed and step; after `stop`
+    steps, wherever in an epoch that is, another number of ranks takes up the run."""
+    size, n = sizes
+    captions, steps = own_captions(n), 4 * n // size + 1
+
+    def slices(rank, count, first, last):
+        order = Order(captions, size, seed)
+        return [order.indices(step)[rank::count] for step in range(first, last)]
+
+    seen = []
+    for count, first, last in ((ranks, 0, min(stop, steps)), (later, min(stop, steps), steps)):
+        parts = [slices(rank, count, first, last) for rank in range(count)]
+        for own in zip(*parts, strict=True):
+            whole = np.empty(size, np.int64)
+            for rank, part in enumerate(own):
+                whole[rank::count] = part
+            seen.append(whole)
+    alone = Order(captions, size, seed)
+    np.testing.assert_array_equal(seen, [alone.indices(step) for step in range(steps)])
+    seen = np.concatenate(seen)
+    for epoch in range(len(seen) // n):
+        assert sorted(seen[epoch * n : epoch * n + n]) == list(range(n))
+
+
 @st.composite
 def groups(draw):
     """(batch size, sizes of groups of equal captions that can be kept apart in every step)."""

@@ -11,6 +11,7 @@ from . import (
     evaluate,
     explain,
     export,
+    filters,
     imports,
     info,
     page,
@@ -18,6 +19,7 @@ from . import (
     probe,
     report,
     search,
+    shards,
     train,
 )
 from .flags import Parser
@@ -39,6 +41,8 @@ COMMANDS = {
     "plot": plot,
     "report": report,
     "data": data,
+    "filter": filters,
+    "shards": shards,
     "bench": bench,
 }
 

@@ -1,4 +1,4 @@
-"""`minicoca bench`: a training step, the writing of captions, or the kernels, timed."""
+"""`minicoca bench`: a training step, writing captions, decoding pictures, or the kernels, timed."""
 
 from pathlib import Path
 
@@ -6,23 +6,24 @@ from .. import config
 from .flags import Usage
 from .results import check_output
 
-HELP = "time a training step, the writing of captions, or the kernels"
+HELP = "time a training step, the writing of captions, the decoding of pictures, or the kernels"
 MOST = 10**6
 OPS = ("attention", "attention_pool", "info_nce", "caption_loss")
 
 
 def add_flags(parser):
     add = parser.add_argument
-    add("what", choices=("step", "generate", "kernels"), help="what to time")
+    add("what", choices=("step", "generate", "data", "kernels"), help="what to time")
     add("--against", choices=("open_clip",), help="step, generate: beside this, the same")
-    add("--repeats", type=int, help="step, generate: times of each (default 5, 3)")
-    add("--batch-size", type=int, help="step, generate: images (default 16, 32)")
+    add("--repeats", type=int, help="but kernels: times of each (default 5, 3, 3)")
+    add("--batch-size", type=int, help="but kernels: images (default 16, 32, 16)")
     add("--tokens", type=int, default=20, help="generate: of each caption (default 20)")
     add("--beams", type=int, default=6, help="generate: beside greedy (default 6)")
     add("--preset", default="open_clip_b32", choices=config.PRESETS, help="step, generate: of this")
     add("--device", default="auto", help="step, generate: torch device (default auto)")
     precisions = ("auto", "float32", "bfloat16")
     add("--precision", default="auto", choices=precisions, help="step: on a CPU, bfloat16: both")
+    add("--workers", type=int, nargs="+", default=[1, 2], help="data: threads (default 1 and 2)")
     add("--ops", nargs="+", choices=OPS, help="kernels: only these")
     add("--quick", action="store_true", help="kernels: only shapes with a target")
     add("--no-tests", action="store_true", help="kernels: do not run their tests first")
@@ -38,8 +39,20 @@ def run(arguments):
         if value is not None and not 1 <= value <= MOST:
             limit = f"at least 1 and at most {MOST:,}"
             raise Usage(f"--{flag.replace('_', '-')} {value}: {limit}")
+    if not all(1 <= count <= MOST for count in arguments.workers):
+        raise Usage(f"--workers {min(arguments.workers)}: at least 1 and at most {MOST:,}")
     if arguments.json:
         check_output("--json", arguments.json)
+    if arguments.what == "data":
+        from .. import bench_data
+
+        bench_data.data(
+            images=arguments.batch_size or 16,
+            repeats=arguments.repeats or 3,
+            workers=arguments.workers,
+            json_path=arguments.json,
+        )
+        return
     if arguments.what == "kernels":
         bench.kernels(
             ops=arguments.ops,

@@ -33,12 +33,15 @@ from minicoca.images import (
     check,
     load_image,
     name_of,
+    open_file,
     patiently,
+    read,
 )
 from minicoca.words import clean as clean  # what `read_listed` makes of a caption
 from minicoca.words import clip
 
 SAMPLE = 256  # images from which the mean and std of pixels are taken
+WORKERS = min(16, max(4, os.cpu_count() or 1))  # threads: Pillow decodes beside Python
 
 
 class FolderPairs:
@@ -62,7 +65,7 @@ class FolderPairs:
         copies: Mapping[int, int] | None = None,
         beginnings: Mapping[int, bytes] | None = None,
         background: tuple[int, int, int] = WHITE,
-        workers: int = 4,
+        workers: int = WORKERS,
         cache_bytes: int = 256 * 2**20,
     ):
         self.paths = list(paths)
@@ -101,6 +104,26 @@ class FolderPairs:
     def shown(self, indices: np.ndarray) -> np.ndarray:
         """After `batch`: the rows whose images were given, others where these are damaged."""
         return self._shown[indices]
+
+    def beginning(self, row: int) -> bytes:
+        """The digest of how the file of an image began as the data set was opened."""
+        return self._beginnings.get(row, b"")
+
+    def content(self, row: int) -> bytes:
+        """The bytes of an image's file. Raises ReadError as `batch`, and ImageError for more bytes
+        than bounds.py allows."""
+        path = self.paths[row]
+
+        def whole() -> bytes:
+            with open_file(path) as file:
+                return read(file, path)
+
+        try:
+            found = patiently(whole, (OSError, NoFileError))
+        except NoFileError as error:  # it was there when the data set was opened
+            raise ReadError(str(error)) from error
+        self._is_the_same(row)(found)
+        return found
 
     def report(self, most: int | None = EXAMPLES) -> str:
         """Which images were replaced so far, and why, at `most` so many by name; empty if none."""
@@ -179,7 +202,7 @@ def load(
     labels: bool = False,
     find: Callable | None = None,
     background: tuple[int, int, int] = WHITE,
-    workers: int = 4,
+    workers: int = WORKERS,
 ) -> Dataset:
     """Images of `side` x `side` pixels with their captions, from a list, a folder or shards.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
+from minicoca.data.checksums import CHECKSUMS, compare
 from minicoca.data.files import TEXT_SUFFIX, files_below, is_image
 from minicoca.data.lists import LISTS, folder_of, records, under
 from minicoca.data.records import SPLITS, Reading, Record, not_utf8, split_in
@@ -40,6 +41,8 @@ def read_folder(folder: Path, reading: Reading) -> Iterator[Record]:
     if any(path.with_suffix("") in texts for path in images):
         return read_texts(folder, files, images, texts, reading)
     if (shards := [path for path in files if path.suffix.lower() == TAR]) and not images:
+        for home in dict.fromkeys(path.parent for path in files if path.name == CHECKSUMS):
+            compare(home, reading.report)
         return read_shards(shards, folder, reading)
     classes = classes_of(folder, images)
     if lists := lists_among(files, reading, bool(classes)):

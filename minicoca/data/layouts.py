@@ -24,7 +24,7 @@ from minicoca.data.files import Report
 from minicoca.data.folders import read_folder
 from minicoca.data.lists import folder_of, records, under
 from minicoca.data.records import Reading, Record, gathered, not_utf8
-from minicoca.data.shards import TAR, is_pattern, read_shards, shards_named
+from minicoca.data.shards import TAR, is_pattern, members_of, read_shards, shards_named
 from minicoca.images import Piece, failure, name_of, status
 
 
@@ -72,11 +72,27 @@ def read_listed(source: Path, reading: Reading, find: Callable | None = None) ->
         raise ValueError(f"{name_of(source)}: nested too deep to be a list of captions") from error
     except OSError as error:
         raise failure(name_of(source), error) if error.errno else error from error
+    within_shards(captions, root, reading)
     if splits and len(splits) == len(captions) and len(set(splits.values())) == 1:
         only = next(iter(splits.values()))
         reading.report.add("splits not kept, since all images are of the one", only)
         splits = {}
     return Listed(reading.kind, root, captions, splits, reading.pieces, reading.classes)
+
+
+def within_shards(names: Iterable[str], root: Path, reading: Reading) -> None:
+    """Where the images lie that a list names within shards, as `000.tar/0001.png`."""
+    wanted: dict[str, set[str]] = {}
+    for name in names:
+        shard, mark, inside = name.partition(f"{TAR}/")
+        if mark and name not in reading.pieces and os.path.isfile(root / f"{shard}{TAR}"):
+            wanted.setdefault(f"{shard}{TAR}", set()).add(inside)
+    for shard, inside in wanted.items():
+        for member in members_of(root / shard, shard, reading):
+            if member.name in inside:
+                name = f"{shard}/{member.name}"
+                piece = Piece(root / shard, member.name, member.start, member.size)
+                reading.pieces.setdefault(name, piece)
 
 
 def records_of(source: Path, reading: Reading) -> tuple[Path, str | None, Iterable[Record]]:

@@ -28,7 +28,7 @@ def read_parquet(path: Path, reading: Reading) -> Iterator[Record]:
     where = name_of(path)
     with open_file(path) as file:
         try:
-            table = pyarrow.parquet.ParquetFile(file)
+            table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
             names = list(table.schema_arrow.names)
             wanted = [name for name in reading.columns(names, where) if name]
             number = 0
@@ -36,7 +36,7 @@ def read_parquet(path: Path, reading: Reading) -> Iterator[Record]:
                 for row in batch.to_pylist():
                     number += 1
                     yield record_of(row, wanted, f"{where}, row {number}")
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             if getattr(error, "errno", None):
                 raise
             raise ValueError(f"{where}: no Parquet, or damaged ({clip(str(error))})") from error

@@ -24,10 +24,10 @@ from minicoca.words import clip
 TAR, BLOCK = ".tar", 512
 TEXTS = ("txt", "caption", "cap")
 MOST_TEXT = 2**20  # bytes of a caption's file, or of what a header says of the next member
-MOST_SHARDS = 10**6
+MOST_SHARDS, MOST_FIELDS = 10**6, 1000  # fields: of one PAX header
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 RANGE = re.compile(r"\{([0-9]{1,12})\.\.([0-9]{1,12})\}")  # as in {00000..00127}.tar
-REGULAR = (b"0", b"\0", b"7")
+REGULAR, LINKS_AND_DEVICES = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4", b"5", b"6")
 
 
 class Member(NamedTuple):
@@ -164,14 +164,20 @@ def walk(file: BinaryIO, size: int) -> Iterator[Member]:
     while at + BLOCK <= size:
         file.seek(at)
         header = file.read(BLOCK)
-        if header.count(0) == BLOCK:  # the end
-            if at or size <= 20 * BLOCK:
-                return
+        if header.count(0) == BLOCK and (at or size <= 20 * BLOCK):  # the end
+            if file.read(MOST_TEXT).strip(b"\0"):  # as where two were joined by `cat`
+                raise ValueError(f"what follows its end, at {at + BLOCK:,} of {size:,} bytes")
+            return
         check_header(header)
         kind, length = header[156:157], number_of(header[124:136])
         start, own = at + BLOCK, {**shared, **said}
         if kind not in b"xgLK" and "size" in own:
             length = own["size"]
+        if kind in LINKS_AND_DEVICES:
+            length = 0  # whatever the header says, nothing of theirs follows
+        more = kind == b"S" and header[482]
+        while more:  # headers of GNU's sparse members, which no size counts
+            more, start = file.read(BLOCK).ljust(BLOCK, b"\0")[504], start + BLOCK
         if start + length > size:
             raise ValueError("it is cut off")
         at = start + -(-length // BLOCK) * BLOCK
@@ -185,13 +191,12 @@ def walk(file: BinaryIO, size: int) -> Iterator[Member]:
                 said |= extended(kind, content)
             continue
         said = {}
-        name = own.get("path") or own_name(header)
+        name = own.get("GNU.sparse.name") or own.get("path") or own_name(header)
         sparse = any(field.startswith("GNU.sparse") for field in own)
         if kind != b"5" and not (kind in REGULAR and name.endswith("/")):
             regular = kind in REGULAR and not sparse
             yield Member(name, start, length, "" if regular else "no regular file")
-    if size % BLOCK or not at:
-        raise ValueError("it is cut off" if at else "it is no tar")
+    raise ValueError("it has no end, and is perhaps cut off" if at else "it is no tar")
 
 
 def check_header(header: bytes) -> None:
@@ -235,13 +240,18 @@ def extended(kind: bytes, content: bytes) -> dict:
 def records_in(content: bytes) -> dict:
     """PAX's fields: "LENGTH name=value" and the end of the line, one after the other."""
     found: dict = {}
-    while content:
-        digits, _, _ = content[:12].partition(b" ")
-        if not digits.isdigit() or not len(digits) + 3 < int(digits) <= len(content):
+    at, fields = 0, 0
+    while at < len(content):
+        fields += 1
+        if fields > MOST_FIELDS:
+            raise ValueError(f"a header of over {MOST_FIELDS:,} fields is no header")
+        digits, _, _ = content[at : at + 12].partition(b" ")
+        if not digits.isdigit() or not len(digits) + 3 < int(digits) <= len(content) - at:
             raise ValueError("a header whose fields have no lengths")
-        name, _, value = content[len(digits) + 1 : int(digits) - 1].partition(b"=")
-        found[name.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        content = content[int(digits) :]
+        name, _, value = content[at + len(digits) + 1 : at + int(digits) - 1].partition(b"=")
+        if name in (b"path", b"size") or name.startswith(b"GNU.sparse"):
+            found[name.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        at += int(digits)
     if "size" in found:
         if not re.fullmatch("[0-9]{1,18}", found["size"]):
             raise ValueError("a size that is no number")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from ..images import load_image
 
-CELL, LABEL, EDGE = 128, 30, 4
+CELL, EDGE, LINE, LETTERS, LINES = 128, 4, 12, 20, 5  # pixels; of a label
 BLOCK = 2**15  # vectors that are looked at at once: 64 MB of width 512
 
 
@@ -97,13 +98,14 @@ def contact_sheet(
     images: Sequence[Image.Image], labels: Sequence[str], columns: int = 6
 ) -> Image.Image:
     """PIL images with a label under each, in rows, as one picture."""
-    rows = -(-len(images) // columns)
-    width = min(columns, len(images)) * CELL
-    sheet = Image.new("RGB", (width, rows * (CELL + LABEL)), "white")
+    texts = [textwrap.wrap(label, LETTERS)[:LINES] for label in labels]
+    high = CELL + LINE * (max(map(len, texts), default=0) + 1)
+    width, rows = min(columns, len(images)) * CELL, -(-len(images) // columns)
+    sheet = Image.new("RGB", (width, rows * high), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        x, y = i % columns * CELL, i // columns * (CELL + LABEL)
+    for i, (image, lines) in enumerate(zip(images, texts, strict=True)):
+        x, y = i % columns * CELL, i // columns * high
         enlarged = image.resize((CELL - 2 * EDGE, CELL - 2 * EDGE), Image.Resampling.NEAREST)
         sheet.paste(enlarged, (x + EDGE, y + EDGE))
-        draw.text((x + EDGE, y + CELL), label[:40], fill="black")
+        draw.text((x + EDGE, y + CELL), "\n".join(lines), fill="black", spacing=1)
     return sheet

@@ -135,6 +135,39 @@ def pax(content: bytes) -> bytes:
     return summed(bytes(header)) + content.ljust(-(-len(content) // 512) * 512, b"\0")
 
 
+def damaged(whole, rng, headers=()):
+    """The same bytes with a few others among them; in a header with its sum made right."""
+    found = bytearray(whole)
+    for _ in range(rng.integers(1, 5)):
+        at = int(rng.choice(headers)) if len(headers) and rng.random() < 0.8 else None
+        begin = int(rng.integers(len(found))) if at is None else at + int(rng.integers(512))
+        count = min(int(rng.integers(1, 9)), len(found) - begin)
+        found[begin : begin + count] = rng.bytes(1) * count if rng.random() < 0.5 else bytes(count)
+        if at is not None:
+            found[at : at + 512] = summed(bytes(found[at : at + 512]))
+    return bytes(found[: rng.integers(len(found))] if rng.random() < 0.1 else found)
+
+
+def damaged_tars(rng, count):
+    members = [(f"{n}.{kind}", b"a cat") for n in range(4) for kind in ("png", "txt")]
+    whole = shard(members)
+    yield from (damaged(whole, rng, range(0, 1024 * 8, 512)) for _ in range(count))
+
+
+def damaged_parquet(rng, count):
+    """Of a table whose texts are in a dictionary, compressed, and plain."""
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = [f"a cat of {n} days" for n in range(999)]
+    table = pyarrow.table({"image": [f"{n}.png" for n in range(999)], "text": texts})
+    for number in range(count):
+        file = io.BytesIO()
+        how = ("none", "snappy", "gzip", "zstd")[number % 4]
+        pyarrow.parquet.write_table(table, file, compression=how, use_dictionary=number % 3 > 0)
+        yield damaged(file.getvalue(), rng)
+
+
 def all_of_them():
     for made in (of_karpathy, of_files, of_flickr, of_shards):
         yield from made()

@@ -4,6 +4,7 @@ import os
 
 import hostile_layouts
 import hostile_lists as hostile
+import numpy as np
 import pytest
 from hostile_use import one_line, used
 from hypothesis import given, settings
@@ -54,6 +55,28 @@ def test_a_long_field_is_not_called_a_quote_to_mend(tmp_path):
     path.write_text(hostile.table([("a.png", '"a cat'), *hostile.ROWS * 9]))
     with pytest.raises(ValueError, match="x.csv, line 2: a double quote is not closed"):
         read_captions(path, Report())
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_damage_is_read_or_named(kind, tmp_path):
+    """Bytes exchanged and cut, in headers with their right sums too, in a process of its own: what
+    reads Parquet is not Python."""
+    make = hostile_layouts.damaged_tars if kind == "tar" else hostile_layouts.damaged_parquet
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    cases = []
+    for number, content in enumerate(make(np.random.default_rng(0), int(600 * TIMES))):
+        (tmp_path / f"{number}.{kind}").write_bytes(content)
+        cases.append((tmp_path / f"{number}.{kind}", None))
+    trial("hostile lists", len(cases))
+    found = used(look, cases)
+    assert len(found) == len(cases), f"died of {cases[len(found)][0]}"
+    results = list(zip(cases, found, strict=True))
+    assert sum(result is True for _, (result, *_) in results) > 20  # some are still whole
+    for (path, _), (result, memory, seconds) in results:
+        named = isinstance(result, tuple) and result[0] == "ValueError"
+        assert result is True or (named and one_line(result[1], path.name)), (path, result)
+        assert memory <= MEMORY and seconds <= SECONDS, (path, memory, seconds)
 
 
 WORDS = [
