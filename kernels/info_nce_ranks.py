@@ -52,7 +52,7 @@ def info_nce_over_ranks(image, text, scale, ranks, counts, *, workspace=WORKSPAC
     """`info_nce` of all ranks' pairs together: the same scalar in every process.
 
     image, text: [b, E] unit vectors, this rank's of counts[rank] pairs. ranks: has `rank`, and
-    gather(x, counts), to_owners(x, counts) and sum(x) as engine/distributed.py's. All ranks must
+    gather(x, counts), to_owners(x, counts) and sum(x) as ranks.py's. All ranks must
     call it. The gradients of image and text are the whole's; that of scale is this rank's part, so
     that the gradient of anything below is the sum over the ranks of what each one finds.
     """

@@ -14,7 +14,7 @@ import torch._dynamo
 import torch.distributed as dist
 import torch.distributed.fsdp  # noqa: F401
 
-from minicoca.engine.distributed import Ranks
+from minicoca.ranks import Ranks
 from minicoca.training.distributed import processes
 
 STORES = []  # of the processes that are running: kept here, as torchrun keeps it

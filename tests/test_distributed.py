@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 from minicoca import scale
 from minicoca.config import preset
 from minicoca.engine import train as engine_train
-from minicoca.engine.distributed import ALONE, Ranks
 from minicoca.kernels.info_nce_ranks import info_nce_over_ranks
 from minicoca.params import flatten, unflatten
+from minicoca.ranks import ALONE, Ranks
 
 ROWS = 7  # comes out even for no number of processes but 1
 WEIGHTS = dict(both={}, contrastive=dict(caption_weight=0.0), caption=dict(contrastive_weight=0.0))

@@ -1,11 +1,14 @@
 """At the edge of what numbers hold, and where they come in: reference and engine alike."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from backends import BACKENDS
+from PIL import Image
 from strategies import model_and_batch, small_config
 
 from minicoca.engine.model import coca
@@ -101,3 +104,26 @@ def check_float32_where_it_matters(accumulate):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_unit_vectors_and_temperature_are_float32(accumulate):
     check_float32_where_it_matters(accumulate)
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # to import it is an error
+from minicoca.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_the_numpy_backend_needs_no_torch(tmp_path):
+    """Not even installed: from the command line to captions."""
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"picture number {i}")
+    small = "--image-size 16 --image-layers 1 --batch-size 8 --steps 2 --tokenizer word".split()
+    train = ["train", "--backend", "numpy", "--data", tmp_path, "--run", tmp_path / "run", *small]
+    caption = ["caption", tmp_path / "0.png", "--run", tmp_path / "run", "--backend", "numpy"]
+    for command in (train, caption):
+        command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, command)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]

@@ -18,7 +18,7 @@ OURS = {
     },
     "engine": {
         "numpy", "torch", "minicoca.config", "minicoca.masks", "minicoca.params",
-        "minicoca.engine", "minicoca.kernels", "minicoca.tuning",
+        "minicoca.engine", "minicoca.kernels", "minicoca.ranks", "minicoca.tuning",
     },
     "data": {
         "numpy", "PIL", "tqdm", "emoji", "pyarrow", "minicoca.config", "minicoca.params",
@@ -29,6 +29,7 @@ OURS = {
     "presets.py": set(),
     "masks.py": set(),
     "relatives.py": {"numpy", "minicoca.config", "minicoca.params"},
+    "ranks.py": {"torch"},
     "files.py": set(),
     "params.py": {"numpy", "safetensors", "minicoca.files"},
     "tuning.py": {"numpy", "minicoca.config", "minicoca.params"},
@@ -87,7 +88,7 @@ OURS = {
         "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data", "minicoca.images",
         "minicoca.clip_tokenizer", "minicoca.tokenizer", "minicoca.words", "minicoca.evaluate",
         "minicoca.report", "minicoca.engine", "minicoca.files", "minicoca.memory",
-        "minicoca.reference", "minicoca.tasks", "minicoca.training",
+        "minicoca.ranks", "minicoca.reference", "minicoca.tasks", "minicoca.training",
         "minicoca.tuning", "torch", "trackio", "wandb",
     },
 }  # fmt: skip

@@ -5,7 +5,8 @@ import pytest
 import test_distributed as distributed_tests
 from oracles import planted
 
-from minicoca.engine import augment, distributed, optim, train
+from minicoca import ranks
+from minicoca.engine import augment, optim, train
 from minicoca.kernels import info_nce_ranks
 
 
@@ -62,7 +63,7 @@ BUGS = [
     # Muon's shares, and what FSDP2 has of them.
     (optim, "ranks.gather(moves, ranks.shares(len(ahead)))",
      "ranks.gather(moves, ranks.shares(len(ahead))).roll(ranks.world - 1, 0)", ten_steps()),
-    (distributed, "begin = sum(counts[: self.rank])", "begin = 0", ten_steps()),
+    (ranks, "begin = sum(counts[: self.rank])", "begin = 0", ten_steps()),
     (train, "own(leaf).copy_(own(as_parts(torch.from_numpy(value).to(leaf.device), leaf)))",
      "own(leaf).copy_(own(as_parts(torch.from_numpy(value), leaf)) * (own(leaf) is leaf))",
      ten_steps(parallel="fsdp")),

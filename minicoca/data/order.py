@@ -153,7 +153,7 @@ def batches(pairs, order, encode, first, last, ranks=None):
     """(step, uint8 images, encode(texts, rows, step)) of steps first to last - 1, made a step ahead
     in a thread; rows: whose texts they are.
 
-    ranks: the processes that share each step (engine/distributed.py), where there are several: each
+    ranks: the processes that share each step (ranks.py), where there are several: each
     decodes its own rows. Raises ValueError where none of them can be used.
     """
 

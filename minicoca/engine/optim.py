@@ -5,8 +5,9 @@ import math
 import torch
 
 from ..params import flatten
+from ..ranks import ALONE
 from ..tuning import by_muon, factors, same_shapes
-from .distributed import ALONE, as_parts, own, whole
+from .distributed import as_parts, own, whole
 
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 EPSILON = 1e-7

@@ -8,10 +8,11 @@ import torch
 from ..config import END, PAD, START, UNKNOWN
 from ..params import flatten, specs, stream, tree_map, unflatten
 from ..params import shapes as params_shapes
+from ..ranks import ALONE
 from ..tuning import by_muon, factors, kept_tokens, shares
 from .answers import questions
 from .augment import augment
-from .distributed import ALONE, as_parts, own, shared, syncing, whole
+from .distributed import as_parts, own, shared, syncing, whole
 from .generate import CoCa
 from .losses import contrastive_loss
 from .model import coca, encode_image, encode_text, total_loss
@@ -27,7 +28,7 @@ KEPT = ("exp_avg", "exp_avg_sq", "step")  # as torch calls them; Muon has the fi
 class Trainer:
     """Parameters in float32, gradients, optimizers. `params` is a tree of NumPy arrays.
 
-    ranks: the processes of the run (engine/distributed.py). Each has its own rows of a batch, and
+    ranks: the processes of the run (ranks.py). Each has its own rows of a batch, and
     together they do what one would do with all of it; all of them call each method.
     """
 

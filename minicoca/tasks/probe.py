@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.labelled import Labelled, Part, drawn
-from ..engine.ops import pick_device
-from ..engine.probe import fit_linear, fit_pooler, scores
 from ..files import make_folder
 from ..params import compare, load, probe_specs, save, shapes, stream
 from . import BATCH
@@ -94,6 +92,9 @@ class Probe:
     def __call__(self, vectors: np.ndarray, tokens: Any, device: str = "auto") -> np.ndarray:
         """Scores [n, C], logits of a softmax: of vectors [n, E], or of tokens [n, J, N, M]."""
         if self.reads_tokens:
+            from ..engine.ops import pick_device
+            from ..engine.probe import scores
+
             return scores(tokens, self.tree, self.heads, pick_device(device))
         if self.kind == "linear":
             own = self.tree["classifier"]
@@ -131,6 +132,9 @@ def fitted(
     """A probe of labelled features. every: vectors [m, E] of all images that there are to learn
     from, labelled or not, whose mean and spread a linear probe takes; seed: of a pooler, the only
     one that draws anything."""
+    from ..engine.ops import pick_device
+    from ..engine.probe import fit_linear, fit_pooler
+
     heads, frames = config.image_heads, known.frames
     if kind == "knn":
         tree = {"vectors": known.vectors, "labels": known.labels}

@@ -5,7 +5,7 @@ import re
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-from ..engine.distributed import ALONE, Elsewhere, Ranks
+from ..ranks import ALONE, Elsewhere, Ranks
 
 WAIT = timedelta(minutes=10)  # for another process: as long as a look at validation data may take
 # What torch says of a process that is not there any more; it has no type of its own.

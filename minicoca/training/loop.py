@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from ..data.order import Order, batches
 from ..data.questions import Looks
-from ..engine.distributed import ALONE, Elsewhere
 from ..evaluate import evaluate
 from ..images import ReadError
+from ..ranks import ALONE, Elsewhere
 from ..tasks.questions import batch_of
 from .advice import Adviser
 from .checkpoint import to_run

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..config import PAD, Config
-from ..engine.distributed import ALONE
+from ..ranks import ALONE
 from .flops import flops, peak
 
 SAMPLED = 256  # numbers of a picture that are looked at

@@ -17,9 +17,9 @@ import numpy as np
 
 from .. import data, params
 from ..clip_tokenizer import tokenizer_of
-from ..engine.distributed import ALONE
 from ..evaluate import evaluate, nearest_truth, written
 from ..files import OURS, make_folder, read_bytes, unfinished, write_atomically, write_json
+from ..ranks import ALONE
 from ..report import make_picture, table
 from ..tuning import learning
 from .card import write_card
