@@ -96,6 +96,12 @@ class SuffixTracer:
                     self.complaints.append(f"{where} has {axis}={size}, but {want} elsewhere")
 
 
+def name_of(row):
+    """What a test of a planted bug is called: (module, old, new, check)."""
+    module, old, new, check = row
+    return f"{module.__name__.split('.', 1)[1]}: {new[:40]} -> {check.__name__}"
+
+
 @contextlib.contextmanager
 def planted(module, old, new, *more):
     """Within the block, `module` behaves as if its source said `new` where it says `old` (once);

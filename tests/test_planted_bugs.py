@@ -13,7 +13,7 @@ import test_likelihood as likelihood_tests
 import test_muon as muon_tests
 import test_reference_gradients as reference_tests
 from backends import Engine, Reference
-from oracles import planted
+from oracles import name_of, planted
 from strategies import small_config
 
 from minicoca.engine import attention as engine_attention
@@ -265,12 +265,7 @@ BUGS = [
 ]  # fmt: skip
 
 
-def name(row):
-    module, old, new, check = row
-    return f"{module.__name__.split('.', 1)[1]}: {new[:40]} -> {check.__name__}"
-
-
-@pytest.mark.parametrize(("module", "old", "new", "check"), BUGS, ids=map(name, BUGS))
+@pytest.mark.parametrize(("module", "old", "new", "check"), BUGS, ids=map(name_of, BUGS))
 def test_a_planted_bug_is_caught(module, old, new, check):
     check()  # without the bug it passes
     with planted(module, old, new), pytest.raises(AssertionError):

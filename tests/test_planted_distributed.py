@@ -3,7 +3,7 @@ passes without the bug stands in test_distributed.py."""
 
 import pytest
 import test_distributed as distributed_tests
-from oracles import planted
+from oracles import name_of, planted
 
 from minicoca import ranks
 from minicoca.engine import augment, optim, train
@@ -70,12 +70,7 @@ BUGS = [
 ]  # fmt: skip
 
 
-def name(row):
-    module, old, new, check = row
-    return f"{module.__name__.split('.', 1)[1]}: {new[:40]} -> {check.__name__}"
-
-
-@pytest.mark.parametrize(("module", "old", "new", "check"), BUGS, ids=map(name, BUGS))
+@pytest.mark.parametrize(("module", "old", "new", "check"), BUGS, ids=map(name_of, BUGS))
 def test_a_planted_bug_is_caught(module, old, new, check):
     with planted(module, old, new), pytest.raises(AssertionError):
         check()
