@@ -53,11 +53,14 @@ def in_node(body, parts=None, **given):
 
 def in_browser(page, body, **given):
     """What an async JavaScript function returns, run on a page (bytes) once it has started, with
-    the page's functions, `params`, `config`, `pieces` and `given`."""
+    the page's functions, `params`, `config`, `pieces` and `given`; `until(test)` waits for a thing
+    to be so and `drawn()` for the page to show what has changed."""
     script = f"""<script>
-    window.requestAnimationFrame = (act) => setTimeout(act); // nothing shows frames here
     {{ const given = {as_json(given)};
-    const ask = async () => {{ while (!window.ready) await new Promise((r) => setTimeout(r, 20));
+    const until = async (test) => {{
+      while (!test()) await new Promise((done) => setTimeout(done, 20)); }};
+    const drawn = () => until(() => update.waiting === null);
+    const ask = async () => {{ await until(() => window.ready);
       {body} }};
     ask().catch((error) => ({{ error: `${{error.stack}}` }})).then((answer) => {{
       const plain = (_, x) => (ArrayBuffer.isView(x) ? [...x] : x);
@@ -67,6 +70,9 @@ def in_browser(page, body, **given):
     html = page.decode().replace(
         "start().catch(", "start().then(() => (window.ready = true)).catch("
     )
+    # Nothing shows frames here; said before the page's own script, which may start at once.
+    timers = "<head><script>window.requestAnimationFrame = (act) => setTimeout(act);</script>"
+    html = html.replace("<head>", timers, 1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "page.html"
         path.write_text(html.replace("</body>", script))

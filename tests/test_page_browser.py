@@ -75,9 +75,8 @@ def test_what_the_page_draws_is_what_training_drew(html):
 def test_a_visitor_with_a_keyboard(html):
     said = in_browser(
         html,
-        """const frame = () => new Promise((done) => setTimeout(done, 50));
-        const log = [];
-        const note = async () => { await frame(); log.push($("said").textContent); };
+        """const log = [];
+        const note = async () => { await drawn(); log.push($("said").textContent); };
         const press = (target, key) =>
           target.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
         await note();
@@ -90,7 +89,7 @@ def test_a_visitor_with_a_keyboard(html):
         for (let i = 0; i < 8; i++) press($("things").querySelector("button"), "ArrowRight");
         await note();
         press($("things").querySelector("button"), "Delete");
-        await frame();
+        await drawn();
         return { log, things: state.things.length, focus: document.activeElement.id };""",
     )
     assert said["log"] == [
@@ -104,13 +103,12 @@ def test_a_visitor_with_a_keyboard(html):
 def test_sentences_words_heads_and_temperatures(html):
     said = in_browser(
         html,
-        """const frame = () => new Promise((done) => setTimeout(done, 50));
-        const set = (input, value) => {
+        """const set = (input, value) => {
           input.value = value;
           input.dispatchEvent(new Event("input", { bubbles: true }));
         };
         const rows = async () => {
-          await frame();
+          await drawn();
           const shown = [...$("sentences").children].map((row) =>
             [...row.querySelectorAll("dd"), row.lastElementChild].map((one) => one.textContent));
           const first = $("sentences").querySelector("textarea").value;
@@ -161,8 +159,8 @@ def test_it_fits_a_phone_and_says_what_everything_is(html):
         Object.assign(frame, { width: 390, height: 844, srcdoc: given.html });
         document.body.append(frame);
         await new Promise((done) => (frame.onload = done));
-        await new Promise((done) => setTimeout(done, 3000));
         const inside = frame.contentDocument;
+        await until(() => inside.querySelector(".word"));
         frame.width = 780 - inside.documentElement.clientWidth; // a phone's bar lies over the page
         const controls = [...inside.querySelectorAll("button, textarea, input, .button")];
         const name = (one) => one.ariaLabel || one.labels?.[0]?.textContent || one.textContent;
@@ -189,7 +187,7 @@ def test_other_models_have_a_page(pooler):
     assert b"trained on other pictures" in made
     said = in_browser(
         made,
-        """await new Promise((done) => setTimeout(done, 500));
+        """await drawn();
         return { words: $("caption").children.length, sentences: asked.length,
           looked: [...$("look").children].map((cell) => cell.style.getPropertyValue("--p")),
           heads: [...heads].map((head) => head.dataset.of), trouble: $("trouble").textContent };""",
