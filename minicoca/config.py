@@ -2,33 +2,25 @@
 
 import dataclasses
 import difflib
-import re
 from dataclasses import dataclass
 from functools import partial
 
+from .fields import check_field, divides, option, shown
 from .presets import PRESETS
 
 PAD, START, END, UNKNOWN = range(4)  # the token ids that stand for no text
 BUILT_IN = ("shapes", "emoji")  # data sets; any other is a person's own
 HIDE = ("none", "image", "question")
 TASKS = ("captions", "questions", "pairs", "entailment", "dialogue")
-
-
+# {objective: (whether images and texts are compared by their vectors, whether it writes captions,
+# whether its image tower is CoCa's)}, as far as the commands know how.
+OBJECTIVES = {
+    "coca": (True, True, True), "siglip": (True, True, True), "matching": (True, True, True),
+    "simvlm": (False, True, True), "cappa": (False, True, True),
+    "simclr": (False, False, True), "mae": (False, False, True), "simmim": (False, False, True),
+    "gpt": (False, False, False), "resnet": (False, False, False), "vlmo": (False, False, False),
+}  # fmt: skip
 MOST_SIDE, MOST_LAYERS, MOST_STEPS = 4097, 1001, 10**9 + 1
-MOST_LETTERS = 4096  # of a setting that is text; as long as a path may be on Linux
-
-
-def option(group, default, help, choices=None, low=None, high=None, part=False):
-    """A field, shown in its group of `train --help`. Numbers are from `low` (1 for whole ones, else
-    0) to `high` (a million and one for whole ones, else a million), which is left out: more than
-    anyone trains, and few enough that nothing overflows. A `part` is over 0 and at most 1."""
-    whole = type(default) is int
-    low = low if low is not None else int(whole)
-    high = high if high is not None else 10**6 + whole
-    metadata = {"group": group, "help": help, "choices": choices, "low": low, "high": high}
-    metadata["part"] = part
-    return dataclasses.field(default=default, metadata=metadata)
-
 
 GROUPS = ("data", "model", "losses", "optimiser", "run")
 _data, _model, _loss, _optimiser, _run = (partial(option, group) for group in GROUPS)
@@ -46,6 +38,10 @@ class Config:
         "a sentence follows (entailment), or to what refers to the last answer (dialogue)",
         TASKS,
     )
+    objective: str = _run(
+        "coca", "what is learned: CoCa, or one of its relatives (minicoca family)", (*OBJECTIVES,)
+    )
+    settings: tuple = _run((), "of a relative: what it has of its own, (name, value) by name")
     # The image encoder (paper section 3.2; Table 1).
     image_size: int = _model(32, "side of the square input image, in pixels", high=MOST_SIDE)
     patch_size: int = _model(8, "side of a patch, in pixels", high=MOST_SIDE)
@@ -197,6 +193,22 @@ class Config:
                 f"validation_part and held_out_part are {parts} together; keep them under 1"
             )
         _check_task(self)
+        _check_objective(self)
+
+    @property
+    def compares(self):
+        """Whether images and texts have vectors to be compared."""
+        return bool(self.contrastive_weight) and OBJECTIVES[self.objective][0]
+
+    @property
+    def writes(self):
+        """Whether it writes captions, or answers."""
+        return bool(self.caption_weight) and OBJECTIVES[self.objective][1]
+
+    @property
+    def sees(self):
+        """Whether it has CoCa's image tower, to be looked at and gone on with."""
+        return OBJECTIVES[self.objective][2]
 
     @property
     def emoji_sources(self):
@@ -229,7 +241,12 @@ class Config:
         return self.image_width if self.pooler == "none" else self.text_width
 
     def to_dict(self):
-        return dataclasses.asdict(self)
+        """{field: value}, as it is saved: a relative's settings as a dict, and of CoCa none."""
+        fields = dataclasses.asdict(self)
+        if self.objective == "coca":
+            del fields["objective"], fields["settings"]
+            return fields
+        return fields | {"settings": dict(self.settings)}
 
 
 ONE_PICTURE = {"augment": 0, "patch_keep": 1, "caption_weight": 0}  # what pairs leave out
@@ -254,79 +271,17 @@ def _check_task(config):
             raise ValueError(f"{name}={getattr(config, name)}: of pairs of pictures it is {plain}")
 
 
-def check_field(field, value):
-    """Raise ValueError, naming the field, unless it may have this value."""
-    name, kind, choices = field.name, type(field.default), field.metadata["choices"]
-    if type(value) not in ((int, float) if kind is float else (kind,)):
-        raise ValueError(f"{name}={shown(value)} is not of type {kind.__name__}{_limit(field)}")
-    if kind in (int, float) and not _inside(value, **field.metadata):
-        raise ValueError(f"{name}={shown(value)}{_limit(field)}")
-    if choices and value not in choices:
-        near = difflib.get_close_matches(str(value)[:40], map(str, choices), 1, 0)
-        raise ValueError(
-            f"{name}={shown(value)} is not one of {choices}; did you mean {near[0]!r}?"
-        )
-    if kind is str:
-        _check_text(name, value)
-    if name == "answers":
-        if any(type(text) is not str or not text for text in value) or len({*value}) < len(value):
-            raise ValueError(f"answers={shown(value)} are not different texts")
-    elif kind is tuple:
-        _check_colours(name, value, *((1e-9, 1e3) if name == "pixel_std" else (-1e3, 1e3)))
-
-
-def _inside(value, low, high, part, **_):
-    return 0 < value <= 1 if part else low <= value < high
-
-
-def _check_text(name, value):
-    if len(value) > MOST_LETTERS or "\0" in value:
-        limit = f"it must have at most {MOST_LETTERS:,} letters, and no NUL among them"
-        raise ValueError(f"{name}={shown(value)}; {limit}")
-    if name == "device" and not re.fullmatch(r"[a-z]{1,20}(:[0-9]{1,4})?", value):
-        raise ValueError(f"device={shown(value)} is no device; give auto, cpu, cuda or cuda:1")
-
-
-def _check_colours(name, value, low, high):
-    if len(value) != 3 or any(type(v) not in (int, float) for v in value):
-        raise ValueError(f"{name}={shown(value)} is not three numbers, of red, green and blue")
-    if not all(low <= v <= high for v in value):
-        raise ValueError(f"{name}={shown(value)}; each must be from {low:g} to {high:g}")
-
-
-def _limit(field):
-    """The range of a number in words; of anything else nothing."""
-    kind, low, high = type(field.default), field.metadata["low"], field.metadata["high"]
-    if kind not in (int, float) or field.metadata["choices"]:
-        return ""
-    if field.metadata["part"]:
-        return "; it must be over 0 and at most 1"
-    most = f"at most {high - 1:,}" if kind is int else f"under {high:,}"
-    return f"; it must be at least {low:.0f} and {most}"
-
-
-def shown(value, most=60):
-    """A setting as a message shows it, in `most` letters or so, however long, deep or large."""
-    if isinstance(value, (tuple, list, dict)):
-        plain = len(value) < 5 and all(isinstance(v, (str, int, float)) for v in value)
-        if isinstance(value, dict) or not plain:
-            return f"({len(value):,} values)"
-        return f"({', '.join(shown(v, most // 4) for v in value)})"
-    if isinstance(value, int) and abs(value) >= 10**most:  # Python writes no number of 5,000 digits
-        return f"(a number of {value.bit_length():,} bits)"
-    text = repr(value[: most + 1] if isinstance(value, str) else value)
-    return text if len(text) <= most + 2 else f"{text[:most]}..."
-
-
-def divides(config, whole, part):
-    """Raise ValueError unless one of the settings is a multiple of another."""
-    size, by = getattr(config, whole), getattr(config, part)
-    if size % by:
-        divisors = (d for d in range(1, size + 1) if size % d == 0)
-        nearest = min(divisors, key=lambda d: abs(d - by))
-        raise ValueError(
-            f"{whole}={size} is not a multiple of {part}={by}; nearest {part}: {nearest}"
-        )
+def _check_objective(config):
+    """Raise ValueError for what a relative does not have; its own settings relatives.py checks."""
+    if config.objective == "coca":
+        if config.settings:
+            raise ValueError(f"settings={shown(dict(config.settings))}: CoCa has none of its own")
+        return
+    of = f"objective={config.objective}"
+    plain = {"task": "captions", "accumulate": 1, "patch_keep": 1.0}
+    for name, value in plain.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"{name}={getattr(config, name)}: with {of} it is {value}")
 
 
 def preset(name, **overrides):
@@ -361,6 +316,8 @@ def from_dict(fields):
     if type(fields.get("freeze_image")) is bool:  # what `freeze` was, in earlier versions
         fields = dict(fields)
         fields |= {"freeze": "image"} if fields.pop("freeze_image") else {}
+    if isinstance(own := fields.get("settings", ()), dict):
+        fields = fields | {"settings": tuple(sorted(own.items()))}
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(str(name)[:40], known, 1, 0)[0]

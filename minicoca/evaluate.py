@@ -66,9 +66,9 @@ def evaluate(
     quiet = len(indices) <= 4 * BATCH
     for i in tqdm(range(0, len(indices), BATCH), unit="batch", disable=quiet, leave=False):
         images = pairs.batch(indices[i : i + BATCH])
-        if config.caption_weight:
+        if config.writes:
             captions += caption(model, tokenizer, images)
-        if config.contrastive_weight:
+        if config.compares:
             vectors.append(model.embed_images(images))
     # Read after `batch`: a folder replaces a damaged image, and its captions with it.
     references = [written(pairs, i) for i in indices]
@@ -76,7 +76,7 @@ def evaluate(
     if captions:
         measures.append(of_captions(captions, references, known))
         figures["caption_bleu_order"] = bleu_order(captions)
-    ways = ("cosine",) * bool(config.contrastive_weight) + tuple(by) * bool(config.caption_weight)
+    ways = ("cosine",) * config.compares + tuple(by) * config.writes
     image_vectors = None
     if vectors:
         image_vectors, texts = np.concatenate(vectors), [t for own in references for t in own]

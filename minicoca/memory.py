@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from .config import Config
-from .params import count, shapes, specs
+from .params import count, shapes
+from .relatives import specs_of
 from .tuning import by_muon, factors
 
 FLOAT = 4  # bytes of a number: weights, gradients and moments are float32
@@ -31,7 +32,7 @@ def check(config: Config, training: bool = False, known: bool = True) -> None:
     """
     need, have = needed(config, training, known), available()
     if have is not None and need > have:
-        numbers = count(specs(config))
+        numbers = count(specs_of(config))
         what = "training" if training else "using"
         advice = (
             "fewer layers, less width, image_size or batch_size" if training else "a smaller model"
@@ -49,7 +50,7 @@ def needed(config: Config, training: bool = False, known: bool = True) -> int:
     CPU, and for the pictures of data that are drawn at the start. known: as in `check`."""
     if not known:
         config = replace(config, vocabulary=5, batch_size=1)
-    weights = FLOAT * count(specs(config))
+    weights = FLOAT * count(specs_of(config))
     if not training:
         return weights
     pictures = 3 * DRAWN * config.image_size**2 if config.data == "shapes" else 0
@@ -59,7 +60,7 @@ def needed(config: Config, training: bool = False, known: bool = True) -> int:
 
 def moved(config: Config) -> int:
     """Bytes of gradients and moments: AdamW's two, and one of what Muon moves."""
-    tree = specs(config)
+    tree = specs_of(config)
     sizes = {name: math.prod(shape) for name, shape in shapes(tree).items()}
     # In NumPy what is frozen has them too.
     learn = {
@@ -70,7 +71,10 @@ def moved(config: Config) -> int:
 
 
 def left(config: Config) -> int:
-    """Bytes of the pixels of a micro-batch, and of the inputs and hidden layers of image layers."""
+    """Bytes of the pixels of a micro-batch, and of the inputs and hidden layers of image layers; of
+    a relative nothing is counted."""
+    if config.objective != "coca":
+        return 0
     images, layers = -(-config.batch_size // config.accumulate), _passed(config)
     hidden = min(layers, 1) if config.recompute else layers
     layer = config.kept_patches * (layers * config.image_width + hidden * config.image_hidden)
@@ -81,7 +85,7 @@ def _passed(config: Config) -> int:
     """How many image layers the backward pass goes through: down to the first that learns."""
     if config.backend == "numpy":
         return config.image_layers
-    found = factors(specs(config), config)
+    found = factors(specs_of(config), config)
     learn = (name.split(".") for name, factor in found.items() if factor)
     image = [words for words in learn if words[0] == "image"]
     first = [int(words[2]) if words[1] == "blocks" else 0 for words in image]

@@ -103,9 +103,9 @@ def look(model, tokenizer, pairs, gallery: int = 0, limit: int | None = None) ->
         indices = np.arange(start, min(start + BATCH, count))
         images = pairs.batch(indices)
         own = [written(pairs, i) for i in indices]  # after `batch`, as in `evaluate`
-        if model.config.caption_weight:
+        if model.config.writes:
             said += captioned(model, tokenizer, indices, images, own)
-        if model.config.contrastive_weight:
+        if model.config.compares:
             vectors.append(model.embed_images(images))
         rights += own
     empty = Looks(count, said, {}, 0, None, [], [], 0, 0, {}, {})

@@ -13,8 +13,10 @@ from functools import partial
 import numpy as np
 
 from . import params
-from .config import END, PAD, check_field, divides, option
+from .config import END, PAD
+from .fields import check_field, divides, option, shown
 from .params import Spec
+from .views import view
 
 _own = partial(option, "objective")
 
@@ -82,13 +84,13 @@ class CapPa(Relative):
     """Most captions are to be written blindly, all words at once (Tschannen et al. 2023). Batch:
     images [B, I, I, 3], tokens [B, T], parallel [B]: which captions."""
 
-    parallel: float = _own(0.75, "part of the captions that is written all at once", part=True)
+    parallel_part: float = _own(0.75, "part of the captions that is written all at once", part=True)
 
     def specs(self, config):
         return params.specs(config) | {"word_mask": Spec((config.text_width,), 0.5)}
 
     def draw(self, rng, config, batch):
-        return batch | {"parallel": rng.random(len(batch["tokens"])) < self.parallel}
+        return batch | {"parallel": rng.random(len(batch["tokens"])) < self.parallel_part}
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,19 @@ class SimCLR(Relative):
 
     temperature: float = _own(0.1, "what cosines are divided by", low=1e-3)
     width: int = _own(128, "width of the vectors that are compared, and thrown away")
+    crop: float = _own(0.3, "least part of an image's area that a view shows", part=True)
+    colours: float = _own(0.5, "strength of a view's other colours; 0: its own", high=2.0)
 
     def specs(self, config):
         D = config.image_width
         projector = {"norm": params.norm(D), "up": params.linear(D, D)}
         projector["down"] = params.linear(D, self.width)
         return {"image": params.specs(config)["image"], "projector": projector}
+
+    def draw(self, rng, config, batch):
+        images = batch["images"]
+        both = [view(images, rng, self.crop, self.colours) for _ in range(2)]
+        return batch | {"views": np.stack(both)}
 
 
 @dataclass(frozen=True)
@@ -301,3 +310,28 @@ RELATIVES = {
     "matching": Matching, "simclr": SimCLR, "mae": MAE, "simmim": SimMIM, "resnet": ResNet,
     "vlmo": VLMo,
 }  # fmt: skip
+
+
+def settings_of(config):
+    """The settings of the config's objective. Raises ValueError for what it has not."""
+    kind, given = RELATIVES[config.objective], dict(config.settings)
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in given:
+        if name not in known:
+            own = f"it has {', '.join(known)}" if known else "it has none of its own"
+            raise ValueError(f"{config.objective} has no setting {shown(name)}; {own}")
+    return kind(**given)
+
+
+def specs_of(config):
+    """The tree of Specs of the config's objective."""
+    return settings_of(config).specs(config)
+
+
+def drawn(config, step, images, tokens):
+    """What is random in a step of the config's objective, as its batch has it: {name: array}, by
+    seed and step alone. step None: to look at, not to learn from."""
+    use, place = ("look", 0) if step is None else ("objective", step)
+    rng, batch = params.stream(use, config.seed, place), {"images": images, "tokens": tokens}
+    made = settings_of(config).draw(rng, config, batch)
+    return {name: made[name] for name in sorted(made.keys() - batch.keys())}

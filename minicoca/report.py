@@ -39,6 +39,9 @@ def table(results):
             )
             lines.append(f"{label:26}" + "".join(cells))
     lines += _answers([results[name] for name in splits])
+    if any("loss" in results[name] for name in splits):
+        cells = (f"{results[n]['loss']:>16.3f}" if "loss" in results[n] else "" for n in splits)
+        lines.append(f"{'loss':26}" + "".join(cells))
     galleries = sorted({_gallery(results[n]) for n in splits if "gallery" in results[n]})
     if galleries:
         lines.append(f"(R@1: found first among {', '.join(galleries)})")
@@ -127,7 +130,7 @@ def _figure(folder, model, tokenizer, pairs, captions, name):
 
 def _similarity(axis, model, tokenizer, pairs):
     n = min(24, len(pairs))
-    if not model.config.contrastive_weight:
+    if not model.config.compares:
         axis.set_axis_off()
         return
     image_vectors = model.embed_images(pairs.batch(np.arange(n)))
@@ -140,7 +143,8 @@ def _similarity(axis, model, tokenizer, pairs):
 
 def _curves(axis, path):
     records = [r for r in Log.read(path) if "loss" in r]
-    for name in ("contrastive", "caption", "answer"):
+    parts = [n for n in ("contrastive", "caption", "answer") if any(n in r for r in records)]
+    for name in parts or ["loss"]:
         points = [(r["step"], r[name]) for r in records if name in r]
         if points:
             axis.plot(*zip(*points, strict=True), label=name, linewidth=1)

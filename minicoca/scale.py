@@ -17,7 +17,8 @@ from typing import Any
 
 from . import memory
 from .config import Config
-from .params import count, shapes, specs
+from .params import count, shapes
+from .relatives import specs_of
 from .tuning import by_muon, learning
 
 FLOAT = 4  # bytes: weights, gradients, moments, embeddings and their gradients
@@ -34,8 +35,8 @@ def wire(config: Config, world: int, pairs: int = PAIRS) -> dict[str, int]:
     """Bytes that each of `world` processes sends in a step, by what they are."""
     width = config.embed_width or config.text_width
     weights = FLOAT * learning(config)
-    matrices = by_muon(specs(config), config)
-    muon = FLOAT * sum(math.prod(s) for n, s in shapes(specs(config)).items() if n in matrices)
+    matrices = by_muon(specs_of(config), config)
+    muon = FLOAT * sum(math.prod(s) for n, s in shapes(specs_of(config)).items() if n in matrices)
     contrast = bool(config.contrastive_weight)
     whole = {
         "texts": contrast * FLOAT * pairs * width,
@@ -70,7 +71,7 @@ def _gathers(config: Config, world: int, pairs: int) -> int:
 
 def kept(config: Config, world: int, pairs: int = PAIRS) -> dict[str, int]:
     """Bytes in each card's memory, by what they are; of activations the least."""
-    size, width = count(specs(config)), config.embed_width or config.text_width
+    size, width = count(specs_of(config)), config.embed_width or config.text_width
     parted = world if config.parallel == "fsdp" else 1
     moments = memory.moved(config) - FLOAT * learning(config)
     own = -(-pairs // world)

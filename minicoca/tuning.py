@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .config import Config, shown
-from .params import flatten, initialise, shapes, specs, stream
+from .config import Config
+from .fields import shown
+from .params import flatten, initialise, shapes, stream
+from .relatives import specs_of
 
 BRANCHES = ("image", "pooler", "text", "decoder")  # of the tree, those that are large
 # The branches of the tree that --image-rate, --pooler-rate and --text-rate are for. What is in none
@@ -48,7 +50,8 @@ def by_muon(tree: dict[str, Any], config: Config) -> set[str]:
     (vectors, embeddings, the head, poolers, the temperature) is AdamW's."""
     if config.optimizer != "muon":
         return set()
-    return {name for name in flatten(tree) if ".blocks." in name and name.endswith(".weight")}
+    inside = (name for name in flatten(tree) if ".blocks." in f".{name}")
+    return {name for name in inside if name.endswith(".weight")}
 
 
 def same_shapes(
@@ -66,7 +69,7 @@ def same_shapes(
 
 def learning(config: Config) -> int:
     """How many numbers of a model learn. Raises ValueError as `factors`."""
-    tree = specs(config)
+    tree = specs_of(config)
     sizes = {name: math.prod(shape) for name, shape in shapes(tree).items()}
     return sum(sizes[name] for name, factor in factors(tree, config).items() if factor)
 
@@ -123,7 +126,7 @@ def move_positions(tree: dict[str, Any], config: Config) -> dict[str, Any]:
 def grow(tree: dict[str, Any], config: Config) -> dict[str, Any]:
     """A tree of weights for the vocabulary and the answers of `config`: further words, and a head
     that is not there, begin as in a fresh model of its seed. No other leaf is touched."""
-    fresh = initialise(config, config.seed)
+    fresh = initialise(config, config.seed, tree=specs_of(config))
     known = len(tree["text"]["token"])
     token_VD, words_DV = fresh["text"]["token"], fresh["decoder"]["head"]["weight"]
     token_VD[:known] = tree["text"]["token"]

@@ -25,7 +25,7 @@ CASES = {
     "coca": [({}, {})],
     "gpt": [({}, {}), ({"tied": True}, {"gelu": "exact"})],
     "simvlm": [({}, {}), ({}, {"pooler": "shared", "multimodal_mlps": 2})],
-    "cappa": [({}, {}), ({"parallel": 0.5}, {"pooler": "none"})],
+    "cappa": [({}, {}), ({"parallel_part": 0.5}, {"pooler": "none"})],
     "siglip": [({}, {}), ({}, {"embed_width": 22, "caption_weight": 0.0, "pooler": "parallel"})],
     "matching": [({}, {}), ({"matching_weight": 0.4}, {"pooler": "none", "embed_width": 22})],
     "simclr": [({"width": 9, "temperature": 0.7}, {}), ({}, {"stem": "clip"})],
@@ -59,8 +59,8 @@ def given(name, config, seed, batch=4, **own):
     _, images, tokens = model_and_batch(config, seed, batch)
     tokens[-1] = tokens[-2]
     views = rng.standard_normal((2, *images.shape))
-    drawn = {"images": images, "tokens": tokens, "views": views}
-    return settings, params, settings.draw(rng, config, drawn)
+    drawn = settings.draw(rng, config, {"images": images, "tokens": tokens})
+    return settings, params, drawn | {"views": views}
 
 
 def by_reference(name, params, config, settings, batch):

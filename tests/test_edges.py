@@ -76,7 +76,7 @@ def check_float32_where_it_matters(accumulate):
     def losses():
         for leaf in trainer.leaves.values():
             leaf.grad = None
-        found = trainer._gradients(trainer._images(0, images), torch.from_numpy(tokens))
+        found = trainer._gradients(trainer.batch(0, images, tokens))
         return float(found["contrastive"]), float(trainer.leaves["log_temperature"].grad)
 
     with torch.no_grad():

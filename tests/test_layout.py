@@ -14,29 +14,38 @@ ROOT = Path(__file__).parent.parent
 OURS = {
     "reference": {
         "numpy", "minicoca.config", "minicoca.masks", "minicoca.params", "minicoca.reference",
-        "minicoca.tuning",
+        "minicoca.relatives", "minicoca.tuning",
     },
     "engine": {
         "numpy", "torch", "minicoca.config", "minicoca.masks", "minicoca.params",
-        "minicoca.engine", "minicoca.kernels", "minicoca.ranks", "minicoca.tuning",
+        "minicoca.engine", "minicoca.kernels", "minicoca.ranks", "minicoca.relatives",
+        "minicoca.tuning",
     },
     "data": {
         "numpy", "PIL", "tqdm", "emoji", "pyarrow", "minicoca.config", "minicoca.params",
         "minicoca.bounds", "minicoca.data", "minicoca.files", "minicoca.images",
         "minicoca.metrics", "minicoca.words",
     },
-    "config.py": {"minicoca.presets"},
+    "config.py": {"minicoca.fields", "minicoca.presets"},
+    "fields.py": set(),
     "presets.py": set(),
     "masks.py": set(),
-    "relatives.py": {"numpy", "minicoca.config", "minicoca.params"},
+    "relatives.py": {
+        "numpy", "minicoca.config", "minicoca.fields", "minicoca.params", "minicoca.views",
+    },
+    "views.py": {"numpy"},
     "ranks.py": {"torch"},
     "files.py": set(),
     "params.py": {"numpy", "safetensors", "minicoca.files"},
-    "tuning.py": {"numpy", "minicoca.config", "minicoca.params"},
-    "memory.py": {"torch", "minicoca.config", "minicoca.params", "minicoca.tuning"},
+    "tuning.py": {
+        "numpy", "minicoca.config", "minicoca.fields", "minicoca.params", "minicoca.relatives",
+    },
+    "memory.py": {
+        "torch", "minicoca.config", "minicoca.params", "minicoca.relatives", "minicoca.tuning",
+    },
     "scale.py": {
         "minicoca.bench", "minicoca.config", "minicoca.kernels", "minicoca.memory",
-        "minicoca.params", "minicoca.tuning",
+        "minicoca.params", "minicoca.relatives", "minicoca.tuning",
     },
     "index.py": {"numpy", "minicoca.files"},
     "tokenizer.py": {
@@ -88,8 +97,8 @@ OURS = {
         "numpy", "tqdm", "minicoca.config", "minicoca.params", "minicoca.data", "minicoca.images",
         "minicoca.clip_tokenizer", "minicoca.tokenizer", "minicoca.words", "minicoca.evaluate",
         "minicoca.report", "minicoca.engine", "minicoca.files", "minicoca.memory",
-        "minicoca.ranks", "minicoca.reference", "minicoca.tasks", "minicoca.training",
-        "minicoca.tuning", "torch", "trackio", "wandb",
+        "minicoca.ranks", "minicoca.reference", "minicoca.relatives", "minicoca.tasks",
+        "minicoca.training", "minicoca.tuning", "torch", "trackio", "wandb",
     },
 }  # fmt: skip
 

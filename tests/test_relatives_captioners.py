@@ -185,10 +185,10 @@ def test_draws_leave_something_to_write():
     rng, batch = np.random.default_rng(0), {"tokens": tokens}
     prefix = relatives.RELATIVES["simvlm"]().draw(rng, None, batch)["prefix"]
     assert {*prefix[::2]} == {0, 1} and {*prefix[1::2]} == {0, 1, 2, 3}
-    parallel = relatives.RELATIVES["cappa"](parallel=0.75).draw(rng, None, batch)["parallel"]
+    parallel = relatives.RELATIVES["cappa"](parallel_part=0.75).draw(rng, None, batch)["parallel"]
     assert 0.65 < parallel.mean() < 0.85
-    with pytest.raises(ValueError, match="parallel=1.5; it must be over 0 and at most 1"):
-        relatives.RELATIVES["cappa"](parallel=1.5)
+    with pytest.raises(ValueError, match="parallel_part=1.5; it must be over 0 and at most 1"):
+        relatives.RELATIVES["cappa"](parallel_part=1.5)
 
 
 def probabilities(name, which="reference"):

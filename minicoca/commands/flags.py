@@ -8,6 +8,7 @@ import re
 import sys
 
 from .. import config
+from ..relatives import RELATIVES, specs_of
 
 MOST, MOST_LINES = 290, 40  # letters of a line of a message, and lines
 HALF = re.compile("[\ud800-\udfff]")
@@ -67,35 +68,58 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, argv=None):
         self.argv = sys.argv[1:] if argv is None else argv
+        for word, parser in self._commands():
+            if word == "train" and word in self.argv[:1]:
+                add_objective(parser, self.argv)
         return super().parse_args(argv)
 
-    def known_flags(self):
+    def _commands(self):
+        """(name, parser) of every command."""
         inside = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
-        chosen = [sub for a in inside for name, sub in a.choices.items() if name in self.argv[:1]]
+        return [pair for a in inside for pair in a.choices.items()]
+
+    def known_flags(self):
+        chosen = [parser for name, parser in self._commands() if name in self.argv[:1]]
         return [flag for p in (self, *chosen) for flag in p._option_string_actions]
 
 
 def add_settings(parser, names):
     """Add `--a-field` for the named fields of Config, in that order; flags not given stay None."""
     for field in (config.Config.__dataclass_fields__[name] for name in names):
-        flag, kind = "--" + field.name.replace("_", "-"), type(field.default)
         value = config.PRESETS["tiny"].get(field.name, field.default)
-        text = field.metadata["help"] + (f" (tiny: {value})" if value != "" else "")
-        extra = (
-            {"action": argparse.BooleanOptionalAction}
-            if kind is bool
-            else {"type": kind, "choices": field.metadata["choices"], "metavar": kind.__name__}
-        )
-        if field.metadata["choices"]:
-            del extra["metavar"]
-        parser.add_argument(flag, default=None, help=text.replace("%", "%%"), **extra)
+        add_field(parser, field, f" (tiny: {value})" if value != "" else "")
+
+
+def add_objective(parser, words):
+    """The flags of the relative that the words of a command line name, if they name one."""
+    named = re.search(r"\0--objective[=\0]([^\0]*)", "\0" + "\0".join(words))
+    kind = RELATIVES.get(named[1]) if named else None
+    own = dataclasses.fields(kind) if kind else ()
+    if own:
+        group = parser.add_argument_group(f"of --objective {named[1]}")
+        for field in own:
+            add_field(group, field, f" (default {field.default})")
+    parser.set_defaults(own=[field.name for field in own])
+
+
+def add_field(parser, field, more):
+    flag, kind = "--" + field.name.replace("_", "-"), type(field.default)
+    text = field.metadata["help"] + more
+    extra = (
+        {"action": argparse.BooleanOptionalAction}
+        if kind is bool
+        else {"type": kind, "choices": field.metadata["choices"], "metavar": kind.__name__}
+    )
+    if field.metadata["choices"]:
+        del extra["metavar"]
+    parser.add_argument(flag, default=None, help=text.replace("%", "%%"), **extra)
 
 
 def settings_by_group():
     """{"data": [names], "model": [names], ...}: the fields of Config that a person may set."""
     groups = {group: [] for group in config.GROUPS}
     for field in dataclasses.fields(config.Config):
-        if field.name not in (*config.DATA_FIELDS, "preset"):
+        if field.name not in (*config.DATA_FIELDS, "preset", "settings"):
             groups[field.metadata["group"]].append(field.name)
     return groups
 
@@ -111,8 +135,20 @@ def from_flags(arguments, earlier=None):
     if not earlier or given.get("task", earlier.task) != earlier.task:
         begins = config.TASK_SETTINGS.get(given.get("task"), {})
         given = begins | (config.TUNED if begins and earlier else {}) | given
+    own = {n: getattr(arguments, n) for n in getattr(arguments, "own", ())}
+    own = {name: value for name, value in own.items() if value is not None}
+    if own:
+        given["settings"] = tuple(sorted(own.items()))
     if earlier:
-        return dataclasses.replace(earlier, **given)
+        if given.get("objective", earlier.objective) != earlier.objective:
+            given.setdefault("settings", ())
+        return _built(dataclasses.replace(earlier, **given))
     if not name and given.get("data", "shapes") not in config.BUILT_IN:
         given = {"tokenizer": "unigram", "vocabulary": 8000, "text_length": 64} | given
-    return config.preset(name or "tiny", **given)
+    return _built(config.preset(name or "tiny", **given))
+
+
+def _built(settings):
+    """The same Config. Raises ValueError for what its objective cannot be built with."""
+    specs_of(settings)
+    return settings

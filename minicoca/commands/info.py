@@ -6,6 +6,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from .. import __version__, config, params, scale
+from ..relatives import specs_of
 from ..training.checkpoint import RESULTS, find_run, read_config, read_results
 from ..training.log import machine
 from .flags import Usage
@@ -52,7 +53,7 @@ def run(arguments):
     elif arguments.preset:
         chosen = config.preset(arguments.preset)
     if chosen:
-        tree = params.specs(chosen)
+        tree = specs_of(chosen)
         facts["parameters"] = {name: params.count(part) for name, part in tree.items()}
         facts["parameters"]["in all"] = params.count(tree)
         facts["settings"] = chosen.to_dict()

@@ -92,7 +92,7 @@ def run(arguments):
     head |= {"chance": chance(tested.labels), "zero_shot": None}
     try:
         templates = arguments.template or ["{}"]
-        if model.config.contrastive_weight:
+        if model.config.compares:
             if not data.prompts:
                 tell_unread(model, tokenizer, data.classes)
             head["zero_shot"] = zero_shot(model, tokenizer, data, tested, templates)

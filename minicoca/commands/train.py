@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from .flags import Usage, add_settings, from_flags, settings_by_group
 from .results import unheard
 
 HELP = "train a model; with no flags, on drawn shapes, in minutes"
-FIRST = ("data", "image_root", "task", "init", "steps", "seed", "backend", "device")
+FIRST = ("data", "image_root", "task", "objective", "init", "steps", "seed", "backend", "device")
 RESUME_FLAGS = (*CHANGEABLE, "image_root")
 
 
@@ -105,7 +104,7 @@ def _settings(arguments):
         settings = from_flags(arguments, earlier)
     except ValueError as error:
         raise Usage(error) from error
-    return replace(settings, **_wherever(settings.to_dict()))
+    return config.from_dict(_wherever(settings.to_dict()))
 
 
 def _check_size(arguments, earlier):

@@ -230,9 +230,12 @@ class CoCa:
     @with_own_backend
     @torch.inference_mode()
     def features(self, images):
-        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the encoder's own tokens [B, S, M])."""
+        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the encoder's own tokens [B, S, M]). Without
+        poolers the vectors are of the tokens' mean."""
         tokens_BSM = image_encoder(self._normalised(images), self.params["image"], self.config)
-        contrast_BD = pool(tokens_BSM, self.params["pooler"], self.config)[0]
+        contrast_BD = tokens_BSM.mean(1)
+        if "pooler" in self.params:
+            contrast_BD = pool(tokens_BSM, self.params["pooler"], self.config)[0]
         vectors_BE = embed(contrast_BD, self.params, "image_projection")
         finite = vectors_BE.isfinite().all() and tokens_BSM.isfinite().all()
         demand_finite(finite, "image tokens")

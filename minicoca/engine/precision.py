@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from ..params import count, flatten, specs, tree_map, unflatten
+from ..params import count, flatten, tree_map, unflatten
+from ..relatives import specs_of
 from .model import coca
 from .ops import pick_device, pick_dtype, use
 
@@ -44,7 +45,7 @@ def settled(config, weights, say):
     """
     device = pick_device(config.device)
     asked = config.precision == "auto" and device.type == "cpu"
-    if not (asked and has_bfloat16() and count(specs(config)) >= LARGE):
+    if not (asked and has_bfloat16() and count(specs_of(config)) >= LARGE):
         return config
     leaf = lambda array: torch.tensor(array).requires_grad_()  # noqa: E731
     seconds = _seconds(config, tree_map(leaf, weights))

@@ -6,11 +6,11 @@ from functools import partial
 import torch
 
 from ..config import END, PAD, START, UNKNOWN
-from ..params import flatten, specs, stream, tree_map, unflatten
+from ..params import flatten, stream, tree_map, unflatten
 from ..params import shapes as params_shapes
 from ..ranks import ALONE
+from ..relatives import drawn, specs_of
 from ..tuning import by_muon, factors, kept_tokens, shares
-from .answers import questions
 from .augment import augment
 from .distributed import as_parts, own, shared, syncing, whole
 from .generate import CoCa
@@ -19,9 +19,10 @@ from .model import coca, encode_image, encode_text, total_loss
 from .ops import complaint, pick_device, pick_dtype, use, with_own_backend
 from .optim import clamp_temperature, clip_by_global_norm, learning_rate, optimizers
 from .precision import in_type
+from .relatives import objective_of
 from .vision import normalise
 
-LOSSES = ("loss", "contrastive", "caption", "answer")
+LOSSES = ("loss", "contrastive", "caption", "answer", "matching", "words", "balance")
 KEPT = ("exp_avg", "exp_avg_sq", "step")  # as torch calls them; Muon has the first alone
 
 
@@ -39,7 +40,7 @@ class Trainer:
             self.complaint = complaint() if self.device.type == "cuda" else ""
         self.params = tree_map(lambda a: torch.tensor(a, device=self.device), params)
         self.leaves = flatten(self.params)
-        objective = coca if config.task == "captions" else questions
+        objective = objective_of(config)
         self.objective = torch.compile(objective) if config.compile else objective
         for name, factor in factors(self.params, config).items():
             self.leaves[name].requires_grad_(factor > 0)
@@ -72,7 +73,7 @@ class Trainer:
         batch = self.batch(step, images, texts)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        losses = self._gradients(**batch)
+        losses = self._gradients(batch)
         self.mark("optimiser")
         if self.ranks.world > 1 and self.config.parallel == "fsdp":
             self._sum_scalars()
@@ -84,15 +85,17 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["factor"]
                 optimizer.step()
-            if self.leaves["log_temperature"].requires_grad:
+            if "log_temperature" in self.leaves and self.leaves["log_temperature"].requires_grad:
                 clamp_temperature(self.params)
             if self.ema:  # less of an average at first, when the weights are still anything
                 decay = min(self.config.ema, (1 + step) / (10 + step))
                 averages = [own(p) for p in flatten(self.ema).values()]
                 new = [own(p.detach()) for p in self.leaves.values()]
                 torch._foreach_lerp_(averages, new, 1 - decay)
-        temperature = float(self.params["log_temperature"].detach().exp())
-        return report | {"learning_rate": rate, "temperature": temperature}
+        report["learning_rate"] = rate
+        if "log_temperature" in self.params:
+            report["temperature"] = float(self.params["log_temperature"].detach().exp())
+        return report
 
     def tell_parts(self, mark):
         """From now on `mark` is called with the name of each part of a step as it begins."""
@@ -102,7 +105,10 @@ class Trainer:
         """What `step` is given, as the objective takes it: {name: tensor}. step None: to look at,
         not to learn from, so not augmented, and with all patches."""
         texts = texts if isinstance(texts, dict) else {"tokens": texts}
-        batch = {name: torch.from_numpy(array).to(self.device) for name, array in texts.items()}
+        more = texts | drawn(self.config, step, images, texts["tokens"])
+        batch = {name: torch.from_numpy(array).to(self.device) for name, array in more.items()}
+        if "views" in batch:
+            batch["views"] = self._pixels(batch["views"])
         first, places = 0, None
         whole = len(images)
         if step is not None:  # what is drawn is drawn for all rows of the batch
@@ -128,23 +134,26 @@ class Trainer:
     def _images(self, step, images, place=None):
         """To float, augmented as at their place in the batch, normalised, in the compute type."""
         config = self.config
-        images = torch.from_numpy(images).to(self.device).float() / 255
-        if config.augment and step is not None:
-            rng = stream("augment", config.seed, step)
-            images = augment(images, config.augment, rng, place)
-        return normalise(images, config).to(self.dtype)
+        images = torch.from_numpy(images).to(self.device)
+        if not config.augment or step is None:
+            return self._pixels(images)
+        rng = stream("augment", config.seed, step)
+        return self._pixels(augment(images.float() / 255, config.augment, rng, place))
+
+    def _pixels(self, images):
+        images = images if images.is_floating_point() else images.float() / 255
+        return normalise(images, self.config).to(self.dtype)
 
     def _compute_params(self):
         return in_type(self.params, self.dtype)
 
-    def _gradients(self, images, tokens, places=None, **more):
+    def _gradients(self, batch):
         if self.config.accumulate <= 1 and self.ranks.world == 1:
-            params = self._compute_params()
-            outputs = self.objective(params, self.config, images, tokens, places, **more)
+            outputs = self.objective(self._compute_params(), self.config, batch)
             self.mark("backward")
             _backward(outputs["loss"])
             return {k: outputs[k].detach() for k in LOSSES if k in outputs}
-        return self._in_parts(images, tokens, places)
+        return self._in_parts(batch["images"], batch["tokens"], batch["places"])
 
     def _in_parts(self, images, tokens, places):
         """The same gradient from parts of a batch: micro-batches, processes, or both.
@@ -169,7 +178,8 @@ class Trainer:
             losses["contrastive"], contrasts = self._cached(batches, contrast)
 
         def forward(x, t, p, contrast, tree):
-            outputs = self.objective(in_type(tree, self.dtype), config, x, t, p, compare=False)
+            part = {"images": x, "tokens": t, "places": p, "compare": False}
+            outputs = self.objective(in_type(tree, self.dtype), config, part)
             found = {}
             if config.contrastive_weight:
                 pairs = outputs["image"], outputs["text"]
@@ -291,8 +301,8 @@ class Trainer:
 
 def shapes(config):
     """{name: shape} of what `Trainer.state` gives."""
-    own = params_shapes(specs(config))
-    moved = {n: own[n] for n, factor in factors(specs(config), config).items() if factor}
+    own = params_shapes(specs_of(config))
+    moved = {n: own[n] for n, factor in factors(specs_of(config), config).items() if factor}
     squared = {n: s for n, s in moved.items() if n not in by_muon(own, config)}
     parts = {
         "params": own,

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from ..config import Config
-from .answers import questions
-from .model import coca
 from .ops import use
 from .optim import clip_by_global_norm
+from .relatives import objective_of
 from .train import LOSSES, Trainer
 
 
@@ -21,11 +20,10 @@ def losses(trainer: Trainer, images: np.ndarray, texts: Any) -> dict[str, float]
     """{name: loss} of a batch as `Trainer.step` takes it, not augmented, with all patches. Empty
     where memory does not suffice."""
     batch = trainer.batch(None, images, texts)
-    images, tokens, places = (batch.pop(name) for name in ("images", "tokens", "places"))
     with use(trainer.config.backend), torch.no_grad():
-        given = trainer._compute_params(), trainer.config, images, tokens, places
+        given = trainer._compute_params(), trainer.config, batch
         try:
-            outputs = _objective(trainer)(*given, **batch)
+            outputs = objective_of(trainer.config)(*given)
         except torch.OutOfMemoryError:
             return {}
     return {name: float(outputs[name]) for name in LOSSES if name in outputs}
@@ -40,13 +38,14 @@ def gradient_norms(
     No gradient is left behind, neither these nor those of the last step.
     """
     config, objective, mark = trainer.config, trainer.objective, trainer.mark
-    trainer.objective, trainer.mark = _objective(trainer), lambda part: None  # nothing is compiled
+    trainer.objective = objective_of(config)  # not compiled
+    trainer.mark = lambda part: None
     found = {}
     try:
         for name, trainer.config in alone.items():
             _forget(trainer)
             with use(config.backend):
-                trainer._gradients(**trainer.batch(step, images, texts))
+                trainer._gradients(trainer.batch(step, images, texts))
             found[name] = float(clip_by_global_norm(trainer.leaves.values(), 0))
     except torch.OutOfMemoryError:
         return {}
@@ -54,10 +53,6 @@ def gradient_norms(
         trainer.config, trainer.objective, trainer.mark = config, objective, mark
         _forget(trainer)
     return found
-
-
-def _objective(trainer):
-    return coca if trainer.config.task == "captions" else questions
 
 
 def _forget(trainer):

@@ -85,9 +85,9 @@ def export(
 def left_out(config: Config) -> list[str]:
     """What a model has no part for, or none that was trained."""
     lines = []
-    if not config.contrastive_weight:
+    if not config.compares:
         lines.append("vectors and the text tower (trained with contrastive_weight 0)")
-    if not config.caption_weight:
+    if not config.writes:
         lines.append("tokens, memory and step (trained with caption_weight 0)")
     if config.answers:
         lines.append("the head that answers questions")
@@ -203,8 +203,8 @@ def outputs(coca: CoCa, runs: dict[str, Run], batch: int) -> Iterator[tuple[str,
     pixels = rng.integers(0, 256, (batch, config.image_size, config.image_size, 3), np.uint8)
     normal = normalise(torch.from_numpy(pixels).float() / 255, config)
     vectors, tokens = encode_image(params, config, normal)
-    kept = [("vectors", vectors)] * bool(config.contrastive_weight)
-    kept += [("tokens", tokens)] * bool(config.caption_weight)
+    kept = [("vectors", vectors)] * config.compares
+    kept += [("tokens", tokens)] * config.writes
     for (what, want), have in zip(kept, runs["image"](pixels), strict=True):
         yield "image", what, have, want.numpy()
     ids = rng.integers(4, config.vocabulary, (batch, config.text_length))

@@ -63,9 +63,9 @@ class ImageTower(Part):
     def forward(self, pixels):
         pixels = normalise(pixels.float() / 255, self.config)
         vectors, tokens = encode_image(self.weights.tree(), self.config, pixels)
-        if not self.config.caption_weight:
+        if not self.config.writes:
             return (vectors,)
-        return (vectors, tokens) if self.config.contrastive_weight else (tokens,)
+        return (vectors, tokens) if self.config.compares else (tokens,)
 
 
 class TextTower(Part):
@@ -151,18 +151,18 @@ def programs(params: dict, config: Config) -> dict[str, Program]:
     batch = Dim("batch")
     pixels = torch.zeros(TRACED, c.image_size, c.image_size, 3, dtype=torch.uint8)
     tower = {name: params[name] for name in params if name.startswith(("image", "pooler"))}
-    outputs = ("vectors",) * bool(c.contrastive_weight) + ("tokens",) * bool(c.caption_weight)
+    outputs = ("vectors",) * c.compares + ("tokens",) * c.writes
     found["image"] = Program(
         ImageTower(tower, c), {"pixels": pixels}, {"pixels": {0: batch}}, outputs
     )
-    if c.contrastive_weight:
+    if c.compares:
         text = {name: params[name] for name in params if name.startswith("text")}
         ids = torch.full((TRACED, min(TRACED, c.text_length)), START)
         length = Dim("length", max=c.text_length)
         found["text"] = Program(
             TextTower(text, c), {"ids": ids}, {"ids": {0: batch, 1: length}}, ("vectors",)
         )
-    if c.caption_weight:
+    if c.writes:
         tokens = torch.zeros(TRACED, memory_tokens(c), c.memory_width)
         cross = {"blocks": of_memory(params["decoder"]["blocks"], True)}
         found["memory"] = Program(

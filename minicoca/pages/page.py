@@ -59,7 +59,7 @@ def page(params: dict, config: Config, tokenizer: AnyTokenizer, name: str) -> by
             f"the run's tokenizer is {kind}, and a page can cut sentences only at spaces: train "
             "with --tokenizer word and without --fold"
         )
-    if not (config.contrastive_weight and config.caption_weight):
+    if not (config.compares and config.writes):
         raise ValueError(
             "the run was trained with contrastive_weight or caption_weight 0, and a page shows both"
         )

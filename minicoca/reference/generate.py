@@ -148,10 +148,13 @@ class CoCa:
         return vectors_BE
 
     def features(self, images):
-        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the encoder's own tokens [B, S, M])."""
+        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the encoder's own tokens [B, S, M]). Without
+        poolers the vectors are of the tokens' mean."""
         images = normalise(images, self.config)
         tokens_BSM, _ = image_encoder(images, self.params["image"], self.config)
-        contrast_BD, *_ = pool(tokens_BSM, self.params["pooler"], self.config)
+        contrast_BD = tokens_BSM.mean(1)
+        if "pooler" in self.params:
+            contrast_BD, *_ = pool(tokens_BSM, self.params["pooler"], self.config)
         return embed(contrast_BD, self.params, "image_projection")[0], tokens_BSM
 
     def embed_texts(self, tokens):

@@ -4,16 +4,16 @@ import math
 
 import numpy as np
 
-from ..params import flatten, specs, tree_map
+from ..params import flatten, tree_map
 from ..params import shapes as params_shapes
+from ..relatives import drawn, specs_of
 from ..tuning import by_muon, factors, kept_tokens, shares
-from .answers import questions, questions_backward
 from .generate import CoCa
-from .model import coca, coca_backward
 from .optim import clamp_temperature, clip_by_global_norm, learning_rate, optimise, start
+from .relatives import objective_of
 from .vision import normalise
 
-LOSSES = ("contrastive", "caption", "answer")
+LOSSES = ("contrastive", "caption", "answer", "matching", "words", "balance")
 PLAIN = {  # what the settings that only the engine serves may be here
     "augment": (0,), "accumulate": (1,), "ema": (0,), "compile": (False,), "recompute": (False,),
     "precision": ("auto", "float32"), "device": ("auto", "cpu"),
@@ -36,18 +36,15 @@ class Trainer:
         If the loss or the gradient is not finite, nothing is changed. texts: as the engine's."""
         self.gradients = {}
         self.mark("forward")
-        more = dict(texts) if isinstance(texts, dict) else {"tokens": texts}
-        batch = [more.pop("tokens"), kept_tokens(self.config, step, len(images))]
-        forward, backward = (questions, questions_backward) if more else (coca, coca_backward)
-        images = normalise(images, self.config)
-        outputs, cache = forward(self.params, self.config, images, *batch, **more)
+        forward, backward = objective_of(self.config)
+        batch = batch_of(self.config, step, images, texts)
+        outputs, cache = forward(self.params, self.config, batch)
         self.mark("backward")
-        gradients = flatten(backward(1.0, cache)[0])
+        gradients = flatten(backward(1.0, cache))
         gradients = {name: gradients[name] for name in self.learns}
         self.mark("optimiser")
         self.gradients, norm = clip_by_global_norm(gradients, self.config.clip_norm)
-        weighed = (name for name in LOSSES if getattr(self.config, f"{name}_weight"))
-        report = {n: float(outputs[n]) for n in ("loss", *weighed) if n in outputs}
+        report = reported(outputs, self.config)
         report["gradient_norm"] = norm
         rate = learning_rate(step, self.config)
         if all(math.isfinite(value) for value in report.values()):
@@ -55,8 +52,10 @@ class Trainer:
             self.params, self.adam = optimise(*given, rate, self.config)
             if "log_temperature" in self.learns:
                 self.params = clamp_temperature(self.params)
-        temperature = float(np.exp(self.params["log_temperature"]))
-        return report | {"learning_rate": rate, "temperature": temperature}
+        report["learning_rate"] = rate
+        if "log_temperature" in self.params:
+            report["temperature"] = float(np.exp(self.params["log_temperature"]))
+        return report
 
     def tell_parts(self, mark):
         """From now on `mark` is called with the name of each part of a step as it begins."""
@@ -84,11 +83,28 @@ class Trainer:
         return CoCa(self.params, self.config)
 
 
+def batch_of(config, step, images, texts):
+    """What `step` is given, as the objective takes it: a dict of arrays. step None: to look at, not
+    to learn from, with all patches."""
+    texts = texts if isinstance(texts, dict) else {"tokens": texts}
+    batch = texts | drawn(config, step, images, texts["tokens"])
+    if "views" in batch:
+        batch["views"] = normalise(batch["views"], config)
+    places = None if step is None else kept_tokens(config, step, len(images))
+    return batch | {"images": normalise(images, config), "places": places}
+
+
+def reported(outputs, config):
+    """The losses of outputs, as floats; none that weighs nothing."""
+    weighed = [name for name in LOSSES if getattr(config, f"{name}_weight", 1)]
+    return {n: float(outputs[n]) for n in ("loss", *weighed) if n in outputs}
+
+
 def shapes(config):
     """{name: shape} of what `Trainer.state` gives."""
-    own = params_shapes(specs(config))
+    own = params_shapes(specs_of(config))
     parts = dict.fromkeys(("params", "adam.mean", "adam.square"), own)
-    matrices = by_muon(specs(config), config)
+    matrices = by_muon(specs_of(config), config)
     parts["adam.square"] = {name: shape for name, shape in own.items() if name not in matrices}
     found = {f"{part}.{n}": s for part, of in parts.items() for n, s in of.items()}
     return found | {"adam.step": ()}

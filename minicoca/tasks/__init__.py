@@ -26,8 +26,14 @@ def embed_texts(model, tokenizer, texts: Iterable[str]) -> np.ndarray:
 
 def demand_vectors(model) -> None:
     """Raises ValueError for a model not trained to match images and texts."""
-    if not model.config.contrastive_weight:
-        raise ValueError("this model was trained with contrastive_weight 0: it cannot compare")
+    if not model.config.compares:
+        raise ValueError(f"{trained(model.config, 'contrastive')}: it cannot compare")
+
+
+def trained(config, loss: str) -> str:
+    """How a model was trained that never learned what this loss teaches."""
+    how = f"{loss}_weight 0" if config.objective == "coca" else f"objective {config.objective}"
+    return f"this model was trained with {how}"
 
 
 def no_vectors(model) -> np.ndarray:

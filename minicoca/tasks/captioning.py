@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import demand_vectors, embed_texts
+from . import demand_vectors, embed_texts, trained
 
 MOST_BEAMS, MOST_TOP_K, MOST_SEED, MOST_LENGTH = 64, 10**6, 2**64 - 1, 10**6
 RERANKED = 5  # captions that are found to rank again where nobody says how many
@@ -221,5 +221,5 @@ def demand_captions(model) -> None:
     """Raises ValueError for a model that was not trained to caption."""
     if model.config.task != "captions":
         raise ValueError("this model was trained to answer questions, not to caption: minicoca ask")
-    if not model.config.caption_weight:
-        raise ValueError("this model was trained with caption_weight 0: it cannot caption")
+    if not model.config.writes:
+        raise ValueError(f"{trained(model.config, 'caption')}: it cannot caption")

@@ -78,7 +78,7 @@ def explain(
         )
         for t, (token, log_p_V) in enumerate(zip(tokens_1T[0, 1:], log_p_1TV[0], strict=True))
     ]
-    has_vector = config.contrastive_weight > 0
+    has_vector = config.compares
     contrast = on_grid(contrast_1HS[0].mean(0), config) if has_vector else None
     return Explanation(caption, found, contrast)
 

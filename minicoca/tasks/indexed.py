@@ -26,6 +26,8 @@ def weights_of(model) -> str:
     config = model.config
     names = [f.name for f in fields(config) if f.metadata["group"] == "model"] + [*DATA_FIELDS]
     said = [[name, getattr(config, name)] for name in names]
+    if config.objective != "coca":
+        said.append(["objective", config.objective, config.settings])
     leaves = flatten(model.params)
     arrays = (np.asarray(leaf.cpu() if hasattr(leaf, "cpu") else leaf) for leaf in leaves.values())
     parts = (array.astype(np.float32, copy=False).tobytes() for array in arrays)

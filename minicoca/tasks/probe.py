@@ -43,10 +43,12 @@ def features(model, images: np.ndarray, with_tokens: bool = True) -> tuple[np.nd
     A vector is the contrastive one; of a video the mean of those of its frames, at length 1 again;
     of a model that was not trained to compare, the mean of the tokens.
     """
+    if not model.config.sees:
+        raise ValueError(f"objective {model.config.objective} has no image tokens to be probed")
     frames = images.reshape(-1, *images.shape[-3:])
     parts = [model.features(frames[i : i + BATCH]) for i in range(0, len(frames), BATCH)]
     vectors, tokens = (np.concatenate(own) for own in zip(*parts, strict=True))
-    if not model.config.contrastive_weight:
+    if not model.config.compares:
         vectors = tokens.mean(1)
     count = 1 if images.ndim == 4 else images.shape[1]
     vectors = vectors.reshape(len(images), count, -1).mean(1)

@@ -46,7 +46,7 @@ def scores(
     model, tokenizer, batches: Iterable[tuple[Sequence, np.ndarray]], texts: Sequence[str]
 ) -> Scores:
     """Every text with every image of the batches (what, images)."""
-    compares, captions = model.config.contrastive_weight > 0, model.config.caption_weight > 0
+    compares, captions = model.config.compares, model.config.writes
     tokens = tokenizer.encode(texts, model.config.text_length)
     vectors = embed_texts(model, tokenizer, texts) if compares else None
     cosines, sums = [np.zeros((0, len(texts)), np.float32)], [np.zeros((0, len(texts)))]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..words import clean
-from . import embed_texts, shortened
+from . import demand_vectors, embed_texts, shortened
 from .captioning import demand_captions
 from .files import Fitting, Picture, decoded, embed
 from .scoring import counts, log_likelihoods, without_image
@@ -100,12 +100,14 @@ class Judge:
             raise ValueError(f"an ensemble is a mean of vectors: by cosine, and not by {by}")
         if by != "cosine":
             demand_captions(model)
+        if by in ("cosine", "both"):
+            demand_vectors(model)
         self.model, self.by, self.rule = model, by, rule
         self.starts = np.cumsum([0] + [len(group) for group in prompts[:-1]])
         self.sizes = np.array([len(group) for group in prompts])
         texts = [prompt for group in prompts for prompt in group]
-        self.temperature = float(np.exp(float(model.params["log_temperature"])))
         if by in ("cosine", "both"):
+            self.temperature = float(np.exp(float(model.params["log_temperature"])))
             self.vectors = embed_texts(model, tokenizer, texts)
         if by != "cosine":
             self.tokens = tokenizer.encode(texts, model.config.text_length)

@@ -308,9 +308,13 @@ ASKED = (
 )  # fmt: skip
 
 
+OF_ALL = (same_pictures, gradient_clipped, waits_for_data)  # the others are about CoCa's losses
+
+
 def advice(seen: Seen) -> dict[str, str]:
     """{what is wrong: a sentence}; empty for a run that is well, or has logged no step."""
-    found = ((ask.__name__, ask(seen)) for ask in ASKED) if seen.steps else ()
+    asked = ASKED if seen.config.objective == "coca" else OF_ALL
+    found = ((ask.__name__, ask(seen)) for ask in asked) if seen.steps else ()
     return {name: text for name, text in found if text}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from .. import params
 from ..config import Config
 from ..files import digest, read_bytes, write_atomically
+from ..relatives import specs_of
 from ..words import clip
 from .checkpoint import CARD, read_config
 
@@ -110,7 +111,8 @@ def front_matter(name, config, splits, licence):
     lines = ["---", f"license: {licence}"]
     if licence == "other":
         lines.append("license_name: of-the-drawings")
-    task = "image-to-text" if config.caption_weight else "zero-shot-image-classification"
+    task = "zero-shot-image-classification" if config.compares else "feature-extraction"
+    task = "image-to-text" if config.writes else task
     task = task if config.task == "captions" else "visual-question-answering"
     lines += ["library_name: minicoca", f"pipeline_tag: {task}", "tags:"]
     lines += [f"- {tag}" for tag in TAGS]
@@ -140,17 +142,19 @@ def quoted(text):
 
 
 def introduction(config, source):
-    size = params.count(params.specs(config))
+    size = params.count(specs_of(config))
     kind = "A CoCa ([Contrastive Captioner](https://arxiv.org/abs/2205.01917))"
     can = ["answers questions about images"] if config.task != "captions" else []
-    if config.caption_weight and not can:
+    if config.writes and not can:
         can.append("captions images")
-    if config.contrastive_weight:
+    if config.compares:
         can.append("compares images with sentences")
+    if config.objective != "coca":
+        kind = f"A relative of CoCa ({config.objective})"
     pixels = f"{config.image_size} x {config.image_size} pixels"
+    can = f", which {' and '.join(can)}" if can else ""
     return [
-        f"{kind} of {size:,} parameters, which {' and '.join(can)}. It reads {pixels} and up to "
-        f"{config.text_length} tokens"
+        f"{kind} of {size:,} parameters{can}. It reads {pixels} and up to {config.text_length} tokens"
         + (f", and was imported from {shown(source)}." if source else "."),
         "",
     ]
@@ -172,11 +176,13 @@ def use(config):
         ]
     caption = "minicoca caption photo.png --run ."
     classify = 'minicoca classify photo.png --labels "a cat" "a dog" --run .'
-    compares = [classify] if config.contrastive_weight else []
-    lines = [caption] * bool(config.caption_weight) + compares
+    compares = [classify] if config.compares else []
+    lines = [caption] * config.writes + compares
     if config.task != "captions":
         photos = " ".join(["photo.png", "other.png"][: config.pictures])
         lines = [f'minicoca ask {photos} "what is it" --run .']
+    if not lines:
+        return []
     return ["## Use", "", "In this folder, with minicoca installed:", "", "```", *lines, "```", ""]
 
 
@@ -223,7 +229,7 @@ def limits(config, splits, source):
         lines.append("- It knows what its training data show, and says of all else what it can.")
     if not splits and not source:
         lines.append("- Nothing was measured on data that were held out.")
-    if config.caption_weight or config.task != "captions":
+    if config.writes or config.task != "captions":
         what = "A caption" if config.task == "captions" else "An answer"
         lines.append(f"- {what} may be wrong, and nothing in it says so.")
     return [*lines, ""]

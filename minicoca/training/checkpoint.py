@@ -17,6 +17,7 @@ from .. import memory, params
 from ..clip_tokenizer import tokenizer_of
 from ..config import from_dict
 from ..files import MARK, Damaged, digest, make_folder, read_bytes, read_json, write_json
+from ..relatives import specs_of
 
 RUNS = "runs"
 CONFIG, TOKENIZER, LOG = "config.json", "tokenizer.model", "metrics.jsonl"
@@ -142,13 +143,13 @@ def read_weights(folder, config, say=None):
     path = folder / WEIGHTS
     own, of = read_own(folder)
     if path.is_file():
-        want = params.shapes(params.specs(config))
+        want = params.shapes(specs_of(config))
         weights, metadata = params.load(path, lambda found, _: params.compare(found, want, path))
         check_copy(metadata, own, path, folder)
     elif (folder / CHECKPOINT).is_file():
         tree, metadata = read_checkpoint(folder, own)
         weights = tree["ema"] if "ema" in tree else tree["params"]
-        params.compare(params.shapes(weights), params.shapes(params.specs(config)), path)
+        params.compare(params.shapes(weights), params.shapes(specs_of(config)), path)
         if say:
             done = f"stopped at step {metadata['step']} of {own.steps}"
             go_on = to_run("train", "--resume", folder)
@@ -172,8 +173,9 @@ def check_copy(metadata, config, path, folder):
         inside = from_dict(json.loads(metadata["config"]))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the config inside it: {str(error)[:200]}") from error
+    own = config.to_dict()
     for name, value in inside.to_dict().items():
-        here = getattr(config, name)
+        here = own.get(name)
         if name not in FREE and value != here:
             raise ValueError(
                 f"{path} was made with {name}={value!r}, but {folder / CONFIG} says {here!r}: they "

@@ -50,11 +50,11 @@ def of_validation(trainer: Any, model: Any, tokenizer: Any, pairs: Any) -> Numbe
     rows = np.arange(min(FEW, len(pairs)))
     images = pairs.batch(rows)
     truth = [pairs.captions[row][0] for row in rows]
-    if config.contrastive_weight:
+    if config.compares:
         tokens = tokenizer.encode(truth, config.text_length)
         found["image_rank"] = effective_rank(model.embed_images(images))
         found["text_rank"] = effective_rank(model.embed_texts(tokens))
-    if config.caption_weight:
+    if config.writes:
         for name, own in (("", caption(model, tokenizer, images)), ("_truth", truth)):
             found[f"alike{name}"] = max(Counter(own).values()) / len(own)
             found[f"looping{name}"] = sum(map(loops, own)) / len(own)
@@ -78,7 +78,8 @@ def losses(trainer: Any, tokenizer: Any, pairs: Any) -> Numbers:
             texts = tokenizer.encode(said, config.text_length)
             totals["contrastive_floor"] += floor_of(texts)
         totals.update(weigher(config).losses(trainer, images, texts))
-    del totals["loss"]
+    if config.objective == "coca":  # whose losses say more, each by itself
+        del totals["loss"]
     if size < config.batch_size:  # a loss among fewer is another
         del totals["contrastive"], totals["contrastive_floor"]
     return {name: value / batches for name, value in totals.items()}
@@ -87,6 +88,8 @@ def losses(trainer: Any, tokenizer: Any, pairs: Any) -> Numbers:
 def gradient_norms(trainer: Any, step: int, images: np.ndarray, texts: Any) -> Numbers:
     """{name: norm of the gradient of this loss times its weight} of what learns."""
     config = trainer.config
+    if config.objective != "coca":
+        return {}
     kinds = ("contrastive" if config.task == "captions" else "answer", "caption")
     kinds = [kind for kind in kinds if getattr(config, f"{kind}_weight")]
     others = {kind: {f"{other}_weight": 0.0 for other in kinds if other != kind} for kind in kinds}

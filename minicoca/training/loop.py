@@ -76,6 +76,9 @@ def loop(
                     own = (trainer, images, texts) if ranks.world == 1 else None
                     found = looked(model, tokenizer, dataset.validation, step, own)
                     adviser.write({"step": step + 1, "look": found})
+                    if "loss" in found and not last:
+                        text = f"step {step + 1}: validation loss {found['loss']:.3f}"
+                        bar.write(text, file=sys.stderr)
             if looks or last or (step + 1) % ADVISE_EVERY == 0:
                 for said in adviser.news(step + 1) if ranks.first else ():
                     bar.write(f"step {step + 1}: {said}", file=sys.stderr)
@@ -124,6 +127,8 @@ def _look(model, tokenizer, dataset, step, log, bar):
         figures, _ = evaluate(model, tokenizer, dataset.validation, limit=LOOK, draws=0)
     except (ValueError, ReadError) as error:  # or NaN, which the next step will find
         bar.write(f"step {step}: no look at validation data: {error}", file=sys.stderr)
+        return
+    if figures.keys() <= {"images"}:
         return
     log.write({"step": step, "validation": figures})
     shown = {

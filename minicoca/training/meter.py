@@ -54,8 +54,9 @@ class Meter:
         tokens = texts["tokens"] if isinstance(texts, dict) else texts
         lengths = (tokens != PAD).sum(1)
         self.seen.update(steps=1, watched=int(self.watches), images=len(images))
-        patches = len(images) * self.config.pictures * self.config.kept_patches
-        self.seen["tokens"] += patches + int(lengths.sum())
+        if self.config.objective == "coca":  # a relative may read less, or more than once
+            patches = len(images) * self.config.pictures * self.config.kept_patches
+            self.seen["tokens"] += patches + int(lengths.sum())
         self.lengths.append(lengths)
 
     def _begins(self, part: str | None) -> None:
@@ -81,10 +82,11 @@ class Meter:
         the times and the memory of the first. What is not known is left out."""
         took, seen, lengths = self.took, self.seen, np.concatenate(self.lengths)
         self.took, self.seen, self.lengths = Counter(), Counter(), []
-        whole, captions = took["data"] + took["step"], self.config.task == "captions"
+        whole = took["data"] + took["step"]
+        counted = (self.config.task, self.config.objective) == ("captions", "coca")
         self.peak = self.peak or self.ranks.world * peak(self.config, self.trainer)
         parts = {p: took[p] for p in ("forward", "backward", "optimiser") if took[p]}
-        work = flops(self.config, lengths) if captions else 0
+        work = flops(self.config, lengths) if counted else 0
         of_each = self.ranks.table(seen["images"], seen["tokens"], seen["decoded"], int(work))
         images, tokens, decoded, work = map(sum, zip(*of_each, strict=True))
         waited, self.exchanged = self.ranks.seconds - self.exchanged, self.ranks.seconds

@@ -20,6 +20,7 @@ from ..clip_tokenizer import tokenizer_of
 from ..evaluate import evaluate, nearest_truth, written
 from ..files import OURS, make_folder, read_bytes, unfinished, write_atomically, write_json
 from ..ranks import ALONE
+from ..relatives import specs_of
 from ..report import make_picture, table
 from ..tuning import learning
 from .card import write_card
@@ -48,6 +49,7 @@ from .checkpoint import (
 )
 from .distributed import Unheard, agree, leave, noticing
 from .log import Log, machine
+from .looks import losses
 from .loop import Stopped, asked_to_stop, diverged, loop
 from .owner import LOCK, LostError, owned
 from .profiling import profiled
@@ -125,7 +127,7 @@ def _train(
         say(f"{folder / LOG}: {log.lost:,} damaged lines are left out")
     if ranks.first and not Log.first_command(folder / LOG):
         log.write({"step": 0, "command": command})
-    size = params.count(params.specs(config))
+    size = params.count(specs_of(config))
     what, each = "pairs", "pairs"
     if config.task != "captions":
         what, each = "questions", f"pictures, {config.per_picture} questions each at most"
@@ -172,6 +174,11 @@ def _train(
     seal = params.save(folder / WEIGHTS, weights, config, **of.as_dict())
     advice = {"advice": list(wrong.values())}
     about = {"weights": seal, **of.as_dict(), **advice}
+    if config.objective != "coca":
+        about["losses"] = {
+            name: losses(trainer, tokenizer, pairs)["loss"]
+            for name, pairs in dataset.evaluations.items()
+        }
     results = finish(model, tokenizer, dataset, config, folder, seconds, say, about)
     for text in wrong.values():
         say(f"advice:     {text}")
@@ -252,7 +259,7 @@ def finish(model, tokenizer, dataset, config, folder, seconds, say=print, about=
         "train_seconds": round(seconds, 1),
         "steps": config.steps,
         "images_per_second": round(config.steps * config.batch_size / max(seconds, 1e-9), 1),
-        "parameters": params.count(params.specs(config)),
+        "parameters": params.count(specs_of(config)),
         "data": config.data,
         "preset": config.preset,
         "seed": config.seed,
@@ -279,7 +286,10 @@ def finish(model, tokenizer, dataset, config, folder, seconds, say=print, about=
             text = captions[name][i]
             truth = nearest_truth(text, written(pairs, i))
             results["samples"].append({"split": name, "truth": truth, "caption": text})
-    write_json(folder / RESULTS, results | (about or {}))
+    about = dict(about or {})
+    for name, value in about.pop("losses", {}).items():
+        results.setdefault(name, {})["loss"] = value
+    write_json(folder / RESULTS, results | about)
     write_card(folder, results, say=say)
     say(table(results))
     if not dataset.evaluations:

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from .. import data, memory, params
 from ..config import Config
 from ..data.questions import classes
+from ..relatives import specs_of
 from ..tasks.questions import left_out
 from ..tokenizer import Tokenizer
 from ..tuning import grow, move_positions
@@ -19,8 +20,9 @@ def make_trainer(tree, config, ranks=None):
         return trainer_of(config).Trainer(tree, config)
     if config.backend == "numpy":
         raise ValueError("--backend numpy trains in one process: leave torchrun out")
-    if config.task != "captions":
-        raise ValueError(f"--task {config.task} trains in one process: leave torchrun out")
+    for name, own in (("task", "captions"), ("objective", "coca")):
+        if (other := getattr(config, name)) != own:
+            raise ValueError(f"--{name} {other} trains in one process: leave torchrun out")
     if config.batch_size < ranks.world * config.accumulate:
         raise ValueError(
             f"batch_size={config.batch_size} is less than a pair for each of {ranks.world} "
@@ -79,9 +81,11 @@ def start(config, folder, say, tokenizer=None, ranks=None):
         mean, std = earlier.pixel_mean, earlier.pixel_std
     config = replace(config, pixel_mean=mean, pixel_std=std)
     check_memory(config, ranks)
-    if weights and params.shapes(weights) != params.shapes(params.specs(config)):
+    if weights and config.objective != earlier.objective:
+        weights = shared(weights, config, say)
+    elif weights and params.shapes(weights) != params.shapes(specs_of(config)):
         weights = grow(weights, config)
-    weights = weights or params.initialise(config, config.seed)
+    weights = weights or params.initialise(config, config.seed, tree=specs_of(config))
     if config.backend != "numpy":
         from ..engine.precision import settled
 
@@ -130,6 +134,20 @@ def first_weights(config, say):
     if sides[0] != sides[1]:
         say("positions of {0} x {0} patches are interpolated to {1} x {1}".format(*sides))
     return move_positions(weights, config), tokenizer
+
+
+def shared(weights, config, say):
+    """First weights of another objective than the run's that --init names: of that run what has the
+    same name and shape."""
+    fresh = params.flatten(params.initialise(config, config.seed, tree=specs_of(config)))
+    known = params.flatten(weights)
+    taken = {n: x for n, x in known.items() if n in fresh and x.shape == fresh[n].shape}
+    if not taken:
+        raise ValueError(f"{config.init} has no weights that objective={config.objective} has too")
+    count, whole = (sum(x.size for x in own.values()) for own in (taken, fresh))
+    parts = ", ".join(sorted({name.split(".")[0] for name in taken}))
+    say(f"{count:,} of {whole:,} parameters are of {config.init} ({parts}); the others begin anew")
+    return params.unflatten(fresh | taken)
 
 
 def shorter_warmup(config, say):

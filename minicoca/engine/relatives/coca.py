@@ -5,4 +5,5 @@ from ..model import coca
 
 def loss(params, config, settings, batch):
     """-> {loss, contrastive, caption, image [B, E], text [B, E]}."""
-    return coca(params, config, batch["images"], batch["tokens"], batch.get("places"))
+    given = batch["images"], batch["tokens"], batch.get("places"), batch.get("compare", True)
+    return coca(params, config, *given)
