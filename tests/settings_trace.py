@@ -132,7 +132,7 @@ class Recorder:
         self.put = lambda *patch: stack.enter_context(mock.patch.object(*patch))
         for trainer in TRAINERS.values():
             self.put(trainer, "step", self.step_of(trainer.step))
-        self.put(reference_train, "coca", self.passing(reference_train.coca))
+        self.put(reference_train, "objective_of", self.watched(reference_train.objective_of))
         self.put(torch, "compile", lambda function: self.seen["compiled"].append(1) or function)
         self.put(ops, "checkpoint", self.recomputing(ops.checkpoint))
         self.put(run.data, "load", self.data_of(run.data.load))
@@ -153,10 +153,17 @@ class Recorder:
 
         return recorded
 
-    def passing(self, coca):
-        def recorded(tree, config, images, *rest, **more):
-            self.seen["passes"].append(len(images))
-            return coca(tree, config, images, *rest, **more)
+    def passing(self, objective):
+        def recorded(tree, config, batch):
+            self.seen["passes"].append(len(batch["images"]))
+            return objective(tree, config, batch)
+
+        return recorded
+
+    def watched(self, objective_of):
+        def recorded(config):
+            forward, backward = objective_of(config)
+            return self.passing(forward), backward
 
         return recorded
 

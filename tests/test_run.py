@@ -44,7 +44,7 @@ def test_accumulated_gradient_is_the_gradient():
         for parts in (1, 2, 5):
             changed = {**config.to_dict(), "accumulate": parts}
             trainer = engine_train.Trainer(tree, type(config)(**changed))
-            losses = trainer._gradients(trainer._images(0, images), torch.from_numpy(tokens))
+            losses = trainer._gradients(trainer.batch(0, images, tokens))
             found = {n: p.grad for n, p in trainer.leaves.items() if p.grad is not None}
             gradients.append((losses, found))
         whole_losses, whole = gradients[0]

@@ -103,7 +103,7 @@ ROWS = [
 ]
 # Looked at below: `backend` chooses between these columns, `device` is where tensors are. `answers`
 # are what training's are (test_ask.py); `parallel` is of several processes (test_distributed.py).
-APART = {"backend", "device", "answers", "parallel"}
+APART = {"backend", "device", "answers", "parallel", "objective", "settings"}
 NUMPY_REFUSES = {"augment", "accumulate", "ema", "compile", "recompute", "precision", "device"}
 
 # Each number's least value, and the first one over its range.

@@ -6,14 +6,12 @@ import numpy as np
 
 from ..params import flatten, tree_map
 from ..params import shapes as params_shapes
-from ..relatives import drawn, specs_of
-from ..tuning import by_muon, factors, kept_tokens, shares
+from ..relatives import specs_of
+from ..tuning import by_muon, factors, shares
 from .generate import CoCa
 from .optim import clamp_temperature, clip_by_global_norm, learning_rate, optimise, start
-from .relatives import objective_of
-from .vision import normalise
+from .relatives import batch_of, objective_of, reported
 
-LOSSES = ("contrastive", "caption", "answer", "matching", "words", "balance")
 PLAIN = {  # what the settings that only the engine serves may be here
     "augment": (0,), "accumulate": (1,), "ema": (0,), "compile": (False,), "recompute": (False,),
     "precision": ("auto", "float32"), "device": ("auto", "cpu"),
@@ -81,23 +79,6 @@ class Trainer:
     def model(self):
         """The model as it stands, for evaluation."""
         return CoCa(self.params, self.config)
-
-
-def batch_of(config, step, images, texts):
-    """What `step` is given, as the objective takes it: a dict of arrays. step None: to look at, not
-    to learn from, with all patches."""
-    texts = texts if isinstance(texts, dict) else {"tokens": texts}
-    batch = texts | drawn(config, step, images, texts["tokens"])
-    if "views" in batch:
-        batch["views"] = normalise(batch["views"], config)
-    places = None if step is None else kept_tokens(config, step, len(images))
-    return batch | {"images": normalise(images, config), "places": places}
-
-
-def reported(outputs, config):
-    """The losses of outputs, as floats; none that weighs nothing."""
-    weighed = [name for name in LOSSES if getattr(config, f"{name}_weight", 1)]
-    return {n: float(outputs[n]) for n in ("loss", *weighed) if n in outputs}
 
 
 def shapes(config):

@@ -10,8 +10,8 @@ import numpy as np
 from ..config import Config
 from ..params import flatten
 from .optim import clip_by_global_norm
-from .relatives import objective_of
-from .train import Trainer, batch_of, reported
+from .relatives import batch_of, objective_of, reported
+from .train import Trainer
 
 
 def losses(trainer: Trainer, images: np.ndarray, texts: Any) -> dict[str, float]:

@@ -154,7 +154,8 @@ def introduction(config, source):
     pixels = f"{config.image_size} x {config.image_size} pixels"
     can = f", which {' and '.join(can)}" if can else ""
     return [
-        f"{kind} of {size:,} parameters{can}. It reads {pixels} and up to {config.text_length} tokens"
+        f"{kind} of {size:,} parameters{can}. It reads {pixels} and up to "
+        f"{config.text_length} tokens"
         + (f", and was imported from {shown(source)}." if source else "."),
         "",
     ]

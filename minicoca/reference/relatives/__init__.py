@@ -2,8 +2,12 @@
 
 from importlib import import_module
 
-from ...relatives import settings_of
+from ...relatives import drawn, settings_of
+from ...tuning import kept_tokens
 from ..answers import questions, questions_backward
+from ..vision import normalise
+
+LOSSES = ("contrastive", "caption", "answer", "matching", "words", "balance")
 
 
 def objective_of(config):
@@ -22,3 +26,20 @@ def _questions(params, config, batch):
     given = [batch[name] for name in ("images", "tokens", "places")]
     asked = {name: batch[name] for name in ("about", "lengths", "shares")}
     return questions(params, config, *given, **asked)
+
+
+def batch_of(config, step, images, texts):
+    """What `step` is given, as the objective takes it: a dict of arrays. step None: to look at, not
+    to learn from, with all patches."""
+    texts = texts if isinstance(texts, dict) else {"tokens": texts}
+    batch = texts | drawn(config, step, images, texts["tokens"])
+    if "views" in batch:
+        batch["views"] = normalise(batch["views"], config)
+    places = None if step is None else kept_tokens(config, step, len(images))
+    return batch | {"images": normalise(images, config), "places": places}
+
+
+def reported(outputs, config):
+    """The losses of outputs, as floats; none that weighs nothing."""
+    weighed = [name for name in LOSSES if getattr(config, f"{name}_weight", 1)]
+    return {n: float(outputs[n]) for n in ("loss", *weighed) if n in outputs}
