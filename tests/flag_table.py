@@ -246,6 +246,13 @@ FLAGS = {
             ),
         ],
     ),
+    "family": (
+        [],
+        [
+            ("--runs", ["--runs", "HERE"], ["--runs", "HERE/first"], "out"),
+            ("--json", [], ["--json"], "out"),
+        ],
+    ),
     "info": (
         [],
         [

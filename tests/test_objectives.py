@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,14 @@ from minicoca.__main__ import main
 from minicoca.commands import build_parser
 from minicoca.commands.flags import from_flags
 from minicoca.config import OBJECTIVES, from_dict, preset
+from minicoca.family import FAMILY
+from minicoca.files import write_json
 from minicoca.params import flatten, initialise
 from minicoca.relatives import RELATIVES, drawn, settings_of, specs_of
+from minicoca.training.checkpoint import save_config
 from minicoca.views import view
+
+ROOT = Path(__file__).parent.parent
 
 SMALL = dict(
     image_size=16, image_layers=1, image_width=16, image_hidden=16, image_heads=2, text_width=16,
@@ -172,3 +178,27 @@ def test_views():
     other = images.copy()
     other[0] = 0
     assert (view(other, np.random.default_rng(2), 0.5, 0.5)[1:] == one[1:]).all()
+
+
+def test_the_family_is_listed(tmp_path, capsys):
+    """Each with its two files, which are there, the later ones, and the figures of its newest run;
+    a damaged run is none."""
+    for name, objective in (("a", "coca"), ("b", "mae"), ("broken", "gpt")):
+        (tmp_path / name).mkdir()
+        save_config(config_of(objective), tmp_path / name)
+        write_json(tmp_path / name / "results.json", {"held_out": {"images": 3, "loss": 0.125}})
+    (tmp_path / "broken/results.json").write_text("{")
+    assert main(["family", "--runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'b'}: loss 0.125" in said and "broken" not in said
+    assert "minicoca train --objective simvlm" in said and "Flamingo" in said.split("not built")[1]
+    assert main(["family", "--runs", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [own["name"] for own in found["built"]] == [
+        *FAMILY
+    ] and FAMILY.keys() == RELATIVES.keys()
+    for own in found["built"]:
+        assert all((ROOT / path).is_file() for path in own["files"])
+        parser = build_parser()
+        assert from_flags(parser.parse_args(own["command"].split()[1:])).objective == own["name"]
+    assert not FAMILY.keys() & {own["name"].lower() for own in found["later"]}

@@ -1,0 +1,39 @@
+"""CoCa's relatives: who they are, and what each changes about CoCa."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the family: its year, its paper (arXiv, or words), what it changes."""
+
+    year: int
+    paper: str
+    changes: str
+
+
+FAMILY = {
+    "coca": Member(2022, "2205.01917", "one model, two losses: contrastive and captioning"),
+    "siglip": Member(2023, "2303.15343", "yes or no for every pair of a batch, not a softmax"),
+    "matching": Member(2022, "2201.12086", "BLIP's head: do this picture and text belong together"),
+    "vlmo": Member(2021, "2111.02358", "one transformer, an MLP for each modality, or a router"),
+    "simvlm": Member(2021, "2108.10904", "no contrast; the beginning of a caption is given"),
+    "cappa": Member(2023, "2306.07915", "no contrast; most captions are written all at once"),
+    "gpt": Member(2018, "Radford et al.", "no image: a language model of the captions"),
+    "simclr": Member(2020, "2002.05709", "no text: an image knows its other view among others"),
+    "mae": Member(2021, "2111.06377", "no text: a quarter of the patches draws the rest"),
+    "simmim": Member(2021, "2111.09886", "no text: all patches, many masked, and a linear map"),
+    "resnet": Member(2018, "1812.01187", "a convolutional image tower, ResNet-D"),
+}
+# What is not built yet, by its paper.
+LATER = {
+    "ClipCap": Member(2021, "2111.09734", "a mapper writes a prefix for a frozen language model"),
+    "Frozen": Member(2021, "2106.13884", "the image tower learns what a frozen one can read"),
+    "Flamingo": Member(2022, "2204.14198", "gated cross-attention within a frozen one; few shots"),
+    "BLIP-2": Member(2023, "2301.12597", "queries between a frozen tower and a frozen model"),
+    "FROMAGe": Member(2023, "2301.13823", "a frozen model that retrieves and shows images"),
+    "Kosmos-1": Member(2023, "2302.14045", "a language model of interleaved images and texts"),
+    "LoRA": Member(2021, "2106.09685", "matrices of low rank beside frozen ones"),
+    "PGN": Member(2022, "2210.06466", "a small net writes prompts for a frozen tower"),
+    "BEiT-3": Member(2022, "2208.10442", "masked images, texts and pairs, as one language"),
+}
