@@ -167,7 +167,7 @@ def _sincos(patches, width):
 
 
 # What is drawn beside first values, which have the seed's own stream.
-STREAMS = ("order", "captions", "augment", "sample", "patches", "objective", "look")
+STREAMS = ("order", "captions", "augment", "sample", "patches", "objective")
 
 
 def stream(use, seed, place):

@@ -330,8 +330,8 @@ def specs_of(config):
 
 def drawn(config, step, images, tokens):
     """What is random in a step of the config's objective, as its batch has it: {name: array}, by
-    seed and step alone. step None: to look at, not to learn from."""
-    use, place = ("look", 0) if step is None else ("objective", step)
-    rng, batch = params.stream(use, config.seed, place), {"images": images, "tokens": tokens}
+    seed and step alone. step None: to look at, not to learn from, as in the step after the last."""
+    rng = params.stream("objective", config.seed, config.steps if step is None else step)
+    batch = {"images": images, "tokens": tokens}
     made = settings_of(config).draw(rng, config, batch)
     return {name: made[name] for name in sorted(made.keys() - batch.keys())}

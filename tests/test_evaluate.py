@@ -31,7 +31,8 @@ WORDS = {"red": (1.0, 0.0), "blue": (0.0, 1.0), "purple": (0.8, 0.6)}
 
 
 class Config:
-    text_length, caption_weight, contrastive_weight, task = 9, 1.0, 1.0, "captions"
+    text_length, task, objective = 9, "captions", "coca"
+    compares = writes = True
 
 
 class Model:
@@ -228,7 +229,7 @@ def test_nearest_is_best_first():
 
 def test_a_model_is_not_asked_for_what_it_did_not_learn():
     model = Model()
-    model.config = type("Config", (Config,), {"caption_weight": 0.0, "contrastive_weight": 0.0})
+    model.config = type("Config", (Config,), {"compares": False, "writes": False})
     with pytest.raises(ValueError, match="caption_weight 0"):
         caption(model, Tokenizer(), pairs("red").images)
     with pytest.raises(ValueError, match="contrastive_weight 0"):

@@ -48,8 +48,7 @@ BUGS = [
      "dtext = ranks.to_owners(dtext, counts)[ranks.rank]", both),
     (info_nce_ranks, "share = 1 / (2 * sum(counts))", "share = 1 / (2 * len(image))", both),
     # What is drawn, drawn for each process.
-    (train, "augment(images, config.augment, rng, place)", "augment(images, config.augment, rng)",
-     moved),
+    (train, "config.augment, rng, place)", "config.augment, rng)", moved),
     (augment, "max(0, all_ // 2 - first)", "len(images_BII3) // 2", moved),
     (train, "places[first : first + len(images)]", "places[: len(images)]", moved),
     # Gradients that stay at home.

@@ -16,6 +16,7 @@ from minicoca.data import shapes
 from minicoca.data.order import Order
 from minicoca.engine.train import Trainer
 from minicoca.params import STREAMS, initialise, stream
+from minicoca.relatives import drawn
 from minicoca.tuning import kept_tokens
 
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
@@ -62,12 +63,19 @@ def kept(seed, step):
 
 
 # What draws in training and use, from (seed, place). Scenes have Python's own generator: below.
+def masked(seed, place):
+    config = small_config(objective="mae", seed=seed)
+    images = np.zeros((2, config.image_size, config.image_size, 3), np.uint8)
+    return drawn(config, place, images, np.ones((2, 3), np.int64))["seen"]
+
+
 USES = {
     "order": ordered,
     "captions": chosen,
     "augment": augmented,
     "sample": written,
     "patches": kept,
+    "objective": masked,
 }
 
 

@@ -84,7 +84,7 @@ def test_what_follows_a_prompt_is_what_the_model_wrote(parts, begin):
     rest = tokenizer.encode(["Katze"], 9)[0][begin:-1].tolist()
 
     class Model:
-        config = SimpleNamespace(task="captions", caption_weight=1, text_length=40)
+        config = SimpleNamespace(task="captions", writes=True, text_length=40)
 
         def generate(self, images, ids):
             return [[*ids, *rest, 2, 0]]
