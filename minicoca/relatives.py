@@ -19,6 +19,7 @@ from .params import Spec
 from .views import view
 
 _own = partial(option, "objective")
+LOSSES = ("contrastive", "caption", "answer", "matching", "words", "balance")  # beside "loss"
 
 
 class Constant(Spec):

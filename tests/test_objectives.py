@@ -159,6 +159,21 @@ def test_what_a_relative_cannot_have_is_said(words, said, capsys, tmp_path, monk
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_relative_goes_on_with_its_own_settings():
+    """Those not given stay; of another objective none does."""
+    earlier = config_of("mae", settings=(("decoder_width", 8), ("masked", 0.25)))
+
+    def settled(*words):
+        return from_flags(build_parser().parse_args(["train", *words]), earlier)
+
+    assert settled() == earlier
+    more = settled("--objective", "mae", "--masked", "0.5")
+    assert dict(more.settings) == {"decoder_width": 8, "masked": 0.5}
+    assert (
+        settled("--objective", "simmim").settings == settled("--objective", "coca").settings == ()
+    )
+
+
 def test_settings_of_another_are_refused():
     with pytest.raises(ValueError, match="gpt has no setting 'masked'; it has tied"):
         settings_of(config_of("gpt", settings=(("masked", 0.5),)))

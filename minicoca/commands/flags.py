@@ -48,10 +48,13 @@ class Parser(argparse.ArgumentParser):
     """argparse that names the nearest flag when one is wrong."""
 
     index_is_first = False  # --index stands in the place of the first word
+    has_objectives = False  # --objective brings the flags of what it names
 
     def parse_known_args(self, args=None, namespace=None):
         """With an empty first word where --index says what it would say. That it may be left out
         could not be told to argparse: it would take the query of `-k 3 QUERY` for too much."""
+        if self.has_objectives:
+            add_objective(self, args)
         if self.index_is_first and any(word.split("=")[0] == "--index" for word in args):
             args = ["", *args]
         return super().parse_known_args(args, namespace)
@@ -68,18 +71,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, argv=None):
         self.argv = sys.argv[1:] if argv is None else argv
-        for word, parser in self._commands():
-            if word == "train" and word in self.argv[:1]:
-                add_objective(parser, self.argv)
         return super().parse_args(argv)
 
-    def _commands(self):
-        """(name, parser) of every command."""
-        inside = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
-        return [pair for a in inside for pair in a.choices.items()]
-
     def known_flags(self):
-        chosen = [parser for name, parser in self._commands() if name in self.argv[:1]]
+        inside = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        chosen = [sub for a in inside for name, sub in a.choices.items() if name in self.argv[:1]]
         return [flag for p in (self, *chosen) for flag in p._option_string_actions]
 
 
@@ -137,11 +133,10 @@ def from_flags(arguments, earlier=None):
         given = begins | (config.TUNED if begins and earlier else {}) | given
     own = {n: getattr(arguments, n) for n in getattr(arguments, "own", ())}
     own = {name: value for name, value in own.items() if value is not None}
-    if own:
-        given["settings"] = tuple(sorted(own.items()))
+    if earlier and given.get("objective", earlier.objective) == earlier.objective:
+        own = dict(earlier.settings) | own
+    given["settings"] = tuple(sorted(own.items()))
     if earlier:
-        if given.get("objective", earlier.objective) != earlier.objective:
-            given.setdefault("settings", ())
         return _built(dataclasses.replace(earlier, **given))
     if not name and given.get("data", "shapes") not in config.BUILT_IN:
         given = {"tokenizer": "unigram", "vocabulary": 8000, "text_length": 64} | given

@@ -23,6 +23,7 @@ RESUME_FLAGS = (*CHANGEABLE, "image_root")
 def add_flags(parser):
     parser.usage = "%(prog)s [--data DATA] [--preset PRESET] [--run FOLDER] [--resume RUN] [flags]"
     parser.epilog = "Settings are saved with the run; those not given are the preset's."
+    parser.has_objectives = True
     first = parser.add_argument_group("what one needs first")
     add_settings(first, FIRST)
     first.add_argument("--preset", choices=config.PRESETS, help="(default tiny)")

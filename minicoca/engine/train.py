@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from .. import relatives
 from ..config import END, PAD, START, UNKNOWN
 from ..params import flatten, stream, tree_map, unflatten
 from ..params import shapes as params_shapes
@@ -22,7 +23,7 @@ from .precision import in_type
 from .relatives import objective_of
 from .vision import normalise
 
-LOSSES = ("loss", "contrastive", "caption", "answer", "matching", "words", "balance")
+LOSSES = ("loss", *relatives.LOSSES)
 KEPT = ("exp_avg", "exp_avg_sq", "step")  # as torch calls them; Muon has the first alone
 
 

@@ -30,6 +30,7 @@ from ..engine.text import TextRows, multimodal_decoder
 from ..engine.vision import normalise
 from ..files import folder_atomically
 from ..params import flatten
+from ..tasks import trained
 from ..tokenizer import STOOD_FOR, AnyTokenizer
 from .programs import Program, past_shape, programs
 
@@ -86,9 +87,9 @@ def left_out(config: Config) -> list[str]:
     """What a model has no part for, or none that was trained."""
     lines = []
     if not config.compares:
-        lines.append("vectors and the text tower (trained with contrastive_weight 0)")
+        lines.append(f"vectors and the text tower ({trained(config, 'contrastive')})")
     if not config.writes:
-        lines.append("tokens, memory and step (trained with caption_weight 0)")
+        lines.append(f"tokens, memory and step ({trained(config, 'caption')})")
     if config.answers:
         lines.append("the head that answers questions")
     return lines

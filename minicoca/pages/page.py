@@ -61,7 +61,8 @@ def page(params: dict, config: Config, tokenizer: AnyTokenizer, name: str) -> by
         )
     if not (config.compares and config.writes):
         raise ValueError(
-            "the run was trained with contrastive_weight or caption_weight 0, and a page shows both"
+            "the run was trained with contrastive_weight or caption_weight 0, or with an objective "
+            "that lacks one of them, and a page shows both"
         )
     numbers = count(params)
     if 3 * numbers > MOST_BYTES:  # three of a number's four bytes are noise: no need to try

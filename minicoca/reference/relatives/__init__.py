@@ -2,12 +2,10 @@
 
 from importlib import import_module
 
-from ...relatives import drawn, settings_of
+from ...relatives import LOSSES, drawn, settings_of
 from ...tuning import kept_tokens
 from ..answers import questions, questions_backward
 from ..vision import normalise
-
-LOSSES = ("contrastive", "caption", "answer", "matching", "words", "balance")
 
 
 def objective_of(config):
