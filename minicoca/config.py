@@ -92,6 +92,7 @@ class Config:
     caption_column: str = _data("", "own data: the column or field of captions; else by its name")
     question_column: str = _data("", "own data: the column or field of questions; else by its name")
     answer_column: str = _data("", "own data: the column or field of answers; else by its name")
+    scenes: int = _data(60_000, "shapes: how many scenes are drawn to train on")
     per_picture: int = _data(4, "questions asked of each picture of a step, at most")
     hide: str = _data(
         "none", "questions: train and measure without the image, or without the question", HIDE

@@ -154,6 +154,7 @@ class MAE(Relative):
     decoder_layers: int = _own(2, "its layers")
     decoder_heads: int = _own(2, "its attention heads")
     normalise_patches: bool = _own(False, "a patch is drawn less its mean, by its spread")
+    mask_tokens: bool = _own(False, "the tower too reads one vector for each patch not seen")
 
     def __post_init__(self):
         super().__post_init__()
@@ -170,6 +171,8 @@ class MAE(Relative):
             "norm_output": params.norm(D),
             "pixels": params.linear(D, 3 * config.patch_size**2),
         }
+        if self.mask_tokens:
+            decoder["mask_read"] = Spec((config.image_width,), 0.02)
         return {"image": _plain(config, "mae"), "drawing": decoder}
 
     def draw(self, rng, config, batch):

@@ -29,7 +29,11 @@ CASES = {
     "siglip": [({}, {}), ({}, {"embed_width": 22, "caption_weight": 0.0, "pooler": "parallel"})],
     "matching": [({}, {}), ({"matching_weight": 0.4}, {"pooler": "none", "embed_width": 22})],
     "simclr": [({"width": 9, "temperature": 0.7}, {}), ({}, {"stem": "clip"})],
-    "mae": [(MAE, {}), (MAE | {"normalise_patches": True, "masked": 0.3}, {"gelu": "exact"})],
+    "mae": [
+        (MAE, {}),
+        (MAE | {"normalise_patches": True, "masked": 0.3}, {"gelu": "exact"}),
+        (MAE | {"mask_tokens": True}, {}),
+    ],
     "simmim": [({}, {}), ({"masked": 1.0}, {})],
     "resnet": [
         ({"stages": 2}, WIDE),

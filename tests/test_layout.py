@@ -26,6 +26,11 @@ OURS = {
         "minicoca.bounds", "minicoca.data", "minicoca.files", "minicoca.images",
         "minicoca.metrics", "minicoca.words",
     },
+    "family": {
+        "numpy", "torch", "minicoca.config", "minicoca.data", "minicoca.engine",
+        "minicoca.evaluate", "minicoca.family", "minicoca.files", "minicoca.params",
+        "minicoca.tasks", "minicoca.tokenizer", "minicoca.training",
+    },
     "config.py": {"minicoca.fields", "minicoca.presets"},
     "fields.py": set(),
     "presets.py": set(),

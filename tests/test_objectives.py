@@ -13,7 +13,7 @@ from minicoca.__main__ import main
 from minicoca.commands import build_parser
 from minicoca.commands.flags import from_flags
 from minicoca.config import OBJECTIVES, from_dict, preset
-from minicoca.family import FAMILY
+from minicoca.family.members import FAMILY
 from minicoca.files import write_json
 from minicoca.params import flatten, initialise
 from minicoca.relatives import RELATIVES, drawn, settings_of, specs_of

@@ -8,7 +8,7 @@ import torch
 from oracles import planted
 from relatives import SIDES, on
 from strategies import small_config
-from test_relatives import check_gradient
+from test_relatives import check_gradient, check_sides
 
 from minicoca.engine.relatives import layers as engine_layers
 from minicoca.engine.relatives import mae as engine_mae
@@ -83,10 +83,10 @@ def spoilt(batch, where):
     return batch | {"images": vision.unpatchify(other, 2)}
 
 
-def check_unread(which, name):
+def check_unread(which, name, **own):
     """What is to be drawn is not read, not by a bit; what is seen is; and each counts in the loss
     where it should."""
-    settings, params, batch, hole, outputs = drawing(which, name)
+    settings, params, batch, hole, outputs = drawing(which, name, **own)
     given = name, params, CONFIG, settings
     unread = SIDES[which](*given, spoilt(batch, hole))[0]
     np.testing.assert_array_equal(unread["pixels"], outputs["pixels"])
@@ -133,9 +133,9 @@ def check_nothing_to_draw(which, name):
     np.testing.assert_allclose(outputs["pixels"], pixels, rtol=1e-9, atol=1e-12)
 
 
-def check_order(which):
+def check_order(which, **own):
     """MAE's patches may be read in any order: their positions tell where they were."""
-    settings, params, batch, _, outputs = drawing(which, "mae", masked=0.5)
+    settings, params, batch, _, outputs = drawing(which, "mae", masked=0.5, **own)
     turned = batch | {"seen": batch["seen"][:, ::-1].copy()}
     again = SIDES[which]("mae", params, CONFIG, settings, turned)[0]
     np.testing.assert_allclose(again["pixels"], outputs["pixels"], rtol=1e-9, atol=1e-12)
@@ -154,6 +154,8 @@ def test_what_is_masked_is_drawn_and_not_read(check, name, which):
 @BOTH
 def test_of_patches_one_by_one(which):
     check_order(which)
+    check_order(which, mask_tokens=True)
+    check_unread(which, "mae", mask_tokens=True)
     check_loss(which, "mae", normalise_patches=True)
 
 
@@ -201,20 +203,24 @@ BUGS = [
      on(check_nt_xent, "engine")),
     (mae, "params[\"image\"], config, seen_BL)",
      "params[\"image\"], config, seen_BL[:, ::-1])", on(check_nothing_to_draw, "reference", "mae")),
-    (mae, "hole_BN = np.ones(shape[:2], bool)", "hole_BN = np.zeros(shape[:2], bool)",
+    (mae, "np.ones((len(seen_BL), patches), bool)", "np.zeros((len(seen_BL), patches), bool)",
      on(check_unread, "reference", "mae")),
     (mae, "hole_BN, 2)", "~hole_BN, 2)", on(check_loss, "reference", "mae")),
     (mae, "ddof=1", "ddof=0", on(check_loss, "reference", "mae", normalise_patches=True)),
     (mae, "dparams[\"position\"] = dy_BNM.sum(0)", "dparams[\"position\"] = dy_BNM[0]",
      gradient("mae")),
     (mae, "y_BNM + params[\"position\"]", "y_BNM", on(check_nothing_to_draw, "reference", "mae")),
-    (engine_mae, "hole_BN.scatter(1, seen_BL, False)", "~hole_BN.scatter(1, seen_BL, False)",
+    (engine_mae, "scatter(1, seen_BL, False)", "scatter(1, seen_BL, True)",
      on(check_unread, "engine", "mae")),
+    (mae, "config, hole_BN, own[\"mask_read\"]", "config, ~hole_BN, own[\"mask_read\"]",
+     on(check_unread, "reference", "mae", mask_tokens=True)),
+    (engine_mae, 'own["mask_read"]', '2 * own["mask_read"]',
+     on(check_sides, "mae", CONFIG, 0, mask_tokens=True)),
     (engine_mae, "scatter(1, seen_BL[..., None]", "scatter(1, seen_BL.sort(1)[0][..., None]",
      on(check_order, "engine")),
-    (simmim, "fill(x_BND, masked_BN", "fill(x_BND, ~masked_BN",
+    (layers, "cache = fill(x_BND, hole_BN", "cache = fill(x_BND, ~hole_BN",
      on(check_unread, "reference", "simmim")),
-    (simmim, "x_BND = x_BND + image[\"position\"]", "x_BND = x_BND",
+    (layers, "x_BND = x_BND + params[\"position\"]", "x_BND = x_BND",
      on(check_nothing_to_draw, "reference", "simmim")),
     (simmim, "patches_BNP, masked_BN, 1)", "patches_BNP, masked_BN, 2)",
      on(check_loss, "reference", "simmim")),

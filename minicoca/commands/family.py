@@ -3,11 +3,21 @@
 import json
 from pathlib import Path
 
-from ..family import FAMILY, LATER
+from ..config import BUILT_IN
+from ..family.members import FAMILY, LATER
+from ..family.rows import ROWS
+from ..files import write_atomically
 from ..training.checkpoint import CONFIG, RESULTS, RUNS, read_config, read_results
+from .flags import Usage
+from .results import check_output, tell
 
-HELP = "CoCa's relatives: papers, files, commands, and figures of your runs"
+HELP = "CoCa's relatives: papers, files, commands, and figures of your runs; or a table of all"
 SIDES = ("reference", "engine")
+LISTS = (
+    ("--seconds", "30,120", "training time of each row, on this machine"),
+    ("--seeds", "0,1,2", "seeds of weights, data and order"),
+)
+OF_TABLE = ("seconds", "seeds", "data", "folder", "out")
 FIGURES = {
     "caption_exact": "captions exactly right {:.1%}",
     "image_to_text_r1": "image to text R@1 {:.1%}",
@@ -19,9 +29,25 @@ FIGURES = {
 def add_flags(parser):
     parser.add_argument("--runs", type=Path, default=Path(RUNS), help=f"folder of runs ({RUNS})")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    table = parser.add_argument_group("a table of them, trained in the same time")
+    table.add_argument(
+        "--run", nargs="+", metavar="ROW", help=f"all, or some of {', '.join(ROWS)}; what is done "
+        "already is not done again"
+    )  # fmt: skip
+    for flag, default, what in LISTS:
+        text = f"{what}, with commas between (default {default})"
+        table.add_argument(flag, metavar="N,N", help=text)
+    table.add_argument("--data", choices=BUILT_IN, help="(default shapes)")
+    table.add_argument("--folder", type=Path, help=f"where (default {RUNS}/family-DATA)")
+    table.add_argument("--out", type=Path, help="a new file to write the table to")
 
 
 def run(arguments):
+    if arguments.run:
+        return make_table(arguments)
+    for name in OF_TABLE:
+        if getattr(arguments, name) is not None:
+            raise Usage(f"--{name} is of a table: --run all --{name} ...")
     found = newest(arguments.runs)
     members = [described(name, member, found.get(name)) for name, member in FAMILY.items()]
     later = [{"name": name} | vars(member) for name, member in LATER.items()]
@@ -36,6 +62,38 @@ def run(arguments):
     print("\nnot built yet:")
     for own in later:
         print(f"  {own['name']} ({own['year']}, {paper(own['paper'])}): {own['changes']}")
+
+
+def make_table(arguments):
+    """Train and measure the rows, and print what they reached."""
+    from ..family.markdown import tables
+    from ..family.table import Table
+
+    rows = [*ROWS] if arguments.run == ["all"] else arguments.run
+    if unknown := [name for name in rows if name not in ROWS]:
+        raise Usage(f"--run {unknown[0]}: all, or some of {', '.join(ROWS)}")
+    seconds, seeds = (
+        numbers(flag, getattr(arguments, flag[2:]) or default) for flag, default, _ in LISTS
+    )
+    if min(seconds) < 1:
+        raise Usage(f"--seconds {min(seconds)}: at least 1")
+    of = arguments.data or "shapes"
+    if arguments.out:
+        check_output("--out", arguments.out)
+    made = Table(arguments.folder or Path(RUNS) / f"family-{of}", of, rows, seconds, seeds, tell)
+    found = made.run()
+    text = "\n".join(tables(found, of, made.pace))
+    if arguments.out:
+        write_atomically(arguments.out, text.encode())
+    print(json.dumps(found, indent=1) if arguments.json else text)
+
+
+def numbers(flag, text):
+    """The whole numbers of a list with commas. Raises Usage."""
+    parts = text.split(",")
+    if wrong := [part for part in parts if not part.strip().isdecimal()]:
+        raise Usage(f"{flag} {text}: {wrong[0]!r} is no whole number")
+    return [*dict.fromkeys(map(int, parts))]
 
 
 def paper(text):

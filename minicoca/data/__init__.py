@@ -12,7 +12,7 @@ def load(config):
     if config.data == "shapes":
         from . import shapes
 
-        return shapes.load(config.seed, config.image_size)
+        return shapes.load(config.seed, config.image_size, config.scenes)
     if config.data == "emoji":
         from . import emoji
 
@@ -35,7 +35,8 @@ def _questions(config):
     if config.data == "shapes":
         from . import asked_shapes
 
-        return asked_shapes.of_shapes(config.task, config.seed, config.image_size, config.hide)
+        given = config.task, config.seed, config.image_size, config.hide, config.scenes
+        return asked_shapes.of_shapes(*given)
     if config.task in ("pairs", "dialogue"):
         raise ValueError(f"--task {config.task} is of drawn shapes alone; leave out --data")
     from . import vqa

@@ -45,9 +45,11 @@ class Row(NamedTuple):
     cover: str = ""
 
 
-def of_shapes(task: str, seed: int, side: int, hide: str = "none") -> Dataset:
+def of_shapes(
+    task: str, seed: int, side: int, hide: str = "none", train: int = 60_000
+) -> Dataset:  # fmt: skip
     """What a task asks about the scenes of `shapes`, in its splits."""
-    drawn = shapes.load(seed, side)
+    drawn = shapes.load(seed, side, train)
 
     def split(name, pictures):
         scenes = shapes.scenes(name, len(pictures), seed)

@@ -3,7 +3,7 @@
 import torch
 
 from ..attention import block
-from ..ops import widened
+from ..ops import linear, widened
 from ..text import text_embedding
 
 
@@ -29,6 +29,13 @@ def transformer(x_BSD, params, heads, kind, **masking):
 def fill(x_BND, hole_BN, empty_D):
     """The tokens, and in their holes the same vector."""
     return torch.where(hole_BN[..., None], empty_D.to(x_BND.dtype), x_BND)
+
+
+def tower_of_holes(patches_BNP, params, config, hole_BN, empty_D):
+    """CoCa's image tower, which reads every patch, but in holes one learned vector, put there after
+    the patch embedding: [B, N, D]."""
+    x_BND = fill(linear(patches_BNP, params["patch"]), hole_BN, empty_D) + params["position"]
+    return transformer(x_BND, params["blocks"], config.image_heads, config.gelu)
 
 
 def pixel_loss(pixels_BNP, targets_BNP, counted_BN, power):

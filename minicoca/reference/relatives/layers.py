@@ -6,6 +6,7 @@ Letters as in params.py; S tokens of any kind, N patches.
 import numpy as np
 
 from ..attention import block, block_backward
+from ..ops import linear, linear_backward
 from ..text import text_embedding, text_embedding_backward
 
 
@@ -50,6 +51,25 @@ def fill(x_BND, hole_BN, empty_D):
 
 def fill_backward(dy_BND, hole_BN):
     return np.where(hole_BN[..., None], 0, dy_BND), (dy_BND * hole_BN[..., None]).sum((0, 1))
+
+
+def tower_of_holes(patches_BNP, params, config, hole_BN, empty_D):
+    """CoCa's image tower, which reads every patch, but in holes one learned vector, put there after
+    the patch embedding: [B, N, D]."""
+    x_BND, patch_cache = linear(patches_BNP, params["patch"])
+    x_BND, fill_cache = fill(x_BND, hole_BN, empty_D)
+    x_BND = x_BND + params["position"]  # (1) which a hole has too
+    x_BND, caches = transformer(x_BND, params["blocks"], config.image_heads, config.gelu)
+    return x_BND, (patch_cache, fill_cache, caches)
+
+
+def tower_of_holes_backward(dx_BND, cache):
+    patch_cache, fill_cache, caches = cache
+    dx_BND, dblocks = transformer_backward(dx_BND, caches)
+    dparams = {"blocks": dblocks, "position": dx_BND.sum(0)}  # from (1)
+    dx_BND, dempty_D = fill_backward(dx_BND, fill_cache)
+    _, dparams["patch"] = linear_backward(dx_BND, patch_cache)
+    return dparams, dempty_D
 
 
 def pixel_loss(pixels_BNP, targets_BNP, counted_BN, power):

@@ -19,26 +19,32 @@ from .layers import (
     fill_backward,
     pixel_loss,
     pixel_loss_backward,
+    tower_of_holes,
+    tower_of_holes_backward,
     transformer,
     transformer_backward,
 )
 
 
+def holes(seen_BL, patches):
+    """[B, N], True where a patch is not seen."""
+    hole_BN = np.ones((len(seen_BL), patches), bool)
+    np.put_along_axis(hole_BN, seen_BL, False, 1)
+    return hole_BN
+
+
 def drawn(x_BLD, seen_BL, params, heads, kind):
-    """What the tower made of the patches that are seen -> pixels of all [B, N, P], and which are
-    drawn [B, N]."""
+    """What the tower made of the patches that are seen -> pixels of all [B, N, P]."""
     n_BLD, norm_cache = layer_norm(x_BLD, params["norm"])
     e_BLM, enter_cache = linear(n_BLD, params["enter"])
     shape = len(e_BLM), len(params["position"]), e_BLM.shape[-1]
-    hole_BN = np.ones(shape[:2], bool)
-    np.put_along_axis(hole_BN, seen_BL, False, 1)
     put_BNM = keep_tokens_backward(e_BLM, (shape, seen_BL))  # (1) to their places
-    y_BNM, fill_cache = fill(put_BNM, hole_BN, params["mask"])
+    y_BNM, fill_cache = fill(put_BNM, holes(seen_BL, shape[1]), params["mask"])
     y_BNM, caches = transformer(y_BNM + params["position"], params["blocks"], heads, kind)  # (2)
     y_BNM, output_cache = layer_norm(y_BNM, params["norm_output"])
     pixels_BNP, pixels_cache = linear(y_BNM, params["pixels"])
     first, last = (norm_cache, enter_cache, seen_BL, fill_cache), (output_cache, pixels_cache)
-    return pixels_BNP, hole_BN, (first, caches, last)
+    return pixels_BNP, (first, caches, last)
 
 
 def drawn_backward(dpixels_BNP, cache):
@@ -67,16 +73,27 @@ def targets(images, patch_size, normalise):
 def loss(params, config, settings, batch):
     """-> ({loss, pixels [B, N, P]}, cache): the mean square of what is drawn less what is there,
     over the patches that are not seen."""
-    images, seen_BL = batch["images"], batch["seen"]
-    x_BLD, tower_cache = image_encoder(images, params["image"], config, seen_BL)
-    given = params["drawing"], settings.decoder_heads, config.gelu
-    pixels_BNP, hole_BN, drawn_cache = drawn(x_BLD, seen_BL, *given)
+    images, seen_BL, own = batch["images"], batch["seen"], params["drawing"]
+    hole_BN = holes(seen_BL, len(own["position"]))
+    if settings.mask_tokens:
+        patches_BNP = patchify(images, config.patch_size)
+        read = patches_BNP, params["image"], config, hole_BN, own["mask_read"]
+        x_BLD, tower_cache = tower_of_holes(*read)
+        seen_BL = np.arange(hole_BN.shape[1])[None].repeat(len(images), 0)
+    else:
+        x_BLD, tower_cache = image_encoder(images, params["image"], config, seen_BL)
+    pixels_BNP, drawn_cache = drawn(x_BLD, seen_BL, own, settings.decoder_heads, config.gelu)
     true_BNP = targets(images, config.patch_size, settings.normalise_patches)
     value, loss_cache = pixel_loss(pixels_BNP, true_BNP, hole_BN, 2)
-    return {"loss": value, "pixels": pixels_BNP}, (tower_cache, drawn_cache, loss_cache)
+    cache = settings.mask_tokens, tower_cache, drawn_cache, loss_cache
+    return {"loss": value, "pixels": pixels_BNP}, cache
 
 
 def loss_backward(dloss, cache):
-    tower_cache, drawn_cache, loss_cache = cache
+    mask_tokens, tower_cache, drawn_cache, loss_cache = cache
     dx_BLD, ddrawing = drawn_backward(pixel_loss_backward(dloss, loss_cache), drawn_cache)
-    return {"image": image_encoder_backward(dx_BLD, tower_cache)[1], "drawing": ddrawing}
+    if mask_tokens:
+        dimage, ddrawing["mask_read"] = tower_of_holes_backward(dx_BLD, tower_cache)
+    else:
+        _, dimage = image_encoder_backward(dx_BLD, tower_cache)
+    return {"image": dimage, "drawing": ddrawing}

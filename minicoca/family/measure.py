@@ -1,0 +1,152 @@
+"""One run of the table: its settings, its training, and what it is measured by."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from .. import config, data
+from ..config import Config
+from ..data.order import Order, batches
+from ..evaluate import of_order, written, zero_shot
+from ..files import read_bytes, write_json
+from ..params import initialise
+from ..tasks.probe import features
+from ..training.checkpoint import CHECKPOINT, LOG, RESULTS, load_model, read_config, trainer_of
+from ..training.log import Log, machine
+from ..training.run import train
+from ..training.start import start
+from . import probes
+from .rows import ROWS, Row
+
+MEASURED = "family.json"
+ORDERED = 300  # held-out scenes whose captions' words are exchanged
+FIGURES = {
+    "caption_exact": "exact",
+    "image_to_text_r1": "image_to_text",
+    "text_to_image_r1": "text_to_image",
+    "zero_shot_top1": "zero_shot",
+}
+WEIGHTS = ("contrastive", "caption")
+
+
+def settings(row: Row, of: str, seed: int, steps: int, factor: float = 1.0) -> Config:
+    """The Config of a row on the data `of`, whose rate is `factor` times the preset's."""
+    made = config.preset({"shapes": "tiny", "emoji": "emoji"}[of], **row.flags, seed=seed)
+    rate = made.learning_rate * factor
+    return replace(made, steps=steps, learning_rate=rate, evaluate_every=steps)
+
+
+def paces(configs: Mapping[str, Config], rounds: int = 5, steps: int = 12) -> dict[str, float]:
+    """Seconds a training step takes of each: the median of rounds, in which all take turns."""
+    with TemporaryDirectory() as folder:
+        sides = [_stepping(own, Path(folder), steps * (rounds + 1)) for own in configs.values()]
+        found: list[list[float]] = [[] for _ in sides]
+        for turn in range(rounds + 1):  # the first one warms up
+            for i in range(len(sides)):
+                place = (i + turn) % len(sides)
+                begun = time.perf_counter()
+                for _ in range(steps):
+                    next(sides[place])
+                found[place].append((time.perf_counter() - begun) / steps)
+    return {name: median(times[1:]) for name, times in zip(configs, found, strict=True)}
+
+
+def _stepping(own, folder, steps):
+    few = replace(own, scenes=min(own.scenes, 2000)) if own.data == "shapes" else own
+    trainer, tokenizer, dataset, few = start(few, folder, lambda text: None)
+    order = Order(dataset.train.captions, few.batch_size, few.seed, few.distinct)
+    encode = lambda texts, rows, step: tokenizer.encode(texts, few.text_length)  # noqa: E731
+    for step, images, texts in batches(dataset.train, order, encode, 0, steps):
+        trainer.step(step, images, texts)
+        yield step
+
+
+def trained(own: Config, folder: Path, say: Callable[[str], None]) -> None:
+    """A finished run in the folder: begun, gone on with, or found."""
+    if (folder / RESULTS).is_file():
+        return
+    there = (folder / CHECKPOINT).is_file()
+    train(None if there else own, folder, taking_up=there, say=say)
+
+
+def validation_loss(folder: Path) -> float:
+    """What a finished run minimised, of validation."""
+    own = read_config(folder)
+    look = next(r["look"] for r in reversed(Log.read(folder / LOG)) if "look" in r)
+    if "loss" in look:
+        return float(look["loss"])
+    return sum(getattr(own, f"{name}_weight") * look[name] for name in WEIGHTS if name in look)
+
+
+def measured(name: str, folder: Path, seed: int, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a row: of a finished run, or of what is not trained. Kept in its folder."""
+    path = folder / MEASURED
+    if path.is_file():
+        return json.loads(read_bytes(path))
+    found = {"row": name, "seed": seed, "machine": machine(), "date": time.strftime("%Y-%m-%d")}
+    found |= more | (_untrained(name, seed) if ROWS[name].flags is None else _of_run(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
+    return found
+
+
+def _untrained(name, seed):
+    own = config.preset("tiny", seed=seed)
+    tokens = {"pixels": probes.pixels, "blind": probes.nothing}.get(name)
+    if tokens is None:
+        model = trainer_of(own).Trainer(initialise(own, seed), own).model()
+        tokens = lambda images: features(model, images)[1][:, 0]  # noqa: E731
+    found = {} if name == "blind" else probes.by_labels(tokens, seed, own.image_size)
+    return found | probes.by_questions(tokens, seed, own.image_size)
+
+
+def _of_run(folder):
+    own, results = read_config(folder), json.loads(read_bytes(folder / RESULTS))
+    found = {"steps": own.steps, "learning_rate": own.learning_rate, "init": own.init}
+    found |= {name: results[name] for name in ("parameters", "train_seconds")}
+    found |= _losses(folder)
+    splits = {split: value for split, value in results.items() if isinstance(value, dict)}
+    for split, value in splits.items():
+        found |= {f"{short}_{split}": value[key] for key, short in FIGURES.items() if key in value}
+    if own.data != "shapes":
+        return found
+    model, tokenizer = load_model(folder)
+    if own.sees:
+        tokens = lambda images: features(model, images)[1][:, 0]  # noqa: E731
+        found |= probes.by_labels(tokens, own.seed, own.image_size)
+        found |= probes.by_questions(tokens, own.seed, own.image_size)
+    if not (own.compares or own.writes):
+        return found
+    dataset = data.load(replace(own, scenes=2000))
+    if own.writes and not own.compares:
+        for split, pairs in dataset.evaluations.items():
+            (measure,) = zero_shot(model, tokenizer, pairs, None, len(pairs), ("likelihood",))
+            found[f"zero_shot_{split}"] = _once(measure, pairs)["zero_shot_likelihood_top1"]
+    pairs = dataset.evaluations["held_out"]
+    references = [written(pairs, i) for i in range(ORDERED)]
+    for key, value in _once(of_order(model, tokenizer, pairs, references), pairs).items():
+        found[key] = value
+    return found
+
+
+def _losses(folder):
+    """Training's at the end and validation's, of the losses that both tell."""
+    records = Log.read(folder / LOG)
+    look = next(r["look"] for r in reversed(records) if "look" in r)
+    last = [r for r in records if "learning_rate" in r][-10:]
+    shared = [name for name in ("loss", *WEIGHTS) if name in look and name in last[-1]]
+    found = {f"trained_{name}": float(np.mean([r[name] for r in last])) for name in shared}
+    return found | {f"validation_{name}": float(look[name]) for name in shared}
+
+
+def _once(measure, pairs):
+    return measure(np.ones(len(pairs), np.int64))

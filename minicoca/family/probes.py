@@ -1,0 +1,183 @@
+"""What frozen image tokens are good for, by the same small learners for all: 100 labels, and
+questions. Of drawn shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from ..config import preset
+from ..data import asked_shapes, shapes
+from ..data.shapes import Scene
+from ..params import initialise, stream
+from ..tasks import BATCH
+from ..tokenizer import Tokenizer
+
+Tokens = Callable[[np.ndarray], np.ndarray]  # uint8 [B, I, I, 3] -> float32 [B, N, M]
+ASPECTS = {
+    "colour": lambda thing: thing.colour,
+    "shape": lambda thing: thing.shape,
+    "place": shapes._place,
+}
+LABELS, TESTED = 100, 500  # scenes of one thing that a probe learns from, and is tested on
+ASKED, TESTED_ON = 6000, 500  # scenes that are asked about, in training and of each test split
+RECIPE = dict(
+    task="questions", contrastive_weight=0.0, caption_weight=0.0, optimizer="adamw", pooler="none",
+    batch_size=128, steps=600, learning_rate=3e-3, warmup=100, weight_decay=0.05,
+)  # fmt: skip
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """The patches of images as tokens, and which patch each is."""
+    B, side, N = len(images), images.shape[1] // 8, (images.shape[1] // 8) ** 2
+    patches = images.reshape(B, side, 8, side, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(B, N, -1)
+    places = np.broadcast_to(np.eye(N, dtype=np.float32), (B, N, N))
+    return np.concatenate([patches.astype(np.float32) / 255, places], 2)
+
+
+def nothing(images: np.ndarray) -> np.ndarray:
+    """One token that is the same for all images."""
+    return np.zeros((len(images), 1, 4), np.float32)
+
+
+def singles(split: str, count: int, seed: int) -> list[Scene]:
+    """The first so many scenes of a split that show one thing."""
+
+    def found() -> Iterator[Scene]:
+        index = missing = 0
+        while missing < count:
+            scene = shapes.scene(split, index, seed)
+            index += 1
+            if len(scene.things) == 1:
+                missing += 1
+                yield scene
+
+    return list(found())
+
+
+def vectors(tokens: Tokens, scenes: list[Scene], side: int) -> np.ndarray:
+    """The mean token of every scene [n, M]; of patches' pixels, all of them [n, N M]."""
+    found = _seen(tokens, scenes, side)
+    return found.reshape(len(found), -1) if tokens is pixels else found.mean(1)
+
+
+def by_labels(tokens: Tokens, seed: int, side: int) -> dict[str, float]:
+    """How often logistic regression on LABELS scenes names the colour, the shape and the place of a
+    scene's one thing."""
+    from ..engine.probe import fit_linear
+
+    learned, tested = (singles(*of, seed) for of in (("train", LABELS), ("held_out", TESTED)))
+    known, asked = (vectors(tokens, scenes, side) for scenes in (learned, tested))
+    mean, std = known.mean(0), np.maximum(known.std(0), 1e-6)
+    found = {}
+    for name, aspect in ASPECTS.items():
+        classes = sorted({aspect(scene.things[0]) for scene in learned + tested})
+        labels, truth = (
+            np.array([classes.index(aspect(scene.things[0])) for scene in scenes])
+            for scenes in (learned, tested)
+        )
+        tree = fit_linear(known, labels, len(classes), mean, std)["classifier"]
+        scores = asked @ tree["weight"] + tree["bias"]
+        found[f"probe_{name}"] = float((scores.argmax(1) == truth).mean())
+    return found
+
+
+class Asked(NamedTuple):
+    """Questions about scenes: about [R] which, texts [R, T] of start, question and end, answers [R]
+    and kinds [R]."""
+
+    scenes: list[Scene]
+    about: np.ndarray
+    texts: np.ndarray
+    answers: np.ndarray
+    kinds: np.ndarray
+
+
+@cache
+def asked(seed: int) -> tuple[dict[str, Asked], Tokenizer, tuple[str, ...]]:
+    """({split: Asked}, the tokenizer of the questions, the answers that there are)."""
+    rows, scenes = {}, {}
+    for split, count in {"train": ASKED, "held_out": TESTED_ON, "compositional": TESTED_ON}.items():
+        scenes[split] = shapes.scenes(split, count, seed)
+        most = asked_shapes.MORE["questions"] if split == "train" else {}
+        rows[split] = asked_shapes.rows_of("questions", scenes[split], most)
+    texts = [row.question.text for row in rows["train"]]
+    tokenizer = Tokenizer.train(texts, 200, "word", False, say=lambda text: None)
+    classes = tuple(sorted({row.question.answer for row in rows["train"]}))
+
+    def of(split: str) -> Asked:
+        about, own, _ = zip(*rows[split], strict=True)
+        tokens = tokenizer.encode([question.text for question in own], 24)
+        answers = np.array([classes.index(question.answer) for question in own])
+        kinds = np.array([question.kind for question in own])
+        return Asked(scenes[split], np.array(about), tokens, answers, kinds)
+
+    return {split: of(split) for split in rows}, tokenizer, classes
+
+
+def by_questions(tokens: Tokens, seed: int, side: int, steps: int = 0) -> dict[str, float]:
+    """How often a text decoder and a head that learn from scratch, on frozen tokens, answer right:
+    all questions, and those whether something is there, of either split. steps: RECIPE's."""
+    import torch
+
+    from ..engine.answers import answer_head, answer_loss
+    from ..engine.optim import clip_by_global_norm, learning_rate, optimizers
+    from ..engine.text import lengths_of
+    from ..engine.towers import decoded
+    from ..params import flatten, specs, tree_map
+
+    own, tokenizer, classes = asked(seed)
+    seen = {split: _seen(tokens, of.scenes, side) for split, of in own.items()}
+    mean, std = (getattr(seen["train"], name)((0, 1)) for name in ("mean", "std"))
+    seen = {split: (x - mean) / np.maximum(std, 1e-6) for split, x in seen.items()}
+    given = {"image_width": len(mean), "vocabulary": tokenizer.vocab_size, "answers": classes}
+    config = preset("tiny", **RECIPE | given | ({"steps": steps} if steps else {}))
+    tree = {
+        name: part for name, part in specs(config).items() if name in ("text", "decoder", "head")
+    }
+    del tree["decoder"]["head"]
+    params = tree_map(
+        lambda a: torch.tensor(a, dtype=torch.float32, requires_grad=True),
+        initialise(config, seed, tree=tree),
+    )
+
+    def logits(split: str, rows: np.ndarray):
+        of = own[split]
+        x, texts = torch.from_numpy(seen[split][of.about[rows]]), torch.from_numpy(of.texts[rows])
+        *_, n, packing = decoded(params, config, x, texts, encode=lambda *given: (None, given[2]))
+        n = packing.pad(n) if packing else n
+        return answer_head(n, params["head"], lengths_of(texts) - 1, config)
+
+    learners, leaves = optimizers(params, config), [*flatten(params).values()]
+    for step in range(config.steps):
+        draw = stream("order", seed, step).integers(0, len(own["train"].about), config.batch_size)
+        right = torch.eye(len(classes))[own["train"].answers[draw]]
+        for leaf in leaves:
+            leaf.grad = None
+        answer_loss(logits("train", draw), right).backward()
+        clip_by_global_norm(leaves, config.clip_norm)
+        for learner in learners:
+            for group in learner.param_groups:
+                group["lr"] = learning_rate(step, config) * group["factor"]
+            learner.step()
+    found = {}
+    for split in ("held_out", "compositional"):
+        of, right = own[split], []
+        with torch.inference_mode():
+            for i in range(0, len(of.about), BATCH):
+                rows = np.arange(i, min(i + BATCH, len(of.about)))
+                right.append(logits(split, rows).argmax(1).numpy() == of.answers[rows])
+        right = np.concatenate(right)
+        found[f"answers_{split}"] = float(right.mean())
+        found[f"answers_exists_{split}"] = float(right[of.kinds == "exists"].mean())
+    return found
+
+
+def _seen(tokens, scenes, side):
+    parts = [scenes[i : i + BATCH] for i in range(0, len(scenes), BATCH)]
+    return np.concatenate(
+        [tokens(np.stack([shapes.draw(s, side) for s in part])) for part in parts]
+    )
