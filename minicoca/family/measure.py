@@ -38,11 +38,17 @@ FIGURES = {
 WEIGHTS = ("contrastive", "caption")
 
 
-def settings(row: Row, of: str, seed: int, steps: int, factor: float = 1.0) -> Config:
-    """The Config of a row on the data `of`, whose rate is `factor` times the preset's."""
+def settings(
+    row: Row, of: str, seed: int, steps: int, factor: float = 1.0, init: Path | None = None
+) -> Config:
+    """The Config of a row on the data `of`, whose rate is `factor` times the preset's. init: the
+    run that it begins with, whose tokens it has."""
     made = config.preset({"shapes": "tiny", "emoji": "emoji"}[of], **row.flags, seed=seed)
-    rate = made.learning_rate * factor
-    return replace(made, steps=steps, learning_rate=rate, evaluate_every=steps)
+    own = {"steps": steps, "evaluate_every": steps, "learning_rate": made.learning_rate * factor}
+    if init is None:
+        return replace(made, **own)
+    own |= {"objective": made.objective, "settings": made.settings, "init": str(init.absolute())}
+    return replace(read_config(init), **row.flags | own)
 
 
 def paces(configs: Mapping[str, Config], rounds: int = 5, steps: int = 12) -> dict[str, float]:

@@ -56,7 +56,8 @@ class Table:
 
     def run(self) -> list[dict[str, Any]]:
         """All of it; what was done before is read. Raises Stopped."""
-        self.pace, self.rates = self._paces(), self._rates()
+        self.pace = self._paces()
+        self.rates = self._rates()
         jobs = [Job(row, s, seed) for s in self.seconds for seed in self.seeds for row in self.rows]
         jobs = [replace(job, factor=self.rates[job.row]["best"]) for job in jobs if self._own(job)]
         found, begun, spent = [], time.perf_counter(), 0
@@ -86,12 +87,10 @@ class Table:
     def _settings(self, job):
         row = ROWS[job.row]
         steps = max(LEAST, round(job.seconds / self.pace["seconds"][job.row]))
-        own = settings(row, self.of, job.seed, steps, job.factor)
         if not row.begins:
-            return own
-        factor = self.rates[row.begins]["best"]
-        first = self.folder / Job(row.begins, job.seconds, job.seed, factor).name
-        return replace(own, init=str(first.absolute()))
+            return settings(row, self.of, job.seed, steps, job.factor)
+        first = replace(job, row=row.begins, factor=self.rates[row.begins]["best"])
+        return settings(row, self.of, job.seed, steps, job.factor, self.folder / first.name)
 
     def _paces(self):
         path = self.folder / PACE
@@ -110,7 +109,7 @@ class Table:
         return found
 
     def _rates(self):
-        """{row: the losses of FACTORS, and "best"}."""
+        """{row: the losses of FACTORS, and "best"}, which rows that begin with another's run ask."""
         path = self.folder / RATES
         self.rates = json.loads(read_bytes(path)) if path.is_file() else {}
         for row in self.rows:
