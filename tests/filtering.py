@@ -61,7 +61,7 @@ def run_on(dataset, captions, rows, folder, seed, **changes):
         dataset.train, images=dataset.train.images[rows], captions=tuple(captions[r] for r in rows)
     )
     settings = config.preset("tiny", seed=seed, evaluate_every=0, **changes)
-    with mock.patch.object(shapes, "load", lambda seed, side: replace(dataset, train=pairs)):
+    with mock.patch.object(shapes, "load", lambda seed, side, *_: replace(dataset, train=pairs)):
         results = train(settings, folder, say=lambda text: None, command="")
     return [100 * results[part]["caption_exact"] for part in ("held_out", "compositional")]
 

@@ -251,6 +251,17 @@ FLAGS = {
         [
             ("--runs", ["--runs", "HERE"], ["--runs", "HERE/first"], "out"),
             ("--json", [], ["--json"], "out"),
+            ("--run", ["--run", "coca"], ["--run", "mae"], "timed"),
+            *[
+                (flag, ["--run", "coca"], ["--run", "coca", flag, value], "timed")
+                for flag, value in (
+                    ("--seconds", "7"),
+                    ("--seeds", "4"),
+                    ("--data", "emoji"),
+                    ("--folder", "own"),
+                )
+            ],
+            ("--out", ["--run", "coca"], ["--run", "coca", "--out", "f.md"], "files"),
         ],
     ),
     "info": (

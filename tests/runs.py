@@ -27,7 +27,7 @@ TRAINERS = {"torch": engine_train.Trainer, "numpy": reference_train.Trainer}
 def few_shapes(monkeypatch):
     """60 scenes instead of 60,000."""
     load = shapes.load
-    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
+    monkeypatch.setattr(shapes, "load", lambda seed, side, *_: load(seed, side, 60, 20))
 
 
 def short(**changes):

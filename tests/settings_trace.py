@@ -36,6 +36,7 @@ TASK_ROWS = [  # of test_settings.py
     ("question_column", "said", "told", "data", COLUMNS | ASKS | dict(answer_column="caption")),
     ("answer_column", "said", "told", "data", COLUMNS | ASKS | dict(question_column="caption")),
     ("per_picture", 1, 3, "batches", ASKS),
+    ("scenes", 20, 30, "data", {}),
     ("hide", "image", "question", "data", ASKS),
 ]
 
@@ -101,9 +102,9 @@ def emoji_keys():
 
 
 @functools.cache
-def few_shapes(seed, side):
+def few_shapes(seed, side, train=40):
     with mock.patch.object(shapes, "STATISTICS", 8):
-        return draw_shapes(seed, side, 40, 6)
+        return draw_shapes(seed, side, min(train, 40), 6)
 
 
 draw_shapes = shapes.load

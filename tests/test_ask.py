@@ -155,7 +155,7 @@ def asker(tmp_path_factory):
     """A run that was trained on questions, hardly; and two pictures."""
     folder, load = tmp_path_factory.mktemp("asker"), shapes.load
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
+        patch.setattr(shapes, "load", lambda seed, side, *_: load(seed, side, 60, 20))
         patch.setattr("minicoca.training.run.make_picture", lambda *given: "")
         quiet(folder / "run", steps=40)
     for i, picture in enumerate(load(3, 32, 2, 2).train.images):

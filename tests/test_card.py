@@ -23,7 +23,7 @@ def run(tmp_path_factory):
         from minicoca.data import shapes
 
         load = shapes.load
-        patch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
+        patch.setattr(shapes, "load", lambda seed, side, *_: load(seed, side, 60, 20))
         silent(short(steps=2), folder)
     return folder
 

@@ -30,7 +30,7 @@ def run(tmp_path_factory):
         Image.fromarray(dataset.train.images[i]).save(folder / "pictures" / f"{i}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(shapes, "load", lambda seed, side: dataset)
+        patch.setattr(shapes, "load", lambda seed, side, *_: dataset)
         patch.setattr(training_run, "make_picture", lambda folder, *given: folder)
         assert (
             cli.main(
@@ -191,7 +191,7 @@ def test_info_and_data(run, capsys, monkeypatch):
     assert code == 0 and facts["run"]["steps"] == 100 and facts["versions"]["torch"]
     code, out, _ = call(capsys, "info", "--preset", "base")
     assert code == 0 and "85,998,336" in out
-    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
+    monkeypatch.setattr(shapes, "load", lambda seed, side, *_: load(seed, side, 60, 20))
     code, out, _ = call(capsys, "data", "shapes", "--sheet", "s.png")
     assert code == 0 and "60 images" in out and "near-equal" in out
 
@@ -235,7 +235,7 @@ def test_a_users_mistake_gets_one_line_and_no_traceback(
     run, capsys, monkeypatch, arguments, code, message
 ):
     monkeypatch.chdir(run[0])
-    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60, 20))
+    monkeypatch.setattr(shapes, "load", lambda seed, side, *_: load(seed, side, 60, 20))
     try:
         got = cli.main(arguments)
     except SystemExit as stop:
@@ -300,7 +300,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_taken_up(tmp_path, name):
     import time
 
     code = "import sys; from minicoca.data import shapes; load = shapes.load; "
-    code += "shapes.load = lambda seed, side: load(seed, side, 60, 20); "
+    code += "shapes.load = lambda seed, side, *_: load(seed, side, 60, 20); "
     code += "from minicoca.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "train", "--steps", "100000", "--warmup", "5"]
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}

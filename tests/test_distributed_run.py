@@ -193,7 +193,7 @@ def test_other_data_in_one_process_is_noticed(tmp_path):
         from minicoca.data import shapes
 
         load = shapes.load
-        shapes.load = lambda seed, side: load(seed + rank, side)
+        shapes.load = lambda seed, side, *_: load(seed + rank, side)
 
     out = tmp_path / "said"
     pids = trained(2, tmp_path / "run", out, silent, before, short(**PLAIN))

@@ -50,7 +50,7 @@ def test_it_says_what_it_said_then(earlier, name, backend):
 
 @pytest.mark.parametrize("name", ["torch", "numpy"])
 def test_it_goes_on(earlier, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 40, 12))
+    monkeypatch.setattr(shapes, "load", lambda seed, side, *_: load(seed, side, 40, 12))
     folder = shutil.copytree(earlier / name, tmp_path / "run")
     before = Log.read(folder / "metrics.jsonl")
     results = silent(None, folder, taking_up=True)

@@ -27,11 +27,22 @@ from minicoca.config import DATA_FIELDS
 from minicoca.data import packing
 from minicoca.engine import generate as engine_generate
 from minicoca.engine import ops
+from minicoca.family import table as family_table
 from minicoca.reference import generate as reference_generate
 from minicoca.tasks import explain as explain_task
 from minicoca.tasks import zero_shot
 from minicoca.training.checkpoint import read_own
 from minicoca.training.log import Log
+
+
+class Untrained:
+    """A table of no rows."""
+
+    pace = {"seconds": {}}
+
+    def run(self):
+        return []
+
 
 OF_DATA = "data", "evaluate", "probe", "filter", "shards"
 ALL = [(name, given, *row) for name, (given, rows) in FLAGS.items() for row in rows]
@@ -117,6 +128,8 @@ def seen(here, tmp_path, monkeypatch):
     train = lambda *given, say, **how: seen["trained"].append((given, how)) or {}  # noqa: E731
     monkeypatch.setattr(train_command, "train", train)
     monkeypatch.setattr(train_command.track, "check", lambda name: None)
+    put = lambda *given: seen["timed"].append(given[:-1]) or Untrained()  # noqa: E731
+    monkeypatch.setattr(family_table, "Table", put)
     for name in export_command.FORMS:
         put = lambda *given, name=name: seen["trained"].append((name, given))  # noqa: E731
         monkeypatch.setitem(export_command.FORMS, name, (put, name))

@@ -130,7 +130,7 @@ def test_nothing_but_validation_data_is_looked_at_before_the_end(tmp_path, monke
     evaluations = {name: Watched(pairs, early) for name, pairs in whole.evaluations.items()}
     validation = Watched(whole.validation, looks)
     dataset = replace(whole, evaluations=evaluations, validation=validation)
-    monkeypatch.setattr(shapes, "load", lambda seed, side: dataset)
+    monkeypatch.setattr(shapes, "load", lambda seed, side, *_: dataset)
     step = Trainer.step
 
     def counting(self, number, *given):

@@ -199,7 +199,7 @@ def test_data_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             silent(short(), tmp_path / "run")
     load = shapes.load
-    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed + 1, side))
+    monkeypatch.setattr(shapes, "load", lambda seed, side, *_: load(seed + 1, side))
     with pytest.raises(ValueError, match="shapes has changed since .* began"):
         silent(None, tmp_path / "run", taking_up=True)
 

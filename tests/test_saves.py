@@ -105,7 +105,7 @@ def one_split(patch, drawn=False):
     whole = load(0, 32, 60, 20)
     split = {"held_out": whole.evaluations["held_out"]}
     dataset = replace(whole, evaluations=split, left_out="1 image: gone.png")
-    patch.setattr(shapes, "load", lambda seed, side: dataset)
+    patch.setattr(shapes, "load", lambda seed, side, *_: dataset)
     patch.setattr(training_run, "evaluate", lambda *given: ({"images": 1}, []))
     if drawn:
         patch.setattr(training_run, "make_picture", report.make_picture)

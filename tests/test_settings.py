@@ -109,7 +109,7 @@ NUMPY_REFUSES = {"augment", "accumulate", "ema", "compile", "recompute", "precis
 # Each number's least value, and the first one over its range.
 LIMITS = {
     "image_width image_heads image_hidden caption_queries pooler_heads text_width text_heads "
-    "text_hidden batch_size accumulate per_picture": (1, 10**6 + 1),
+    "text_hidden batch_size accumulate per_picture scenes": (1, 10**6 + 1),
     "image_size patch_size": (1, 4097),
     "image_layers unimodal_layers multimodal_layers": (1, 1001),
     "steps checkpoint_every": (1, 10**9 + 1),

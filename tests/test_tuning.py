@@ -364,7 +364,7 @@ def test_settings_of_before_say_what_they_said():
 def test_a_moved_model_still_captions(tmp_path, monkeypatch):
     """From 32 to 48 pixels: at once better than a model that has learned for 40 steps there, and
     better still after 40 steps of its own."""
-    monkeypatch.setattr(shapes, "load", lambda seed, side: load(seed, side, 2000, 200))
+    monkeypatch.setattr(shapes, "load", lambda seed, side, *_: load(seed, side, 2000, 200))
     silent(short(steps=400, warmup=40, batch_size=64, image_layers=3), tmp_path / "first")
     begun = replace(read_config(tmp_path / "first"), image_size=48, steps=40, warmup=4)
     pairs = load(0, 48, 2000, 200).evaluations["held_out"]

@@ -16,13 +16,13 @@ import numpy as np
 from .. import config, data
 from ..config import Config
 from ..data.order import Order, batches
-from ..evaluate import of_order, written, zero_shot
+from ..evaluate import evaluate, of_order, written
 from ..files import read_bytes, write_json
 from ..params import initialise
 from ..tasks.probe import features
 from ..training.checkpoint import CHECKPOINT, LOG, RESULTS, load_model, read_config, trainer_of
 from ..training.log import Log, machine
-from ..training.run import train
+from ..training.run import GALLERY, train
 from ..training.start import start
 from . import probes
 from .rows import ROWS, Row
@@ -34,6 +34,7 @@ FIGURES = {
     "image_to_text_r1": "image_to_text",
     "text_to_image_r1": "text_to_image",
     "zero_shot_top1": "zero_shot",
+    "zero_shot_likelihood_top1": "zero_shot",
 }
 WEIGHTS = ("contrastive", "caption")
 
@@ -47,7 +48,8 @@ def settings(
     own = {"steps": steps, "evaluate_every": steps, "learning_rate": made.learning_rate * factor}
     if init is None:
         return replace(made, **own)
-    own |= {"objective": made.objective, "settings": made.settings, "init": str(init.absolute())}
+    own |= {name: getattr(made, name) for name in ("objective", "settings", "seed")}
+    own["init"] = str(init.absolute())
     return replace(read_config(init), **row.flags | own)
 
 
@@ -120,27 +122,23 @@ def _of_run(folder):
     found = {"steps": own.steps, "learning_rate": own.learning_rate, "init": own.init}
     found |= {name: results[name] for name in ("parameters", "train_seconds")}
     found |= _losses(folder)
-    splits = {split: value for split, value in results.items() if isinstance(value, dict)}
-    for split, value in splits.items():
-        found |= {f"{short}_{split}": value[key] for key, short in FIGURES.items() if key in value}
-    if own.data != "shapes":
-        return found
     model, tokenizer = load_model(folder)
-    if own.sees:
+    if own.sees and own.data == "shapes":
         tokens = lambda images: features(model, images)[1][:, 0]  # noqa: E731
         found |= probes.by_labels(tokens, own.seed, own.image_size)
         found |= probes.by_questions(tokens, own.seed, own.image_size)
     if not (own.compares or own.writes):
         return found
-    dataset = data.load(replace(own, scenes=2000))
-    if own.writes and not own.compares:
-        for split, pairs in dataset.evaluations.items():
-            (measure,) = zero_shot(model, tokenizer, pairs, None, len(pairs), ("likelihood",))
-            found[f"zero_shot_{split}"] = _once(measure, pairs)["zero_shot_likelihood_top1"]
-    pairs = dataset.evaluations["held_out"]
-    references = [written(pairs, i) for i in range(ORDERED)]
-    for key, value in _once(of_order(model, tokenizer, pairs, references), pairs).items():
-        found[key] = value
+    by = () if own.compares or own.data != "shapes" else ("likelihood",)
+    own = replace(own, scenes=min(own.scenes, 2000))  # the others are not looked at
+    for split, pairs in data.load(own).evaluations.items():
+        gallery = GALLERY.get(own.data, 0)
+        figures, _ = evaluate(model, tokenizer, pairs, gallery, draws=0, by=by)
+        found |= {f"{short}_{split}": figures[k] for k, short in FIGURES.items() if k in figures}
+        if own.data == "shapes" and split == "held_out":
+            references = [written(pairs, i) for i in range(ORDERED)]
+            measure = of_order(model, tokenizer, pairs, references)
+            found |= measure(np.ones(len(pairs), np.int64))
     return found
 
 
@@ -152,7 +150,3 @@ def _losses(folder):
     shared = [name for name in ("loss", *WEIGHTS) if name in look and name in last[-1]]
     found = {f"trained_{name}": float(np.mean([r[name] for r in last])) for name in shared}
     return found | {f"validation_{name}": float(look[name]) for name in shared}
-
-
-def _once(measure, pairs):
-    return measure(np.ones(len(pairs), np.int64))

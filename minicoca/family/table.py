@@ -1,8 +1,7 @@
 """The table of the family: every row at every budget and seed, resumable, and what they reached.
 
-FOLDER/pace.json                    seconds a step of each row
-FOLDER/rates.json                   validation losses of the rates that were tried, and the best
-FOLDER/ROW-30s-seed0/               a run, and its figures in family.json
+In a folder: pace.json, the seconds that a step of each row takes; rate-ROW.json, the validation
+losses of the rates that were tried; ROW-30s-seed0/, a run, and its figures in family.json.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ..training.loop import Stopped
 from .measure import MEASURED, measured, paces, settings, trained, validation_loss
 from .rows import ROWS
 
-PACE, RATES = "pace.json", "rates.json"
+PACE = "pace.json"
 FACTORS = 1.0, 0.5, 2.0  # of the rate
 TRIED = 100  # the seed, of weights and data, that rates are chosen with
 LEAST = 100  # steps of a run
@@ -59,7 +58,7 @@ class Table:
         self.pace = self._paces()
         self.rates = self._rates()
         jobs = [Job(row, s, seed) for s in self.seconds for seed in self.seeds for row in self.rows]
-        jobs = [replace(job, factor=self.rates[job.row]["best"]) for job in jobs if self._own(job)]
+        jobs = [replace(job, factor=self.rates[job.row]) for job in jobs if self._own(job)]
         found, begun, spent = [], time.perf_counter(), 0
         for i, job in enumerate(jobs):
             new = not (self.folder / job.name / MEASURED).is_file()
@@ -89,7 +88,7 @@ class Table:
         steps = max(LEAST, round(job.seconds / self.pace["seconds"][job.row]))
         if not row.begins:
             return settings(row, self.of, job.seed, steps, job.factor)
-        first = replace(job, row=row.begins, factor=self.rates[row.begins]["best"])
+        first = replace(job, row=row.begins, factor=self.rates[row.begins])
         return settings(row, self.of, job.seed, steps, job.factor, self.folder / first.name)
 
     def _paces(self):
@@ -109,22 +108,20 @@ class Table:
         return found
 
     def _rates(self):
-        """{row: the losses of FACTORS, and "best"}, which rows that begin with another's run ask."""
-        path = self.folder / RATES
-        self.rates = json.loads(read_bytes(path)) if path.is_file() else {}
+        """{row: the best of FACTORS}, which rows that begin with another's run ask."""
+        self.rates = {}
         for row in self.rows:
-            if row in self.rates:
-                continue
+            path = self.folder / f"rate-{row}.json"
             if ROWS[row].flags is None:
-                self.rates[row] = {"best": 1.0}
+                self.rates[row] = 1.0
                 continue
-            losses = {factor: self._tried(row, factor) for factor in FACTORS}
-            best = min(losses, key=losses.get)
-            self.rates[row] = {f"{factor:g}": loss for factor, loss in losses.items()}
-            self.rates[row]["best"] = best
-            write_json(path, self.rates)
-            told = ", ".join(f"{loss:.3f} at {factor:g}" for factor, loss in losses.items())
-            self.say(f"{row}: validation loss {told} of the rate")
+            if not path.is_file():
+                losses = {factor: self._tried(row, factor) for factor in FACTORS}
+                told = ", ".join(f"{loss:.3f} at {factor:g}" for factor, loss in losses.items())
+                self.say(f"{row}: validation loss {told} of the rate")
+                tried = {f"{factor:g}": loss for factor, loss in losses.items()}
+                write_json(path, {"tried": tried, "best": min(losses, key=losses.get)})
+            self.rates[row] = json.loads(read_bytes(path))["best"]
         return self.rates
 
     def _tried(self, row, factor):
