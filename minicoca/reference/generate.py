@@ -11,11 +11,10 @@ from ..config import END, PAD, START
 from ..params import demand_finite, stream
 from .answers import answer_logits
 from .decoding import draw, restrict_logits
-from .model import embed, encode_image, encode_text
 from .ops import linear, log_softmax
-from .pooling import pool
+from .relatives import image_features, text_features
 from .text import lengths_of, multimodal_decoder
-from .vision import image_encoder, normalise
+from .vision import normalise
 
 PAIRS = 16  # of an image and a text, read at once
 
@@ -23,7 +22,7 @@ PAIRS = 16  # of an image and a text, read at once
 def next_logits(params, config, memory_BSM, tokens_BT, start, **controls):
     """Logits of the token after each text [B, V], of whose tokens `start` are the prompt's; what
     may not be written has -inf."""
-    _, x_BTD, _ = encode_text(params, config, tokens_BT)
+    _, x_BTD = text_features(params, config, tokens_BT)
     n_BTD, _ = multimodal_decoder(x_BTD, memory_BSM, params["decoder"], config)
     logits_BV, _ = linear(n_BTD[:, -1], params["decoder"]["head"])
     demand_finite(np.isfinite(logits_BV).all(), "probabilities")
@@ -40,7 +39,7 @@ def generate(
     temperature 0: greedy. Otherwise row b draws from a stream of its own, that of
     (seed, first_stream + b).
     """
-    _, memory, _ = encode_image(params, config, images_BII3)
+    _, memory, _ = image_features(params, config, images_BII3)
     tokens_BT, start = np.array(prompt), prompt.shape[1]
     streams = [stream("sample", seed, first_stream + b) for b in range(len(tokens_BT))]
     while tokens_BT.shape[1] < _limit(config, start, max_length):
@@ -71,7 +70,7 @@ def beam_search(
     its beams, not in their scores, a group counts a token's log probability less by `diversity` for
     each beam of an earlier group that goes on with it.
     """
-    _, memory, _ = encode_image(params, config, image_II3[None])
+    _, memory, _ = image_features(params, config, image_II3[None])
     size, start, limit = beams // beam_groups, len(prompt), _limit(config, len(prompt), max_length)
     # Log probabilities only fall; the longest possible caption divides them by the most.
     most = max(1, limit - start) ** max(length_penalty, 0.0)
@@ -121,8 +120,8 @@ def log_likelihoods(params, config, images_BII3, tokens_RT):
 
     As in training, over the whole vocabulary: the mean of a pair's is minus its captioning loss.
     """
-    _, memory, _ = encode_image(params, config, images_BII3)
-    _, x_RTD, _ = encode_text(params, config, tokens_RT)
+    _, memory, _ = image_features(params, config, images_BII3)
+    _, x_RTD = text_features(params, config, tokens_RT)
     found, pairs = [], np.indices((len(images_BII3), len(tokens_RT))).reshape(2, -1)
     for first in range(0, pairs.shape[1], PAIRS):
         image, text = pairs[:, first : first + PAIRS]
@@ -143,23 +142,18 @@ class CoCa:
 
     def embed_images(self, images):
         """uint8 [B, I, I, 3] -> unit vectors [B, E]."""
-        vectors_BE = encode_image(self.params, self.config, normalise(images, self.config))[0]
-        demand_finite(np.isfinite(vectors_BE).all(), "image vectors")
-        return vectors_BE
+        return self.features(images)[0]
 
     def features(self, images):
-        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the encoder's own tokens [B, S, M]). Without
-        poolers the vectors are of the tokens' mean."""
-        images = normalise(images, self.config)
-        tokens_BSM, _ = image_encoder(images, self.params["image"], self.config)
-        contrast_BD = tokens_BSM.mean(1)
-        if "pooler" in self.params:
-            contrast_BD, *_ = pool(tokens_BSM, self.params["pooler"], self.config)
-        return embed(contrast_BD, self.params, "image_projection")[0], tokens_BSM
+        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the tower's own tokens [B, S, M])."""
+        given = self.params, self.config, normalise(images, self.config)
+        vectors_BE, _, tokens_BSM = image_features(*given)
+        demand_finite(np.isfinite(vectors_BE).all(), "image vectors")
+        return vectors_BE, tokens_BSM
 
     def embed_texts(self, tokens):
         """Ids [B, T] -> unit vectors [B, E]."""
-        vectors_BE = encode_text(self.params, self.config, tokens)[0]
+        vectors_BE = text_features(self.params, self.config, tokens)[0]
         demand_finite(np.isfinite(vectors_BE).all(), "text vectors")
         return vectors_BE
 
