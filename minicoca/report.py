@@ -15,6 +15,8 @@ ROWS = {
     "caption_exact": "captions exactly right",
     "image_to_text_r1": "image to text, R@1",
     "text_to_image_r1": "text to image, R@1",
+    "image_to_text_reranked_r1": "image to text, re-ranked R@1",
+    "text_to_image_reranked_r1": "text to image, re-ranked R@1",
     "zero_shot_top1": "zero-shot accuracy",
     "zero_shot_top5": "zero-shot, right in 5",
     "caption_bleu_4": "caption BLEU-4",

@@ -9,11 +9,10 @@ from .answers import answer_logits
 from .cache import Cache
 from .decoding import draw, largest, restrict_logits
 from .ops import linear, pick_device, use, widened, with_own_backend
-from .relatives import image_features, text_features
+from .relatives import PAIRS, image_features, match, text_features
 from .text import lengths_of, multimodal_decoder
 from .vision import normalise
 
-PAIRS = 64  # of an image and a text, read at once
 ROWS = 256  # of logits at a time
 
 
@@ -242,6 +241,15 @@ class CoCa:
         vectors_BE = text_features(self.params, self.config, tokens)[0]
         demand_finite(vectors_BE.isfinite().all(), "text vectors")
         return vectors_BE.cpu().numpy()
+
+    @with_own_backend
+    @torch.inference_mode()
+    def match(self, images, tokens, image_P, text_P):
+        """uint8 [B, I, I, 3], ids [R, T], P pairs of their places -> log-odds that they are one."""
+        places = (torch.as_tensor(x, device=self.device) for x in (tokens, image_P, text_P))
+        logits_P2 = match(self.params, self.config, self._normalised(images), *places)
+        demand_finite(logits_P2.isfinite().all(), "pairs")
+        return (logits_P2[:, 1] - logits_P2[:, 0]).float().cpu().numpy()
 
     @with_own_backend
     @torch.inference_mode()

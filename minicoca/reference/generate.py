@@ -12,11 +12,9 @@ from ..params import demand_finite, stream
 from .answers import answer_logits
 from .decoding import draw, restrict_logits
 from .ops import linear, log_softmax
-from .relatives import image_features, text_features
+from .relatives import PAIRS, image_features, match, text_features
 from .text import lengths_of, multimodal_decoder
 from .vision import normalise
-
-PAIRS = 16  # of an image and a text, read at once
 
 
 def next_logits(params, config, memory_BSM, tokens_BT, start, **controls):
@@ -156,6 +154,13 @@ class CoCa:
         vectors_BE = text_features(self.params, self.config, tokens)[0]
         demand_finite(np.isfinite(vectors_BE).all(), "text vectors")
         return vectors_BE
+
+    def match(self, images, tokens, image_P, text_P):
+        """uint8 [B, I, I, 3], ids [R, T], P pairs of their places -> log-odds that they are one."""
+        images = normalise(images, self.config)
+        logits_P2 = match(self.params, self.config, images, tokens, image_P, text_P)
+        demand_finite(np.isfinite(logits_P2).all(), "pairs")
+        return logits_P2[:, 1] - logits_P2[:, 0]
 
     def answer(self, images, tokens):
         """uint8 images, ids [B, T] of start, question and end -> log p of each answer [B, A]."""

@@ -1,12 +1,16 @@
 """CoCa's relatives in torch, a file each: `loss(params, config, settings, batch)` -> a dict; and
 where that is not CoCa's way, how images and texts are read to be used: `image_features` and
-`text_features`, as coca.py has them."""
+`text_features`, as coca.py has them. `matcher`: of those that learn whether a pair is one."""
 
 from importlib import import_module
+
+import torch
 
 from ...relatives import settings_of
 from ..answers import questions
 from . import coca
+
+PAIRS = 64  # of an image and a text, read at once
 
 
 def objective_of(config):
@@ -16,10 +20,10 @@ def objective_of(config):
 
 def by_objective(name, config):
     """The function of this name that a config's objective has, or CoCa's where it has none: of
-    (params, config, what is given)."""
+    (params, config, *what is given)."""
     own, settings = import_module(f".{config.objective}", __name__), settings_of(config)
     function = getattr(own, name, getattr(coca, name, None))
-    return lambda params, config, given: function(params, config, settings, given)
+    return lambda params, config, *given: function(params, config, settings, *given)
 
 
 def image_features(params, config, images):
@@ -31,6 +35,14 @@ def image_features(params, config, images):
 def text_features(params, config, tokens_BT):
     """Token ids -> (unit vectors [B, E], what the decoder begins with [B, T - 1, D])."""
     return by_objective("text_features", config)(params, config, tokens_BT)
+
+
+def match(params, config, images, tokens_RT, image_P, text_P):
+    """Whether image and text belong together, of P pairs given by their places: logits [P, 2] of no
+    and yes. Each image and each text is read once."""
+    matches = by_objective("matcher", config)(params, config, images, tokens_RT)
+    parts = zip(image_P.split(PAIRS), text_P.split(PAIRS), strict=True)
+    return torch.cat([matches(*part) for part in parts])
 
 
 def _questions(params, config, batch):

@@ -1,14 +1,18 @@
 """CoCa's relatives, a file each: `loss(params, config, settings, batch)` and `loss_backward`; and
 where that is not CoCa's way, how images and texts are read to be used: `image_features` and
-`text_features`, as coca.py has them."""
+`text_features`, as coca.py has them. `matcher`: of those that learn whether a pair is one."""
 
 from importlib import import_module
+
+import numpy as np
 
 from ...relatives import LOSSES, drawn, settings_of
 from ...tuning import kept_tokens
 from ..answers import questions, questions_backward
 from ..vision import normalise
 from . import coca
+
+PAIRS = 16  # of an image and a text, read at once
 
 
 def objective_of(config):
@@ -22,10 +26,10 @@ def objective_of(config):
 
 def by_objective(name, config):
     """The function of this name that a config's objective has, or CoCa's where it has none: of
-    (params, config, what is given)."""
+    (params, config, *what is given)."""
     own, settings = import_module(f".{config.objective}", __name__), settings_of(config)
     function = getattr(own, name, getattr(coca, name, None))
-    return lambda params, config, given: function(params, config, settings, given)
+    return lambda params, config, *given: function(params, config, settings, *given)
 
 
 def image_features(params, config, images):
@@ -37,6 +41,14 @@ def image_features(params, config, images):
 def text_features(params, config, tokens_BT):
     """Token ids -> (unit vectors [B, E], what the decoder begins with [B, T, D])."""
     return by_objective("text_features", config)(params, config, tokens_BT)
+
+
+def match(params, config, images, tokens_RT, image_P, text_P):
+    """Whether image and text belong together, of P pairs given by their places: logits [P, 2] of no
+    and yes. Each image and each text is read once."""
+    matches = by_objective("matcher", config)(params, config, images, tokens_RT)
+    parts = [slice(p, p + PAIRS) for p in range(0, len(image_P), PAIRS)]
+    return np.concatenate([matches(image_P[part], text_P[part]) for part in parts])
 
 
 def _questions(params, config, batch):

@@ -120,3 +120,16 @@ def text_features(params, config, settings, tokens_BT):
     """-> (unit vectors [B, D], nothing that a decoder begins with)."""
     x_BSD, real_BS, _ = read(tokens_BT, params)
     return alone(x_BSD, params, config, used(settings), real_BS, "text")[0], None
+
+
+def matcher(params, config, settings, images, tokens_RT):
+    """-> a function of P pairs, of which image and text each is: logits [P, 2] of no and yes."""
+    (texts, real_RS, _), (shown, _) = read(tokens_RT, params), seen(images, params, config)
+
+    def matches(image_P, text_P):
+        words, image = texts[text_P], shown[image_P]
+        real_PS = np.concatenate([real_RS[text_P], np.ones(image.shape[:2], bool)], 1)
+        n, *_ = together(words, image, params, config, used(settings), real_PS)
+        return linear(n[:, tokens_RT.shape[1]], params["matching"])[0]
+
+    return matches
