@@ -13,13 +13,14 @@ BUILT_IN = ("shapes", "emoji")  # data sets; any other is a person's own
 HIDE = ("none", "image", "question")
 TASKS = ("captions", "questions", "pairs", "entailment", "dialogue")
 # {objective: what it teaches}, as far as the commands know how to use it: to compare images and
-# texts by their vectors, to write captions, to tell whether a pair belongs together (match); image
-# tokens for probes (tokens), and CoCa's ViT, which can be looked into (vit).
+# texts by their vectors, to write captions, to tell whether a pair belongs together (match), how a
+# caption goes on without its image (continue); image tokens for probes (tokens), and CoCa's ViT,
+# which can be looked into (vit).
 OBJECTIVES = {
     "coca": "compare write tokens vit", "siglip": "compare write tokens vit",
     "matching": "compare write match tokens vit", "resnet": "compare write tokens",
     "vlmo": "compare match tokens", "simvlm": "write tokens vit", "cappa": "write tokens vit",
-    "simclr": "tokens vit", "mae": "tokens vit", "simmim": "tokens vit", "gpt": "",
+    "simclr": "tokens vit", "mae": "tokens vit", "simmim": "tokens vit", "gpt": "continue",
 }  # fmt: skip
 MOST_SIDE, MOST_LAYERS, MOST_STEPS = 4097, 1001, 10**9 + 1
 
@@ -210,6 +211,11 @@ class Config:
     def matches(self):
         """Whether it has a head that says if an image and a text belong together."""
         return self._teaches("match") and dict(self.settings).get("matching_weight", 1) > 0
+
+    @property
+    def continues(self):
+        """Whether it is a language model of captions, which sees no image."""
+        return self._teaches("continue")
 
     @property
     def sees(self):

@@ -26,6 +26,7 @@ from .metrics import (
 )
 from .tasks import BATCH, embed_texts, questions
 from .tasks.captioning import caption
+from .tasks.language import Counts, surprise
 from .tasks.matching import found_first
 from .tasks.word_order import preferences
 from .tasks.zero_shot import Judge
@@ -54,7 +55,8 @@ def evaluate(
     gallery: retrieval is among this many images and all their captions, in as many galleries as the
         split fills; 0: among all.
     known: the captions of training, clean; a figure says how many generated ones are none of them.
-        Of questions what their answers are in training, `Questions.guesses`.
+        Of a language model how often each is there too, of questions what their answers are in
+        training, `Questions.guesses`.
     limit: look at the first `limit` images only.
     draws: "intervals" among the figures are those of `intervals`, of so many sets; 0: none.
     by, rule: how classes are judged beside the cosine, and what one makes of its prompts (`Judge`).
@@ -90,6 +92,8 @@ def evaluate(
         if config.matches and rerank:
             given = pairs, image_vectors, references, ranks
             measures.append(of_reranking(model, tokenizer, *given))
+    if config.continues:
+        measures.append(of_language(model, tokenizer, references, known, pairs))
     measures += zero_shot(model, tokenizer, pairs, image_vectors, len(indices), ways, rule)
     if word_order:
         measures.append(of_order(model, tokenizer, pairs, references))
@@ -211,6 +215,24 @@ def of_order(model, tokenizer, pairs, references) -> Measure:
 def share(part, whole) -> float:
     """NaN of nothing."""
     return float(part / whole) if whole else float("nan")
+
+
+def of_language(model, tokenizer, references, known, pairs) -> Measure:
+    """Perplexity, e to the mean of - log p over tokens: the model's, and that of `Counts` of the
+    known captions, and of the grammar, where what draws captions is known."""
+    texts = [text for own in references for text in own]
+    whose = np.repeat(np.arange(len(references)), [len(own) for own in references])
+    nats, sizes = surprise(model, tokenizer, texts)
+    found = Counts(tokenizer, model.config.text_length, known or {}).surprise(texts)
+    if (entropy := getattr(pairs, "entropy", None)) is not None:
+        found["grammar"] = np.full(len(texts), entropy)
+    found = {"perplexity": nats} | {f"perplexity_{name}": own for name, own in found.items()}
+
+    def measure(times):
+        own = times[whose]
+        return {name: float(np.exp(own @ each / (own @ sizes))) for name, each in found.items()}
+
+    return measure
 
 
 class Retrieval(NamedTuple):

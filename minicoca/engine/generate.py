@@ -9,7 +9,7 @@ from .answers import answer_logits
 from .cache import Cache
 from .decoding import draw, largest, restrict_logits
 from .ops import linear, pick_device, use, widened, with_own_backend
-from .relatives import PAIRS, image_features, match, text_features
+from .relatives import PAIRS, decoder, image_features, match, text_features
 from .text import lengths_of, multimodal_decoder
 from .vision import normalise
 
@@ -186,16 +186,16 @@ def log_likelihoods(params, config, images_BII3, tokens_RT):
     """log P(y_t | y_<t, x), what Eq. 3 sums, of every token but the first, of each of R texts (ids,
     padded) given each of B images: [B, R, T - 1], and 0 for padding."""
     _, memory, _ = image_features(params, config, images_BII3)
-    (_, x_RTD), decoder = text_features(params, config, tokens_RT), params["decoder"]
+    (_, x_RTD), own = text_features(params, config, tokens_RT), decoder(params, config)
     found, every = [], torch.arange(len(images_BII3) * len(tokens_RT), device=x_RTD.device)
     for pairs in every.split(PAIRS):
         image, text = pairs // len(tokens_RT), pairs % len(tokens_RT)
-        n = multimodal_decoder(x_RTD[text], memory[image], decoder, config)
+        n = multimodal_decoder(x_RTD[text], memory[image], own, config)
         targets = tokens_RT[text, 1:]
         real, wide = targets != PAD, torch.promote_types(n.dtype, torch.float32)
         log_p = torch.zeros(targets.shape, dtype=wide, device=n.device)
         log_p[real] = torch.cat([
-            torch.log_softmax(linear(n_RD, decoder["head"]).to(wide), -1).gather(1, t_R1)[:, 0]
+            torch.log_softmax(linear(n_RD, own["head"]).to(wide), -1).gather(1, t_R1)[:, 0]
             for n_RD, t_R1 in zip(n[real].split(ROWS), targets[real, None].split(ROWS), strict=True)
         ])  # fmt: skip
         found.append(log_p)

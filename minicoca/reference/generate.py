@@ -12,7 +12,7 @@ from ..params import demand_finite, stream
 from .answers import answer_logits
 from .decoding import draw, restrict_logits
 from .ops import linear, log_softmax
-from .relatives import PAIRS, image_features, match, text_features
+from .relatives import PAIRS, decoder, image_features, match, text_features
 from .text import lengths_of, multimodal_decoder
 from .vision import normalise
 
@@ -20,9 +20,9 @@ from .vision import normalise
 def next_logits(params, config, memory_BSM, tokens_BT, start, **controls):
     """Logits of the token after each text [B, V], of whose tokens `start` are the prompt's; what
     may not be written has -inf."""
-    _, x_BTD = text_features(params, config, tokens_BT)
-    n_BTD, _ = multimodal_decoder(x_BTD, memory_BSM, params["decoder"], config)
-    logits_BV, _ = linear(n_BTD[:, -1], params["decoder"]["head"])
+    (_, x_BTD), own = text_features(params, config, tokens_BT), decoder(params, config)
+    n_BTD, _ = multimodal_decoder(x_BTD, memory_BSM, own, config)
+    logits_BV, _ = linear(n_BTD[:, -1], own["head"])
     demand_finite(np.isfinite(logits_BV).all(), "probabilities")
     return restrict_logits(logits_BV, tokens_BT, tokens_BT.shape[1] - start, **controls)
 
@@ -119,12 +119,12 @@ def log_likelihoods(params, config, images_BII3, tokens_RT):
     As in training, over the whole vocabulary: the mean of a pair's is minus its captioning loss.
     """
     _, memory, _ = image_features(params, config, images_BII3)
-    _, x_RTD = text_features(params, config, tokens_RT)
+    (_, x_RTD), own = text_features(params, config, tokens_RT), decoder(params, config)
     found, pairs = [], np.indices((len(images_BII3), len(tokens_RT))).reshape(2, -1)
     for first in range(0, pairs.shape[1], PAIRS):
         image, text = pairs[:, first : first + PAIRS]
-        n, _ = multimodal_decoder(x_RTD[text, :-1], memory[image], params["decoder"], config)
-        log_p = log_softmax(linear(n, params["decoder"]["head"])[0])[0]
+        n, _ = multimodal_decoder(x_RTD[text, :-1], memory[image], own, config)
+        log_p = log_softmax(linear(n, own["head"])[0])[0]
         targets = tokens_RT[text, 1:]
         found.append(np.take_along_axis(log_p, targets[..., None], 2)[..., 0] * (targets != PAD))
     log_p_BRT = np.concatenate(found).reshape(len(images_BII3), len(tokens_RT), -1)

@@ -139,6 +139,8 @@ def _look(model, tokenizer, dataset, step, log, bar):
         "answers written": figures.get("answer_generation"),
     }
     text = ", ".join(f"{name} {value:.1%}" for name, value in shown.items() if value is not None)
+    if "perplexity" in figures:
+        text = f"perplexity {figures['perplexity']:.2f}"
     bar.write(f"step {step}: validation {text}", file=sys.stderr)
 
 

@@ -1,6 +1,7 @@
 """CoCa's relatives in torch, a file each: `loss(params, config, settings, batch)` -> a dict; and
-where that is not CoCa's way, how images and texts are read to be used: `image_features` and
-`text_features`, as coca.py has them. `matcher`: of those that learn whether a pair is one."""
+where that is not CoCa's way, how images and texts are read to be used: `image_features`,
+`text_features` and `decoder`, as coca.py has them. `matcher`: of those that learn whether a pair is
+one."""
 
 from importlib import import_module
 
@@ -35,6 +36,11 @@ def image_features(params, config, images):
 def text_features(params, config, tokens_BT):
     """Token ids -> (unit vectors [B, E], what the decoder begins with [B, T - 1, D])."""
     return by_objective("text_features", config)(params, config, tokens_BT)
+
+
+def decoder(params, config):
+    """The decoder that writes: {blocks, norm, head}."""
+    return by_objective("decoder", config)(params, config)
 
 
 def match(params, config, images, tokens_RT, image_P, text_P):

@@ -21,6 +21,11 @@ def image_features(params, config, settings, images):
     return embed(contrast_BD, params, "image_projection"), memory, tokens_BSM
 
 
+def decoder(params, config, settings):
+    """-> the layers that read an image, a norm and a head: {blocks, norm, head}."""
+    return params["decoder"]
+
+
 def text_features(params, config, settings, tokens_BT):
     """-> (unit vectors [B, E], what the decoder begins with [B, T - 1, D], not packed)."""
     rows = TextRows(tokens_BT, config)

@@ -25,6 +25,11 @@ def image_features(params, config, settings, images):
     return embed(contrast_BD, params, "image_projection")[0], memory, tokens_BSM
 
 
+def decoder(params, config, settings):
+    """-> the layers that read an image, a norm and a head: {blocks, norm, head}."""
+    return params["decoder"]
+
+
 def text_features(params, config, settings, tokens_BT):
     """-> (unit vectors [B, E], what the decoder begins with [B, T, D])."""
     return encode_text(params, config, tokens_BT)[:2]
