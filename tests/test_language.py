@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ from minicoca.reference import generate
 from minicoca.reference.relatives import gpt
 from minicoca.relatives import specs_of
 from minicoca.tasks import language
-from minicoca.tasks.language import Counts, no_images, surprise
+from minicoca.tasks.captioning import no_images
+from minicoca.tasks.language import Counts, surprise
 from minicoca.tokenizer import Tokenizer
 from minicoca.training.checkpoint import save_config
 
@@ -284,6 +286,33 @@ def test_the_commands(run, capsys, monkeypatch):
     for command in ("caption", "explain"):
         assert cli.main([command, "x.png", "--run", "gpt"]) == 1
         assert "Traceback" not in capsys.readouterr().err
+
+
+def written(capsys, *words, code=0):
+    assert cli.main(["write", *words]) == code
+    return capsys.readouterr()
+
+
+def test_it_writes(run, capsys, monkeypatch):
+    """Greedily, sampled as of one batch whatever the batches, by beams; and says what it cannot."""
+    monkeypatch.chdir(run.parent)
+    own = ["--run", "gpt"]
+    greedy = written(capsys, *own, "--prompt", "a small").out
+    assert greedy.startswith("a small ") and greedy.count("\n") == 1
+    assert written(capsys, *own, "--prompt", "a small", "--backend", "numpy").out == greedy
+    sampled = ["--count", "5", "--temperature", "3", "--seed", "2"]
+    whole = written(capsys, *own, *sampled).out
+    assert len(set(whole.splitlines())) > 1 and len(whole.splitlines()) == 5
+    with mock.patch("minicoca.tasks.BATCH", 2):
+        assert written(capsys, *own, *sampled).out == whole
+    rows = json.loads(written(capsys, *own, "--best", "3", "--json").out)["results"]
+    [[*best]] = [row["best"] for row in rows]
+    assert len(best) == 3 and best == sorted(best, key=lambda one: -one["score"])
+    said = written(capsys, *own, "--best", "3").out.splitlines()
+    assert [line.split(None, 1)[1] for line in said] == [one["caption"] for one in best]
+    assert "give --temperature, or --best" in written(capsys, *own, "--count", "2", code=2).err
+    assert "--count 0 is not from 1" in written(capsys, *own, "--count", "0", code=2).err
+    assert "minicoca caption" in written(capsys, "--run", "shapes", code=1).err
 
 
 BUGS = [

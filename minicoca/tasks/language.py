@@ -11,14 +11,10 @@ import numpy as np
 
 from ..config import PAD, START
 from . import BATCH
+from .captioning import no_images
 from .scoring import counts
 
 NEVER = len({PAD, START})  # ids that never come next
-
-
-def no_images(count: int) -> np.ndarray:
-    """So many images without a pixel, which is what a language model sees."""
-    return np.zeros((count, 0, 0, 3), np.uint8)
 
 
 def surprise(model, tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
