@@ -178,7 +178,7 @@ def candidates(
 
 def _beginning(model, tokenizer, images, prompt, how):
     """(the prompt's ids, how many letters of text they are). Raises ValueError as `caption`."""
-    (demand_captions if images.shape[1] else demand_language)(model)
+    (demand_language if np.shape(images)[1:2] == (0,) else demand_captions)(model)
     if unseen := tokenizer.unseen(prompt):
         raise ValueError(
             f"the prompt {prompt!r} holds {', '.join(map(repr, unseen[:5]))}, which this model "
@@ -226,8 +226,8 @@ def demand_language(model) -> None:
     """Raises ValueError for a model that is no language model of captions."""
     if not model.config.continues:
         raise ValueError(
-            "this model writes of pictures, if at all: minicoca caption; to write of none takes one "
-            "that was made by: minicoca train --objective gpt"
+            "this model writes of pictures, if at all: minicoca caption; what writes of none comes "
+            "from: minicoca train --objective gpt"
         )
 
 
