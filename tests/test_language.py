@@ -310,7 +310,7 @@ def test_it_writes(run, capsys, monkeypatch):
     assert len(best) == 3 and best == sorted(best, key=lambda one: -one["score"])
     said = written(capsys, *own, "--best", "3").out.splitlines()
     assert [line.split(None, 1)[1] for line in said] == [one["caption"] for one in best]
-    assert "give --temperature, or --best" in written(capsys, *own, "--count", "2", code=2).err
+    assert "give --temperature or --best" in written(capsys, *own, "--count", "2", code=2).err
     assert "--count 0 is not from 1" in written(capsys, *own, "--count", "0", code=2).err
     assert "minicoca caption" in written(capsys, "--run", "shapes", code=1).err
 
