@@ -13,7 +13,7 @@ import relatives
 import torch
 from oracles import planted
 from relatives import on
-from runs import few_shapes, load, short  # noqa: F401
+from runs import few_shapes, load, untrained  # noqa: F401
 from strategies import small_config
 
 from minicoca import __main__ as cli
@@ -25,15 +25,14 @@ from minicoca.engine import cache as engine_cache
 from minicoca.engine import generate as engine_generate
 from minicoca.engine.relatives import gpt as engine_gpt
 from minicoca.evaluate import evaluate
-from minicoca.params import initialise, tree_map
+from minicoca.params import tree_map
 from minicoca.reference import generate
 from minicoca.reference.relatives import gpt
-from minicoca.relatives import specs_of
 from minicoca.tasks import language
 from minicoca.tasks.captioning import no_images
 from minicoca.tasks.language import Counts, surprise
 from minicoca.tokenizer import Tokenizer
-from minicoca.training.checkpoint import save_config
+from minicoca.training.checkpoint import read_config
 
 SIDES = {"reference": generate, "engine": engine_generate}
 both = pytest.mark.parametrize("which", SIDES)
@@ -229,23 +228,13 @@ def test_data_say_their_entropy():
 def run(tmp_path_factory):
     """A run of weights at random."""
     folder = tmp_path_factory.mktemp("language") / "gpt"
-    folder.mkdir()
-    dataset, rng = load(0, 32, 60, 20), np.random.default_rng(0)
-    tokenizer = Tokenizer.train([own[0] for own in dataset.train.captions], 64)
-    own = {"objective": "gpt", "settings": (("tied", True),)}
-    config = short(vocabulary=tokenizer.vocab_size, **own)
-    tree = initialise(config, tree=specs_of(config))
-    tree = tree_map(lambda a: np.float32(a + 0.1 * rng.standard_normal(a.shape)), tree)
-    tokenizer.save(folder / "tokenizer.model")
-    save_config(config, folder)
-    params_module.save(folder / "model.safetensors", tree, config)
+    untrained(folder, 0.1, objective="gpt", settings=(("tied", True),))
     return folder
 
 
 def check_figures(run):
     """e to the mean over tokens, not over texts or batches; the grammar's over the same tokens."""
-    tokenizer = Tokenizer.load(run / "tokenizer.model")
-    config = short(vocabulary=tokenizer.vocab_size, objective="gpt", settings=(("tied", True),))
+    tokenizer, config = Tokenizer.load(run / "tokenizer.model"), read_config(run)
     tree, _ = params_module.load(run / "model.safetensors")
     ours, pairs = model("engine", tree, config), load(0, 32, 60, 20).evaluations["held_out"]
     known = Counter(text for own in load(0, 32, 60, 20).train.captions for text in own)
@@ -310,7 +299,7 @@ def test_it_writes(run, capsys, monkeypatch):
     assert len(best) == 3 and best == sorted(best, key=lambda one: -one["score"])
     said = written(capsys, *own, "--best", "3").out.splitlines()
     assert [line.split(None, 1)[1] for line in said] == [one["caption"] for one in best]
-    assert "give --temperature or --best" in written(capsys, *own, "--count", "2", code=2).err
+    assert "give --temperature, to sample" in written(capsys, *own, "--count", "2", code=2).err
     assert "--count 0 is not from 1" in written(capsys, *own, "--count", "0", code=2).err
     assert "minicoca caption" in written(capsys, "--run", "shapes", code=1).err
 

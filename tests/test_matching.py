@@ -12,24 +12,20 @@ import torch
 from oracles import planted
 from PIL import Image
 from relatives import on
-from runs import few_shapes, load, short  # noqa: F401
+from runs import few_shapes, load, untrained  # noqa: F401
 from strategies import small_config
 
 import minicoca
 from minicoca import __main__ as cli
 from minicoca import evaluate as evaluate_module
-from minicoca import params as params_module
 from minicoca.data import Pairs
 from minicoca.engine import relatives as engine_relatives
 from minicoca.engine.relatives import vlmo as engine_vlmo
 from minicoca.evaluate import evaluate
-from minicoca.params import initialise, tree_map
+from minicoca.params import tree_map
 from minicoca.reference import relatives as reference_relatives
 from minicoca.reference.relatives import vlmo
-from minicoca.relatives import specs_of
 from minicoca.tasks import matching, scoring
-from minicoca.tokenizer import Tokenizer
-from minicoca.training.checkpoint import save_config
 
 SIDES = {"reference": reference_relatives, "engine": engine_relatives}
 EVERY = [row for row in relatives.ALL if row[0] in ("matching", "vlmo")]
@@ -98,18 +94,9 @@ OWN = {"matching": {}, "vlmo": {"experts": 2}, "resnet": {"stages": 2}, "simclr"
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     """A run of each, of weights at random, and pictures."""
-    folder = tmp_path_factory.mktemp("matching")
-    dataset, rng = load(0, 32, 60, 20), np.random.default_rng(0)
-    tokenizer = Tokenizer.train([own[0] for own in dataset.train.captions], 64)
+    folder, dataset = tmp_path_factory.mktemp("matching"), load(0, 32, 60, 20)
     for name, own in OWN.items():
-        run = folder / name
-        run.mkdir()
-        config = short(objective=name, settings=tuple(own.items()), vocabulary=tokenizer.vocab_size)
-        tree = initialise(config, tree=specs_of(config))
-        tree = tree_map(lambda a: a + 0.1 * rng.standard_normal(a.shape), tree)
-        tokenizer.save(run / "tokenizer.model")
-        save_config(config, run)
-        params_module.save(run / "model.safetensors", tree_map(np.float32, tree), config)
+        untrained(folder / name, 0.1, objective=name, settings=tuple(own.items()))
     (folder / "pictures").mkdir()
     for i, image in enumerate(dataset.train.images[:9]):
         Image.fromarray(image).save(folder / "pictures" / f"{i}.png")

@@ -9,21 +9,17 @@ import torch
 from oracles import planted
 from PIL import Image
 from relatives import on
-from runs import few_shapes, load, short  # noqa: F401
+from runs import few_shapes, load, untrained  # noqa: F401
 from strategies import small_config
 
 from minicoca import __main__ as cli
-from minicoca import params as params_module
 from minicoca.engine import generate as engine_generate
 from minicoca.engine.relatives import coca as engine_coca
 from minicoca.engine.relatives import resnet as engine_resnet
 from minicoca.engine.relatives import vlmo as engine_vlmo
-from minicoca.params import initialise, tree_map
+from minicoca.params import tree_map
 from minicoca.reference import generate
 from minicoca.reference.relatives import coca, vlmo
-from minicoca.relatives import specs_of
-from minicoca.tokenizer import Tokenizer
-from minicoca.training.checkpoint import save_config
 
 SIDES = {"reference": generate, "engine": engine_generate}
 COMPARE = [row for row in relatives.ALL if row[0] in ("coca", "siglip", "resnet", "vlmo")]
@@ -149,19 +145,9 @@ OWN = {"resnet": {"stages": 2}, "vlmo": {"experts": 2}}
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     """A run of each, of weights at random, and pictures in two folders."""
-    folder = tmp_path_factory.mktemp("used")
-    dataset, rng = load(0, 32, 60, 20), np.random.default_rng(0)
-    tokenizer = Tokenizer.train([own[0] for own in dataset.train.captions], 64)
+    folder, dataset = tmp_path_factory.mktemp("used"), load(0, 32, 60, 20)
     for name, own in OWN.items():
-        run = folder / "runs" / name
-        run.mkdir(parents=True)
-        size = {"vocabulary": tokenizer.vocab_size, "image_width": 64}
-        config = short(objective=name, settings=tuple(own.items()), **size)
-        tree = initialise(config, tree=specs_of(config))
-        tree = tree_map(lambda a: a + np.float32(0.1) * rng.standard_normal(a.shape), tree)
-        tokenizer.save(run / "tokenizer.model")
-        save_config(config, run)
-        params_module.save(run / "model.safetensors", tree_map(np.float32, tree), config)
+        untrained(folder / "runs" / name, 0.1, objective=name, settings=tuple(own.items()))
     for i, image in enumerate(dataset.train.images[:6]):
         (folder / "pictures" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / "pictures" / "ab"[i % 2] / f"{i}.png")

@@ -25,9 +25,7 @@ def run(arguments):
     if not 1 <= count <= MOST:
         raise Usage(f"--count {count} is not from 1 to {MOST:,}")
     if count > 1 and "temperature" not in how:
-        raise Usage(
-            f"--count {count}: all are the same if not sampled: give --temperature or --best"
-        )
+        raise Usage(f"--count {count}: all would be the same; give --temperature, to sample")
     model, tokenizer = open_model(arguments)
     sizes = [min(BATCH, count - done) for done in range(0, count, BATCH)]
     batches = ((None, no_images(size)) for size in sizes)

@@ -236,4 +236,5 @@ def demand_captions(model) -> None:
     if model.config.task != "captions":
         raise ValueError("this model was trained to answer questions, not to caption: minicoca ask")
     if not model.config.writes:
-        raise ValueError(f"{trained(model.config, 'caption')}: it cannot caption")
+        more = ", but write without a picture: minicoca write" if model.config.continues else ""
+        raise ValueError(f"{trained(model.config, 'caption')}: it cannot caption{more}")
