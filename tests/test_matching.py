@@ -266,6 +266,15 @@ def test_a_table_shows_it(capsys):
     assert code == 0 and "re-ranked" not in out
 
 
+def test_what_others_read_has_no_head(here, capsys):
+    """A page leaves it out, and says so; where a model has nothing else, nothing is exported."""
+    code, out, err = call(capsys, "page", "matching", "--out", "page.html")
+    assert code == 0 and "left out: matching, for a page is of CoCa's own parts" in err
+    assert "matching.classifier" not in (here / "page.html").read_text()
+    code, _, err = call(capsys, "export", "torch", "simclr", "--out", "exported")
+    assert code == 1 and "objective simclr: it has nothing to export" in err
+
+
 VLMO = ("vlmo", {"masked": 0.4}, relatives.ONE_WIDTH)
 EXPERTS = ("vlmo", {"experts": 3, "capacity": 0.8}, relatives.ONE_WIDTH)
 BUGS = [

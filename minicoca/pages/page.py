@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import UNKNOWN, Config, demand_vit
 from ..data import shapes
-from ..params import count, flatten
+from ..params import count, flatten, specs
 from ..tokenizer import AnyTokenizer, Tokenizer
 
 MOST_BYTES = 1_500_000  # of a page
@@ -61,6 +61,7 @@ def page(params: dict, config: Config, tokenizer: AnyTokenizer, name: str) -> by
             "with --tokenizer word and without --fold"
         )
     demand_vit(config)
+    params = {name: part for name, part in params.items() if name in specs(config)}
     if not (config.compares and config.writes):
         raise ValueError(
             "the run was trained with contrastive_weight or caption_weight 0, or with an objective "
