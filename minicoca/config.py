@@ -12,13 +12,15 @@ PAD, START, END, UNKNOWN = range(4)  # the token ids that stand for no text
 BUILT_IN = ("shapes", "emoji")  # data sets; any other is a person's own
 HIDE = ("none", "image", "question")
 TASKS = ("captions", "questions", "pairs", "entailment", "dialogue")
-# {objective: (whether images and texts are compared by their vectors, whether it writes captions,
-# whether its image tower is CoCa's)}, as far as the commands know how.
+# {objective: what it teaches}, as far as the commands know how to use it: to compare images and
+# texts by their vectors, to write captions, to tell whether a pair belongs together (match), how a
+# caption goes on without its image (continue); image tokens for probes (tokens), and CoCa's ViT,
+# which can be looked into (vit).
 OBJECTIVES = {
-    "coca": (True, True, True), "siglip": (True, True, True), "matching": (True, True, True),
-    "simvlm": (False, True, True), "cappa": (False, True, True),
-    "simclr": (False, False, True), "mae": (False, False, True), "simmim": (False, False, True),
-    "gpt": (False, False, False), "resnet": (False, False, False), "vlmo": (False, False, False),
+    "coca": "compare write tokens vit", "siglip": "compare write tokens vit",
+    "matching": "compare write match tokens vit", "resnet": "compare write tokens",
+    "vlmo": "compare match tokens", "simvlm": "write tokens vit", "cappa": "write tokens vit",
+    "simclr": "tokens vit", "mae": "tokens vit", "simmim": "tokens vit", "gpt": "continue",
 }  # fmt: skip
 MOST_SIDE, MOST_LAYERS, MOST_STEPS = 4097, 1001, 10**9 + 1
 
@@ -199,17 +201,35 @@ class Config:
     @property
     def compares(self):
         """Whether images and texts have vectors to be compared."""
-        return bool(self.contrastive_weight) and OBJECTIVES[self.objective][0]
+        return bool(self.contrastive_weight) and self._teaches("compare")
 
     @property
     def writes(self):
         """Whether it writes captions, or answers."""
-        return bool(self.caption_weight) and OBJECTIVES[self.objective][1]
+        return bool(self.caption_weight) and self._teaches("write")
+
+    @property
+    def matches(self):
+        """Whether it has a head that says if an image and a text belong together."""
+        return self._teaches("match") and dict(self.settings).get("matching_weight", 1) > 0
+
+    @property
+    def continues(self):
+        """Whether it is a language model of captions, which sees no image."""
+        return self._teaches("continue")
 
     @property
     def sees(self):
-        """Whether it has CoCa's image tower, to be looked at and gone on with."""
-        return OBJECTIVES[self.objective][2]
+        """Whether it makes image tokens, which a probe can learn from."""
+        return self._teaches("tokens")
+
+    @property
+    def has_vit(self):
+        """Whether its image tower is CoCa's, to be looked into and written for other programs."""
+        return self._teaches("vit")
+
+    def _teaches(self, what):
+        return what in OBJECTIVES[self.objective].split()
 
     @property
     def emoji_sources(self):
@@ -283,6 +303,16 @@ def _check_objective(config):
     for name, value in plain.items():
         if getattr(config, name) != value:
             raise ValueError(f"{name}={getattr(config, name)}: with {of} it is {value}")
+
+
+def demand_vit(config):
+    """Raise ValueError for a model whose image tower is not CoCa's, which alone can be looked into
+    and written for other programs."""
+    if not config.has_vit:
+        raise ValueError(
+            f"this model was trained with objective {config.objective}, and its image tower is not "
+            "CoCa's: it cannot be explained, exported or put in a page"
+        )
 
 
 def preset(name, **overrides):

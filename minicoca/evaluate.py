@@ -26,6 +26,8 @@ from .metrics import (
 )
 from .tasks import BATCH, embed_texts, questions
 from .tasks.captioning import caption
+from .tasks.language import Counts, surprise
+from .tasks.matching import found_first
 from .tasks.word_order import preferences
 from .tasks.zero_shot import Judge
 from .words import clean, words_of
@@ -46,18 +48,20 @@ Measure = Callable[[np.ndarray], dict[str, float]]  # of times, int64 [images]
 
 def evaluate(
     model, tokenizer, pairs, gallery=0, known=(), limit=None, draws=DRAWS, by=(), rule="best",
-    word_order=False,
+    word_order=False, rerank=True,
 ):  # fmt: skip
     """The figures of one split as a dict of floats, and its generated captions.
 
     gallery: retrieval is among this many images and all their captions, in as many galleries as the
         split fills; 0: among all.
     known: the captions of training, clean; a figure says how many generated ones are none of them.
-        Of questions what their answers are in training, `Questions.guesses`.
+        Of a language model how often each is there too, of questions what their answers are in
+        training, `Questions.guesses`.
     limit: look at the first `limit` images only.
     draws: "intervals" among the figures are those of `intervals`, of so many sets; 0: none.
     by, rule: how classes are judged beside the cosine, and what one makes of its prompts (`Judge`).
     word_order: how often a true sentence scores more than one of the same words that is not.
+    rerank: of a model that matches, R@1 after its ranking the nearest again (`found_first`).
     """
     if model.config.task != "captions":
         return questions.evaluate(model, tokenizer, pairs, known, limit, draws)
@@ -85,6 +89,11 @@ def evaluate(
         ranks = retrieval(image_vectors, text_vectors, references, gallery)
         measures.append(ranks.figures)
         figures |= {"gallery": ranks.gallery, "gallery_captions": ranks.captions}
+        if config.matches and rerank:
+            given = pairs, image_vectors, references, ranks
+            measures.append(of_reranking(model, tokenizer, *given))
+    if config.continues:
+        measures.append(of_language(model, tokenizer, references, known, pairs))
     measures += zero_shot(model, tokenizer, pairs, image_vectors, len(indices), ways, rule)
     if word_order:
         measures.append(of_order(model, tokenizer, pairs, references))
@@ -208,6 +217,24 @@ def share(part, whole) -> float:
     return float(part / whole) if whole else float("nan")
 
 
+def of_language(model, tokenizer, references, known, pairs) -> Measure:
+    """Perplexity, e to the mean of - log p over tokens: the model's, and that of `Counts` of the
+    known captions, and of the grammar, where what draws captions is known."""
+    texts = [text for own in references for text in own]
+    whose = np.repeat(np.arange(len(references)), [len(own) for own in references])
+    nats, sizes = surprise(model, tokenizer, texts)
+    found = Counts(tokenizer, model.config.text_length, known or {}).surprise(texts)
+    if (entropy := getattr(pairs, "entropy", None)) is not None:
+        found["grammar"] = np.full(len(texts), entropy)
+    found = {"perplexity": nats} | {f"perplexity_{name}": own for name, own in found.items()}
+
+    def measure(times):
+        own = times[whose]
+        return {name: float(np.exp(own @ each / (own @ sizes))) for name, each in found.items()}
+
+    return measure
+
+
 class Retrieval(NamedTuple):
     """Both ways, of every query: how many wrong candidates come before its best right one, and
     whose query it is, an image's place among all. An image is one query, and so is each caption."""
@@ -252,6 +279,24 @@ def retrieval(image_vectors, text_vectors, references, gallery=0) -> Retrieval:
         size,
         int(ends[len(used)]) // len(found),
     )
+
+
+def of_reranking(model, tokenizer, pairs, image_vectors, references, ranks: Retrieval) -> Measure:
+    """R@1 both ways in the galleries of `ranks`, each searched as `found_first` does."""
+    found = []
+    for start in range(0, len(ranks.images[0]), ranks.gallery):
+        own = slice(start, start + ranks.gallery)
+        look = lambda rows, start=start: pairs.batch(start + rows)  # noqa: E731
+        given = look, image_vectors[own], references[own]
+        found.append(found_first(model, tokenizer, *given))
+    won = [np.concatenate(of_one_way) for of_one_way in zip(*found, strict=True)]
+
+    def measure(times):
+        counts = [times[images] for images in ranks.images]
+        each = zip(WAYS, won, counts, strict=True)
+        return {f"{way}_reranked_r1": share(own @ first, own.sum()) for way, first, own in each}
+
+    return measure
 
 
 def _ranks(queries, candidates, asked, held):

@@ -113,7 +113,8 @@ def look(model, tokenizer, pairs, gallery: int = 0, limit: int | None = None) ->
     if vectors:
         found = compared(empty, model, tokenizer, pairs, np.concatenate(vectors), rights, gallery)
     worst = [one.place for one in found.worst]
-    explained = [0, *(place for place in worst if place)][:MAPS] if said else []
+    explained = [0, *(place for place in worst if place)][:MAPS]
+    explained = explained if said and model.config.has_vit else []
     missed = [one for own, *_ in found.missed.values() for one in own]
     named = {*range(min(SHOWN, count)), *worst, *explained}
     named |= {one.image for one in missed} | {one.place for one in found.confused}

@@ -22,14 +22,15 @@ from .config import Config
 from .data.files import Report
 from .squares import FITS
 from .tasks import embed_texts, no_vectors, unread
-from .tasks.captioning import Candidate, caption, captions, decoding, demand_captions
+from .tasks.captioning import Candidate, caption, captions, decoding
 from .tasks.explain import Explanation, explain
 from .tasks.files import Fitting, Picture, decoded, embed, find_images
 from .tasks.given import listed, text_of, texts_of
 from .tasks.indexed import open_index, search
+from .tasks.matching import matches
 from .tasks.questions import Answer, answer, for_each, settled
 from .tasks.retrieval import Found, best
-from .tasks.scoring import Scores, reranked, scores
+from .tasks.scoring import Scores, demand_ranking, reranked, scores
 from .tasks.zero_shot import (
     Classification,
     check_labels,
@@ -209,8 +210,9 @@ class Model:
             that `embed_images` made of many.
         index: instead of images, the folder that `minicoca embed --index` made with this model.
             Found are then rows of it and names of files, which need not be there any more.
-        rerank: of so many nearest images those first of which a sentence is the likeliest caption,
-            by log p(sentence | image) per token (`likelihood` of Found). They have to be there.
+        rerank: of so many nearest images those first that a sentence belongs to, by the head of a
+            model that matches (`log_odds` of Found), else those of which it is the likeliest
+            caption, by log p(sentence | image) per token (`likelihood`). They have to be there.
         fit: "crop" if not given, or the index's own, which alone it may be.
         What in a folder cannot be used is left out, and told by a warning.
         """
@@ -229,7 +231,7 @@ class Model:
                 raise ValueError(f"rerank={rerank}: at least k={k}, and of sentences alone")
             if isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind == "f":
                 raise ValueError("to rerank takes the images: give them, and not their vectors")
-            demand_captions(self.coca)
+            demand_ranking(self.coca)
         many = rerank or k
         texts = [text_of(q) for q in queries if isinstance(q, str)]
         _tell(unread(self.coca, self.tokenizer, texts))
@@ -276,6 +278,20 @@ class Model:
         pairs = (None if x is None else x[cut] for x in found[:2])
         alone = None if found.without_image is None else found.without_image[text]
         return Scores(*pairs, found.tokens[text], alone)
+
+    def match(
+        self, images: Pictures, texts: str | Iterable[str], *, fit: str = "crop"
+    ) -> np.ndarray | float:
+        """The probability that image and text belong together, [images, texts], without the axis
+        of what was given alone, by the head of a model that was trained to match. Raises ValueError
+        for any other."""
+        (given, one_image), (sentences, one_text) = listed(images), texts_of(texts)
+        _tell(unread(self.coca, self.tokenizer, sentences))
+        fitting, told = self._fitting(fit)
+        batches = decoded(given, self.config.image_size, None, fitting)
+        found = matches(self.coca, self.tokenizer, batches, sentences)
+        _tell(told)
+        return found[(0 if one_image else slice(None), 0 if one_text else slice(None))]
 
     def explain(
         self,

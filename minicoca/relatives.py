@@ -266,6 +266,10 @@ class VLMo(Relative):
         if c.image_width != D:
             widths = f"image_width={c.image_width} and text_width={D}"
             raise ValueError(f"{widths}: vlmo has one width for both")
+        if c.embed_width:
+            raise ValueError(
+                f"embed_width={c.embed_width}: vlmo compares at its own width; make it 0"
+            )
         depth = c.unimodal_layers + c.multimodal_layers
         block = params.blocks(1, depth, D, c.text_hidden)["0"]
         expert = {"norm": block.pop("norm_mlp"), "mlp": block.pop("mlp")}

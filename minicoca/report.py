@@ -15,9 +15,17 @@ ROWS = {
     "caption_exact": "captions exactly right",
     "image_to_text_r1": "image to text, R@1",
     "text_to_image_r1": "text to image, R@1",
+    "image_to_text_reranked_r1": "image to text, re-ranked",
+    "text_to_image_reranked_r1": "text to image, re-ranked",
     "zero_shot_top1": "zero-shot accuracy",
     "zero_shot_top5": "zero-shot, right in 5",
     "caption_bleu_4": "caption BLEU-4",
+}
+NUMBERS = {
+    "loss": "loss",
+    "perplexity": "perplexity a token",
+    "perplexity_bigram": "... of counts of pairs",
+    "perplexity_grammar": "... of what draws captions",
 }
 ANSWERS = {
     "answer_head": "answers, by the head",
@@ -39,9 +47,10 @@ def table(results):
             )
             lines.append(f"{label:26}" + "".join(cells))
     lines += _answers([results[name] for name in splits])
-    if any("loss" in results[name] for name in splits):
-        cells = (f"{results[n]['loss']:>16.3f}" if "loss" in results[n] else "" for n in splits)
-        lines.append(f"{'loss':26}" + "".join(cells))
+    for key, label in NUMBERS.items():
+        if any(key in results[name] for name in splits):
+            cells = (f"{results[n][key]:>16.3f}" if key in results[n] else "" for n in splits)
+            lines.append(f"{label:26}" + "".join(cells))
     galleries = sorted({_gallery(results[n]) for n in splits if "gallery" in results[n]})
     if galleries:
         lines.append(f"(R@1: found first among {', '.join(galleries)})")

@@ -25,8 +25,17 @@ FIT = [
     ("--max-pixels", ["HERE/wide.jpg"], ["HERE/wide.jpg", "--max-pixels", "300"], "asked"),
 ]
 SAMPLED, BEAMS = ["--temperature", "1"], ["--beams", "4"]
+CONTROLS = (
+    ("--min-length", [], "2"),
+    ("--max-length", [], "2"),
+    ("--repetition-penalty", [], "2"),
+    ("--no-repeat-ngram", [], "2"),
+    ("--length-penalty", BEAMS, "0.5"),
+    ("--beam-groups", BEAMS, "2"),
+    ("--diversity", [*BEAMS, "--beam-groups", "2"], "0.3"),
+)
 THEIRS = ["HERE/first_clip"]
-ASKS = ["--run", "HERE/asks"]
+ASKS, TELLS = ["--run", "HERE/asks"], ["--run", "HERE/tells"]
 IS = ["is it red", *ASKS]
 NAMED = ["HERE/red", "HERE/red/1.png"]
 
@@ -63,19 +72,32 @@ FLAGS = {
             *FIT,
             *[
                 (flag, ["HERE/red", *given], ["HERE/red", *given, flag, value], "asked")
-                for flag, given, value in (
-                    ("--min-length", [], "2"),
-                    ("--max-length", [], "2"),
-                    ("--repetition-penalty", [], "2"),
-                    ("--no-repeat-ngram", [], "2"),
-                    ("--length-penalty", BEAMS, "0.5"),
-                    ("--beam-groups", BEAMS, "2"),
-                    ("--diversity", [*BEAMS, "--beam-groups", "2"], "0.3"),
-                )
+                for flag, given, value in CONTROLS
             ],
             ("--best", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--best", "2"], "out"),
             ("--rerank", ["HERE/red", *BEAMS], ["HERE/red", *BEAMS, "--rerank"], "out"),
             *[(flag, ["HERE/red", *a], ["HERE/red", *b], what) for flag, a, b, what in MODEL],
+        ],
+    ),
+    "write": (
+        [],
+        [
+            ("--count", [*TELLS, *SAMPLED], [*TELLS, *SAMPLED, "--count", "2"], "out"),
+            ("--prompt", TELLS, [*TELLS, "--prompt", "a"], "asked"),
+            ("--best", [*TELLS, *BEAMS], [*TELLS, *BEAMS, "--best", "2"], "out"),
+            ("--beams", [*TELLS, "--beams", "2"], [*TELLS, "--beams", "3"], "asked"),
+            ("--temperature", [*TELLS, *SAMPLED], [*TELLS, "--temperature", "2"], "asked"),
+            *[
+                (flag, [*TELLS, *given], [*TELLS, *given, flag, value], "asked")
+                for flag, given, value in (
+                    ("--top-k", SAMPLED, "3"),
+                    ("--top-p", SAMPLED, "0.5"),
+                    ("--seed", SAMPLED, "3"),
+                    *CONTROLS,
+                )
+            ],
+            ("--run", TELLS, ["--run", "HERE/tells more"], "model"),
+            *[(f, [*TELLS, *a], [*TELLS, *b], what) for f, a, b, what in MODEL[1:]],
         ],
     ),
     "ask": (

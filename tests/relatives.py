@@ -18,7 +18,7 @@ FIXED = {
     "mae": {"stem": "plain"},
     "simmim": {"stem": "plain"},
     "resnet": CONVOLVED,
-    "vlmo": ONE_WIDTH,
+    "vlmo": ONE_WIDTH | {"embed_width": 0},
 }
 # What is tried of each: settings of its own, and of the config.
 CASES = {

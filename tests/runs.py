@@ -13,6 +13,7 @@ from minicoca.config import preset
 from minicoca.data import shapes
 from minicoca.engine import train as engine_train
 from minicoca.reference import train as reference_train
+from minicoca.relatives import specs_of
 from minicoca.tokenizer import Tokenizer
 from minicoca.training.checkpoint import save_config
 from minicoca.training.run import train
@@ -34,15 +35,18 @@ def short(**changes):
     return preset("tiny", **{**SHORT, **changes})
 
 
-def untrained(folder):
-    """A run folder as training leaves it, but for the training."""
+def untrained(folder, spread=0.0, **changes):
+    """A run folder as training leaves it, but for the training; its weights moved at random by so
+    much."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = [own[0] for own in load(0, 32, 60, 20).train.captions]
     tokenizer = Tokenizer.train(texts, 64)
-    config = short(vocabulary=tokenizer.vocab_size)
+    config, rng = short(vocabulary=tokenizer.vocab_size, **changes), np.random.default_rng(0)
+    tree = params.initialise(config, tree=specs_of(config))
+    moved = lambda a: np.float32(a + spread * rng.standard_normal(a.shape))  # noqa: E731
     tokenizer.save(folder / "tokenizer.model")
     save_config(config, folder)
-    params.save(folder / "model.safetensors", params.initialise(config), config)
+    params.save(folder / "model.safetensors", params.tree_map(moved, tree), config)
     return config
 
 

@@ -84,6 +84,8 @@ def places(folder):
     for name, more in dict(first={}, second={"seed": 1}, asks=ASKS).items():
         _ended(folder / name, more)
     _ended(folder / "asks more", ASKS | {"seed": 1})
+    for seed, name in enumerate(("tells", "tells more")):
+        _ended(folder / name, {"objective": "gpt", "seed": seed})
     return folder
 
 

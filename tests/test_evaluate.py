@@ -33,6 +33,7 @@ WORDS = {"red": (1.0, 0.0), "blue": (0.0, 1.0), "purple": (0.8, 0.6)}
 class Config:
     text_length, task, objective = 9, "captions", "coca"
     compares = writes = True
+    matches = continues = False
 
 
 class Model:

@@ -17,6 +17,7 @@ from minicoca.data import shapes
 from minicoca.params import tree_map
 from minicoca.reference import generate
 from minicoca.reference.generate import CoCa
+from minicoca.reference.model import encode_image, encode_text
 from minicoca.tasks import explain as task
 from minicoca.tasks import looking
 from minicoca.tasks.explain import explain, greyed
@@ -55,7 +56,7 @@ def check_carried_back(pooler):
     """Of a token that no pooler query reads, no word and no vector reads anything."""
     config = small_config(pooler=pooler, multimodal_layers=2)
     params, images, tokens = model_and_batch(config, 1)
-    _, memory, (_, cache, _) = generate.encode_image(params, config, images)
+    _, memory, (_, cache, _) = encode_image(params, config, images)
     _, words, contrast = looks(params, config, images, tokens)
     mode, first, second = cache
     read = looking.weights((second or first)[2])  # [B, H, Q, S] of the pooler nearest the image
@@ -229,16 +230,16 @@ def check_query_by_query():
     cross = params["decoder"]["blocks"]["0"]["cross"]
     cross["query"] = tree_map(lambda x: 0 * x, cross["query"])
     cross["query"]["bias"] = cross["query"]["bias"] + 1
-    memory = generate.encode_image(params, config, images)[1]
+    memory = encode_image(params, config, images)[1]
     _, words, _ = looks(params, config, images, tokens)
-    pooled = looking.pooler_weights(generate.encode_image(params, config, images)[2][1])[0]
+    pooled = looking.pooler_weights(encode_image(params, config, images)[2][1])[0]
     own = looking.weights(multimodal_cross(params, config, memory, tokens))
     want = np.einsum("bhtq,bqs->bhts", own, pooled)
     np.testing.assert_allclose(words[0], want, rtol=1e-10)
 
 
 def multimodal_cross(params, config, memory, tokens):
-    x = generate.encode_text(params, config, tokens)[1][:, :-1]
+    x = encode_text(params, config, tokens)[1][:, :-1]
     caches = generate.multimodal_decoder(x, memory, params["decoder"], config)[1][0]
     return caches[0][2][2]
 

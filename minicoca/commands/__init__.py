@@ -22,12 +22,14 @@ from . import (
     search,
     shards,
     train,
+    write,
 )
 from .flags import Parser
 
 COMMANDS = {
     "train": train,
     "caption": caption,
+    "write": write,
     "ask": ask,
     "classify": classify,
     "search": search,

@@ -19,6 +19,14 @@ def add_flags(parser):
     add_model_flags(parser)
     add_kept_flags(parser)
     add_fit(parser)
+    add_decoding(parser)
+    parser.add_argument(
+        "--rerank", action="store_true", help="of --best the nearest to the image first, by vectors"
+    )
+
+
+def add_decoding(parser):
+    """How captions are written."""
     parser.add_argument("--prompt", default="", help="how every caption begins")
     parser.add_argument("--beams", type=int, default=0, help="beam search with so many beams")
     parser.add_argument("--temperature", type=float, help="sample; without it the likeliest token")
@@ -34,9 +42,6 @@ def add_flags(parser):
         "--no-repeat-ngram", type=int, default=0, help="no so many tokens in a row stand twice"
     )
     parser.add_argument("--best", type=int, help="show so many captions, with scores (by beams)")
-    parser.add_argument(
-        "--rerank", action="store_true", help="... the nearest to the image first, by its vector"
-    )
     parser.add_argument(
         "--length-penalty", type=float, help="beams: power of the length in a score (default 1)"
     )
@@ -94,7 +99,7 @@ def decoding_of(arguments):
     from ..tasks.captioning import decoding
 
     names = inspect.signature(decoding).parameters.keys() - {"spelt"}
-    given = {name: getattr(arguments, name) for name in names}
+    given = {name: getattr(arguments, name) for name in names if name in arguments}
     try:
         return decoding(**given, spelt=lambda name: "--" + name.replace("_", "-"))
     except ValueError as error:

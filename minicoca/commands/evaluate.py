@@ -31,6 +31,8 @@ SHARES = {
     "text_to_image_r1": "text to image, R@1",
     "text_to_image_r5": "text to image, R@5",
     "text_to_image_r10": "text to image, R@10",
+    "image_to_text_reranked_r1": "image to text, re-ranked",
+    "text_to_image_reranked_r1": "text to image, re-ranked",
     "zero_shot_top1": "zero-shot accuracy",
     "zero_shot_top5": "zero-shot, right in 5",
     "zero_shot_mean_per_class": "zero-shot, mean over classes",
@@ -42,6 +44,11 @@ NUMBERS = {
     "caption_words": "words of a caption",
     "image_to_text_median_rank": "image to text, median rank",
     "text_to_image_median_rank": "text to image, median rank",
+    "perplexity": "perplexity a token",
+    "perplexity_bigram": "... of counts of two tokens",
+    "perplexity_unigram": "... of counts of one",
+    "perplexity_uniform": "... of any token alike",
+    "perplexity_grammar": "... of what draws captions",
 }
 
 

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import params
+from ..config import demand_vit
 from ..training.checkpoint import (
     RUNS,
     TRAINED,
@@ -56,7 +57,8 @@ def add_flags(parser):
 
 def run(arguments):
     folder, (write, name) = find_run(arguments.run), FORMS[arguments.form]
-    if read_config(folder).pictures > 1:
+    demand_vit(config := read_config(folder))
+    if config.pictures > 1:
         raise ValueError(f"{folder} answers by its head alone, and no form of these has one")
     out = arguments.out or (
         Path(f"{folder.name}-{name}") if folder.parent == TRAINED else folder / name

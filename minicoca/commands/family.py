@@ -22,6 +22,7 @@ FIGURES = {
     "caption_exact": "captions exactly right {:.1%}",
     "image_to_text_r1": "image to text R@1 {:.1%}",
     "zero_shot_top1": "zero-shot {:.1%}",
+    "perplexity": "perplexity {:.2f}",
     "loss": "loss {:.3f}",
 }
 

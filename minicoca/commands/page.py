@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..files import write_output
+from ..params import specs
 from ..training.checkpoint import RUNS, TRAINED, find_run, read_config, read_weights
 from .model import note
 from .results import check_output
@@ -24,6 +25,8 @@ def run(arguments):
     check_output("--out", out)
     config = read_config(folder)
     weights, tokenizer = read_weights(folder, config, note)
+    if more := weights.keys() - specs(config).keys():
+        note(f"left out: {', '.join(sorted(more))}, for a page is of CoCa's own parts")
     made = page(weights, config, tokenizer, folder.resolve().name)
     write_output(out, made)
     print(f"{out}: {len(made) / 1e6:.2f} MB; open it in a browser")

@@ -3,6 +3,7 @@
 import stat
 from pathlib import Path
 
+from ..tasks.matching import RERANKED
 from .flags import Usage, check_text
 from .model import (
     add_fit,
@@ -19,6 +20,7 @@ from .model import add_flags as add_model_flags
 from .results import Results, check_picture, save_picture
 
 HELP = "find images by a sentence, or by an image"
+RANKED = ("likelihood", "log_odds")  # what images are ranked again by
 MOST_DRAWN = 600  # more make a picture that few programs open
 
 
@@ -36,18 +38,20 @@ def add_flags(parser):
     parser.add_argument(
         "--rerank",
         type=int,
+        nargs="?",
+        const=RERANKED,
         metavar="N",
-        help="of the N nearest to a sentence, those first of which it is the likeliest caption",
+        help=f"of the N nearest to a sentence (default {RERANKED}) those first that belong to it, "
+        "by a run's head that matches, or else those of which it is the likeliest caption",
     )
     parser.add_argument("--sheet", type=Path, help="a new picture to write, of what was found")
 
 
 def run(arguments):
-    from ..tasks.captioning import demand_captions
     from ..tasks.files import embed
     from ..tasks.indexed import open_index, search
     from ..tasks.retrieval import best
-    from ..tasks.scoring import reranked
+    from ..tasks.scoring import demand_ranking, reranked
     from ..tasks.videos import embed_videos
 
     if arguments.video and (arguments.index or arguments.rerank or arguments.sheet):
@@ -69,12 +73,12 @@ def run(arguments):
     index = open_index(model, arguments.index, arguments.fit) if arguments.index else None
     fitting = fitting if index is None else fitting._replace(fit=index.fit)
     if arguments.rerank:
-        demand_captions(model)
+        demand_ranking(model)
     query = query_vector(model, tokenizer, arguments.query, is_image, fitting)
     parts = []
 
     def line(row):
-        scores = [f"{row[name]:.3f}" for name in ("likelihood", "cosine") if name in row]
+        scores = [f"{row[name]:.3f}" for name in (*RANKED, "cosine") if name in row]
         return "  ".join([*scores, row["file"]])
 
     with Results(arguments, len(paths) if index is None else len(index), line) as results:
@@ -89,7 +93,8 @@ def run(arguments):
             else:
                 results.reached, found = len(index), search(index, query, many)[0]
             if arguments.rerank:
-                lost = []
+                lost, how = [], "whether it belongs" if model.config.matches else "likelihood"
+                note(f"the {len(found)} nearest are ranked again, by {how}")
                 found = reranked(model, tokenizer, arguments.query, found, lost, fitting)
                 for error in lost:
                     note(f"not ranked again: {error}")
@@ -101,7 +106,7 @@ def run(arguments):
 
 def row_of(found):
     """What is said of one image."""
-    scores = {"cosine": found.cosine, "likelihood": found.likelihood}
+    scores = {name: getattr(found, name) for name in ("cosine", *RANKED)}
     scores = {name: round(x, 4) for name, x in scores.items() if x is not None}
     return {"file": str(found.image)} | scores
 

@@ -46,6 +46,7 @@ class Pairs:
     same: np.ndarray | None = (
         None  # int64 [n], the first row that shows the same image; None: no two
     )
+    entropy: float | None = None  # of a caption, in nats, where what draws them is known
 
     def __post_init__(self) -> None:
         dtype, shape = self.images.dtype, self.images.shape

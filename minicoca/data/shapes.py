@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from minicoca.data.grammar import caption_entropy
 from minicoca.data.pairs import Dataset, Pairs, ZeroShot
 
 Choice = TypeVar("Choice")
@@ -178,6 +179,14 @@ def scene(split: str, index: int, seed: int = 0) -> Scene:
     return Scene(things, (red, green, blue))
 
 
+def drawn_from(split: str) -> tuple[tuple[int, ...], int, int, dict[int, int]]:
+    """What scenes of a split are drawn from, in numbers, as `grammar.caption_groups` takes it."""
+    every = PAIRS if split == "compositional" else SEEN_PAIRS
+    first = KEPT_PAIRS if split == "compositional" else every
+    seats = {count: len(own) for count, own in LAYOUTS.items()}
+    return SPLITS[split], len(SIZES) * len(first), len(SIZES) * len(every), seats
+
+
 def scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
     """The first `count` scenes of a split, in the order of the images that `load` gives."""
     return [scene(split, index, seed) for index in range(count)]
@@ -308,7 +317,9 @@ def load(
     splits = {}
     for split, count in counts.items():
         task = None if split == "train" else _zero_shot(scenes(split, count, seed))
-        splits[split] = Pairs(images[split], tuple(captions[split]), task)
+        splits[split] = Pairs(
+            images[split], tuple(captions[split]), task, entropy=caption_entropy(*drawn_from(split))
+        )
     # Always from the same images, so that a shorter training split is normalised alike.
     sample = _render(("train", 0, STATISTICS, side, seed))[0].reshape(-1, 3) / 255
     return Dataset(

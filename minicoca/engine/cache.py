@@ -6,6 +6,7 @@ import torch
 from ..params import demand_finite
 from .attention import absorbing_pays, joint, mlp_layer
 from .ops import attention, embedding, layer_norm, linear
+from .relatives import decoder
 
 
 class Cache:
@@ -18,7 +19,7 @@ class Cache:
 
     def __init__(self, params, config, memory_BSM, slots):
         """slots: how many tokens will be read of one image, over all its beams."""
-        self.config, self.params = config, params
+        self.config, self.params = config, params | {"decoder": decoder(params, config)}
         self.position = self.used = 0
         self.layers, self.past = {}, {}
         head = config.text_width // config.text_heads
@@ -31,7 +32,7 @@ class Cache:
         self.absorbs = pays and on_cpu
         if self.absorbs:
             self.past["memory"] = [layer_norm(memory_BSM, {"scale": None, "bias": None})]
-        for i in range(config.multimodal_layers):
+        for i in range(len(self.params["decoder"]["blocks"])):
             layer = params["decoder"]["blocks"][str(i)]
             if self.absorbs:
                 self.layers["cross", i] = absorbed(layer["cross"], layer["norm_memory"], head)
@@ -42,9 +43,9 @@ class Cache:
                 self.past["cross", i] = [x.contiguous() for x in heads_first]
 
     def _self_attentions(self):
-        for i in range(self.config.unimodal_layers):
+        for i in range(len(self.params["text"]["blocks"])):
             yield ("unimodal", i), self.params["text"]["blocks"][str(i)]
-        for i in range(self.config.multimodal_layers):
+        for i in range(len(self.params["decoder"]["blocks"])):
             yield ("multimodal", i), self.params["decoder"]["blocks"][str(i)]
 
     def keep(self, images):

@@ -8,13 +8,11 @@ from ..params import demand_finite, stream, tree_map
 from .answers import answer_logits
 from .cache import Cache
 from .decoding import draw, largest, restrict_logits
-from .model import embed, encode_image, encode_text
 from .ops import linear, pick_device, use, widened, with_own_backend
-from .pooling import pool
-from .text import TextRows, lengths_of, multimodal_decoder
-from .vision import image_encoder, normalise
+from .relatives import PAIRS, decoder, image_features, match, text_features
+from .text import lengths_of, multimodal_decoder
+from .vision import normalise
 
-PAIRS = 64  # of an image and a text, read at once
 ROWS = 256  # of logits at a time
 
 
@@ -34,7 +32,7 @@ def generate(
     if start >= limit or not going_B.any():
         return prompt_BT
     rows_R = going_B.nonzero()[:, 0]  # those that the cache still holds
-    _, memory = encode_image(params, config, images_BII3[rows_R])
+    _, memory, _ = image_features(params, config, images_BII3[rows_R])
     cache, new_R1 = Cache(params, config, memory, limit - 1), prompt_BT[rows_R]
     streams = [stream("sample", seed, first_stream + b) for b in range(len(prompt_BT))]
     tokens_BT = torch.nn.functional.pad(prompt_BT, (0, limit - start), value=PAD)
@@ -80,7 +78,7 @@ def beam_search(
     searches = [Search(prompt, size, beam_groups, best, **scoring) for _ in images_BII3]
     if start >= limit or not searches:
         return [search.found() for search in searches]
-    _, memory = encode_image(params, config, images_BII3)
+    _, memory, _ = image_features(params, config, images_BII3)
     beams = size * beam_groups
     cache = Cache(params, config, memory, start + beams * (limit - start - 1))
     held, new_BT, totals_BT = searches, prompt_T.expand(len(memory), -1), memory.new_zeros(1, 1)
@@ -187,19 +185,17 @@ def _choose(searches, logits_BTV, totals_BT, diversity):
 def log_likelihoods(params, config, images_BII3, tokens_RT):
     """log P(y_t | y_<t, x), what Eq. 3 sums, of every token but the first, of each of R texts (ids,
     padded) given each of B images: [B, R, T - 1], and 0 for padding."""
-    _, memory = encode_image(params, config, images_BII3)
-    rows, decoder = TextRows(tokens_RT, config), params["decoder"]
-    _, x_RTD = encode_text(params, config, tokens_RT, rows)
-    x_RTD = rows.decoder_packing.pad(x_RTD) if rows.decoder_packing else x_RTD
+    _, memory, _ = image_features(params, config, images_BII3)
+    (_, x_RTD), own = text_features(params, config, tokens_RT), decoder(params, config)
     found, every = [], torch.arange(len(images_BII3) * len(tokens_RT), device=x_RTD.device)
     for pairs in every.split(PAIRS):
         image, text = pairs // len(tokens_RT), pairs % len(tokens_RT)
-        n = multimodal_decoder(x_RTD[text], memory[image], decoder, config)
+        n = multimodal_decoder(x_RTD[text], memory[image], own, config)
         targets = tokens_RT[text, 1:]
         real, wide = targets != PAD, torch.promote_types(n.dtype, torch.float32)
         log_p = torch.zeros(targets.shape, dtype=wide, device=n.device)
         log_p[real] = torch.cat([
-            torch.log_softmax(linear(n_RD, decoder["head"]).to(wide), -1).gather(1, t_R1)[:, 0]
+            torch.log_softmax(linear(n_RD, own["head"]).to(wide), -1).gather(1, t_R1)[:, 0]
             for n_RD, t_R1 in zip(n[real].split(ROWS), targets[real, None].split(ROWS), strict=True)
         ])  # fmt: skip
         found.append(log_p)
@@ -223,20 +219,16 @@ class CoCa:
     @torch.inference_mode()
     def embed_images(self, images):
         """uint8 [B, I, I, 3] -> unit vectors [B, E]."""
-        vectors_BE = encode_image(self.params, self.config, self._normalised(images))[0]
+        vectors_BE = image_features(self.params, self.config, self._normalised(images))[0]
         demand_finite(vectors_BE.isfinite().all(), "image vectors")
         return vectors_BE.cpu().numpy()
 
     @with_own_backend
     @torch.inference_mode()
     def features(self, images):
-        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the encoder's own tokens [B, S, M]). Without
-        poolers the vectors are of the tokens' mean."""
-        tokens_BSM = image_encoder(self._normalised(images), self.params["image"], self.config)
-        contrast_BD = tokens_BSM.mean(1)
-        if "pooler" in self.params:
-            contrast_BD = pool(tokens_BSM, self.params["pooler"], self.config)[0]
-        vectors_BE = embed(contrast_BD, self.params, "image_projection")
+        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the tower's own tokens [B, S, M])."""
+        given = self.params, self.config, self._normalised(images)
+        vectors_BE, _, tokens_BSM = image_features(*given)
         finite = vectors_BE.isfinite().all() and tokens_BSM.isfinite().all()
         demand_finite(finite, "image tokens")
         return vectors_BE.cpu().numpy(), tokens_BSM.float().cpu().numpy()
@@ -246,9 +238,18 @@ class CoCa:
     def embed_texts(self, tokens):
         """Ids [B, T] -> unit vectors [B, E]."""
         tokens = torch.as_tensor(tokens, device=self.device)
-        vectors_BE = encode_text(self.params, self.config, tokens)[0]
+        vectors_BE = text_features(self.params, self.config, tokens)[0]
         demand_finite(vectors_BE.isfinite().all(), "text vectors")
         return vectors_BE.cpu().numpy()
+
+    @with_own_backend
+    @torch.inference_mode()
+    def match(self, images, tokens, image_P, text_P):
+        """uint8 [B, I, I, 3], ids [R, T], P pairs of their places -> log-odds that they are one."""
+        places = (torch.as_tensor(x, device=self.device) for x in (tokens, image_P, text_P))
+        logits_P2 = match(self.params, self.config, self._normalised(images), *places)
+        demand_finite(logits_P2.isfinite().all(), "pairs")
+        return (logits_P2[:, 1] - logits_P2[:, 0]).float().cpu().numpy()
 
     @with_own_backend
     @torch.inference_mode()

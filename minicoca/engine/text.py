@@ -129,7 +129,7 @@ def multimodal_block(x_BTD, memory_BSM, params, config, packing=None, mask=None)
 def multimodal_decoder(x_BTD, memory_BSM, params, config, packing=None, mask=None):
     """Unimodal token outputs and image tokens -> what the head reads, [B, T, D] or packed. No mask:
     causal."""
-    for i in range(config.multimodal_layers):
+    for i in range(len(params["blocks"])):
         layer = params["blocks"][str(i)]
         x_BTD = multimodal_block(x_BTD, memory_BSM, layer, config, packing, mask)
     return layer_norm(x_BTD, params["norm"])

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from ..engine.generate import CoCa
-from ..engine.model import encode_image, encode_text
 from ..engine.ops import use
+from ..engine.relatives import image_features, text_features
 from ..images import from_picture
 from ..model import load
 from ..tasks import demand_vectors
@@ -35,11 +35,11 @@ class Towers(torch.nn.Module):
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, I, I] as the transform makes them -> unit vectors [B, E]."""
         images = images.to(self.coca.device).permute(0, 2, 3, 1).contiguous()
-        return self._exactly(encode_image, images)
+        return self._exactly(image_features, images)
 
     def encode_text(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids [B, T] -> unit vectors [B, E]."""
-        return self._exactly(encode_text, ids.to(self.coca.device))
+        return self._exactly(text_features, ids.to(self.coca.device))
 
     @torch.no_grad()
     def _exactly(self, encode, given):

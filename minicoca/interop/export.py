@@ -61,10 +61,13 @@ def export(
 ) -> None:
     """Write a model into a folder that is not there yet, as "onnx" or "torch".
 
-    coca: on the CPU. Raises ValueError where packages are missing, or a program does not give what
-    the model does to TOLERANCE, and OSError where it cannot be written: nothing is left then.
+    coca: on the CPU. Raises ValueError where packages are missing, for a model that neither
+    compares nor writes, or where a program does not give what the model does to TOLERANCE, and
+    OSError where it cannot be written: nothing is left then.
     """
     demand(form)
+    if not (coca.config.compares or coca.config.writes):
+        raise ValueError(f"{trained(coca.config, 'contrastive')}: it has nothing to export")
     config, write = coca.config, {"onnx": write_onnx, "torch": write_torch}[form]
     made = programs(coca.params, config)
     with folder_atomically(folder) as inside:

@@ -16,9 +16,9 @@ from importlib.resources import files
 
 import numpy as np
 
-from ..config import UNKNOWN, Config
+from ..config import UNKNOWN, Config, demand_vit
 from ..data import shapes
-from ..params import count, flatten
+from ..params import count, flatten, specs
 from ..tokenizer import AnyTokenizer, Tokenizer
 
 MOST_BYTES = 1_500_000  # of a page
@@ -50,8 +50,9 @@ SENTENCES = (
 def page(params: dict, config: Config, tokenizer: AnyTokenizer, name: str) -> bytes:
     """The page of a model, whose run is called `name`.
 
-    Raises ValueError where its words are not what stands between spaces, where it was not trained
-    both to compare and to write, or where the page would have over MOST_BYTES.
+    Raises ValueError where its words are not what stands between spaces, where its image tower is
+    not CoCa's or it was not trained both to compare and to write, or where the page would have over
+    MOST_BYTES.
     """
     if not isinstance(tokenizer, Tokenizer) or config.tokenizer != "word" or tokenizer.folds:
         kind = f"{config.tokenizer}{', folded' if tokenizer.folds else ''}"
@@ -59,6 +60,8 @@ def page(params: dict, config: Config, tokenizer: AnyTokenizer, name: str) -> by
             f"the run's tokenizer is {kind}, and a page can cut sentences only at spaces: train "
             "with --tokenizer word and without --fold"
         )
+    demand_vit(config)
+    params = {name: part for name, part in params.items() if name in specs(config)}
     if not (config.compares and config.writes):
         raise ValueError(
             "the run was trained with contrastive_weight or caption_weight 0, or with an objective "

@@ -11,21 +11,18 @@ from ..config import END, PAD, START
 from ..params import demand_finite, stream
 from .answers import answer_logits
 from .decoding import draw, restrict_logits
-from .model import embed, encode_image, encode_text
 from .ops import linear, log_softmax
-from .pooling import pool
+from .relatives import PAIRS, decoder, image_features, match, text_features
 from .text import lengths_of, multimodal_decoder
-from .vision import image_encoder, normalise
-
-PAIRS = 16  # of an image and a text, read at once
+from .vision import normalise
 
 
 def next_logits(params, config, memory_BSM, tokens_BT, start, **controls):
     """Logits of the token after each text [B, V], of whose tokens `start` are the prompt's; what
     may not be written has -inf."""
-    _, x_BTD, _ = encode_text(params, config, tokens_BT)
-    n_BTD, _ = multimodal_decoder(x_BTD, memory_BSM, params["decoder"], config)
-    logits_BV, _ = linear(n_BTD[:, -1], params["decoder"]["head"])
+    (_, x_BTD), own = text_features(params, config, tokens_BT), decoder(params, config)
+    n_BTD, _ = multimodal_decoder(x_BTD, memory_BSM, own, config)
+    logits_BV, _ = linear(n_BTD[:, -1], own["head"])
     demand_finite(np.isfinite(logits_BV).all(), "probabilities")
     return restrict_logits(logits_BV, tokens_BT, tokens_BT.shape[1] - start, **controls)
 
@@ -40,7 +37,7 @@ def generate(
     temperature 0: greedy. Otherwise row b draws from a stream of its own, that of
     (seed, first_stream + b).
     """
-    _, memory, _ = encode_image(params, config, images_BII3)
+    _, memory, _ = image_features(params, config, images_BII3)
     tokens_BT, start = np.array(prompt), prompt.shape[1]
     streams = [stream("sample", seed, first_stream + b) for b in range(len(tokens_BT))]
     while tokens_BT.shape[1] < _limit(config, start, max_length):
@@ -71,7 +68,7 @@ def beam_search(
     its beams, not in their scores, a group counts a token's log probability less by `diversity` for
     each beam of an earlier group that goes on with it.
     """
-    _, memory, _ = encode_image(params, config, image_II3[None])
+    _, memory, _ = image_features(params, config, image_II3[None])
     size, start, limit = beams // beam_groups, len(prompt), _limit(config, len(prompt), max_length)
     # Log probabilities only fall; the longest possible caption divides them by the most.
     most = max(1, limit - start) ** max(length_penalty, 0.0)
@@ -121,13 +118,13 @@ def log_likelihoods(params, config, images_BII3, tokens_RT):
 
     As in training, over the whole vocabulary: the mean of a pair's is minus its captioning loss.
     """
-    _, memory, _ = encode_image(params, config, images_BII3)
-    _, x_RTD, _ = encode_text(params, config, tokens_RT)
+    _, memory, _ = image_features(params, config, images_BII3)
+    (_, x_RTD), own = text_features(params, config, tokens_RT), decoder(params, config)
     found, pairs = [], np.indices((len(images_BII3), len(tokens_RT))).reshape(2, -1)
     for first in range(0, pairs.shape[1], PAIRS):
         image, text = pairs[:, first : first + PAIRS]
-        n, _ = multimodal_decoder(x_RTD[text, :-1], memory[image], params["decoder"], config)
-        log_p = log_softmax(linear(n, params["decoder"]["head"])[0])[0]
+        n, _ = multimodal_decoder(x_RTD[text, :-1], memory[image], own, config)
+        log_p = log_softmax(linear(n, own["head"])[0])[0]
         targets = tokens_RT[text, 1:]
         found.append(np.take_along_axis(log_p, targets[..., None], 2)[..., 0] * (targets != PAD))
     log_p_BRT = np.concatenate(found).reshape(len(images_BII3), len(tokens_RT), -1)
@@ -143,25 +140,27 @@ class CoCa:
 
     def embed_images(self, images):
         """uint8 [B, I, I, 3] -> unit vectors [B, E]."""
-        vectors_BE = encode_image(self.params, self.config, normalise(images, self.config))[0]
-        demand_finite(np.isfinite(vectors_BE).all(), "image vectors")
-        return vectors_BE
+        return self.features(images)[0]
 
     def features(self, images):
-        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the encoder's own tokens [B, S, M]). Without
-        poolers the vectors are of the tokens' mean."""
-        images = normalise(images, self.config)
-        tokens_BSM, _ = image_encoder(images, self.params["image"], self.config)
-        contrast_BD = tokens_BSM.mean(1)
-        if "pooler" in self.params:
-            contrast_BD, *_ = pool(tokens_BSM, self.params["pooler"], self.config)
-        return embed(contrast_BD, self.params, "image_projection")[0], tokens_BSM
+        """uint8 [B, I, I, 3] -> (unit vectors [B, E], the tower's own tokens [B, S, M])."""
+        given = self.params, self.config, normalise(images, self.config)
+        vectors_BE, _, tokens_BSM = image_features(*given)
+        demand_finite(np.isfinite(vectors_BE).all(), "image vectors")
+        return vectors_BE, tokens_BSM
 
     def embed_texts(self, tokens):
         """Ids [B, T] -> unit vectors [B, E]."""
-        vectors_BE = encode_text(self.params, self.config, tokens)[0]
+        vectors_BE = text_features(self.params, self.config, tokens)[0]
         demand_finite(np.isfinite(vectors_BE).all(), "text vectors")
         return vectors_BE
+
+    def match(self, images, tokens, image_P, text_P):
+        """uint8 [B, I, I, 3], ids [R, T], P pairs of their places -> log-odds that they are one."""
+        images = normalise(images, self.config)
+        logits_P2 = match(self.params, self.config, images, tokens, image_P, text_P)
+        demand_finite(np.isfinite(logits_P2).all(), "pairs")
+        return logits_P2[:, 1] - logits_P2[:, 0]
 
     def answer(self, images, tokens):
         """uint8 images, ids [B, T] of start, question and end -> log p of each answer [B, A]."""

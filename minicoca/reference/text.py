@@ -113,7 +113,7 @@ def multimodal_decoder(x_BTD, memory_BSM, params, config, mask=None):
     """Unimodal token outputs and image tokens -> what heads read, [B, T, D]. mask None: causal."""
     mask = causal_mask(x_BTD.shape[1]) if mask is None else mask
     caches = []
-    for i in range(config.multimodal_layers):
+    for i in range(len(params["blocks"])):
         layer = params["blocks"][str(i)]
         x_BTD, cache = multimodal_block(x_BTD, memory_BSM, layer, config, mask)
         caches.append(cache)

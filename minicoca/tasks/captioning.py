@@ -143,7 +143,7 @@ def caption(model, tokenizer, images: np.ndarray, prompt: str = "", **how) -> li
     """
     if "best" in how or "rerank" in how:
         return [own[0].caption for own in candidates(model, tokenizer, images, prompt, **how)]
-    ids, known = _beginning(model, tokenizer, prompt, how)
+    ids, known = _beginning(model, tokenizer, images, prompt, how)
     rows = model.generate(images, ids, **how)
     return [_joined(prompt, tokenizer.decode(row)[known:]) for row in rows]
 
@@ -159,7 +159,7 @@ def candidates(
     """
     if rerank:
         demand_vectors(model)
-    ids, known = _beginning(model, tokenizer, prompt, how)
+    ids, known = _beginning(model, tokenizer, images, prompt, how)
     found = []
     for rows in model.beam_search(images, ids, **how):
         texts = {}
@@ -176,9 +176,9 @@ def candidates(
     return [own[:best] for own in found]
 
 
-def _beginning(model, tokenizer, prompt, how):
+def _beginning(model, tokenizer, images, prompt, how):
     """(the prompt's ids, how many letters of text they are). Raises ValueError as `caption`."""
-    demand_captions(model)
+    (demand_language if np.shape(images)[1:2] == (0,) else demand_captions)(model)
     if unseen := tokenizer.unseen(prompt):
         raise ValueError(
             f"the prompt {prompt!r} holds {', '.join(map(repr, unseen[:5]))}, which this model "
@@ -217,9 +217,24 @@ def captions(
         done += len(images)
 
 
+def no_images(count: int) -> np.ndarray:
+    """So many images without a pixel, which is what a language model of captions sees."""
+    return np.zeros((count, 0, 0, 3), np.uint8)
+
+
+def demand_language(model) -> None:
+    """Raises ValueError for a model that is no language model of captions."""
+    if not model.config.continues:
+        raise ValueError(
+            "this model writes of pictures, if at all: minicoca caption; what writes of none comes "
+            "from: minicoca train --objective gpt"
+        )
+
+
 def demand_captions(model) -> None:
     """Raises ValueError for a model that was not trained to caption."""
     if model.config.task != "captions":
         raise ValueError("this model was trained to answer questions, not to caption: minicoca ask")
     if not model.config.writes:
-        raise ValueError(f"{trained(model.config, 'caption')}: it cannot caption")
+        more = ", but write without a picture: minicoca write" if model.config.continues else ""
+        raise ValueError(f"{trained(model.config, 'caption')}: it cannot caption{more}")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..config import demand_vit
 from ..params import tree_map
 from ..reference.vision import normalise
 from .captioning import demand_captions
@@ -47,10 +48,12 @@ def explain(
 
     layer, head: whose attention is shown, from 0; None: the mean of all. A class token's weight is
     left out, so attention may sum to less than 1. Raises ValueError for a layer or a head that
-    there is not, for a caption that is empty to this model, and for a model that cannot caption.
+    there is not, for a caption that is empty to this model, and for a model that cannot caption or
+    whose image tower is not CoCa's.
     """
     demand_captions(model)
     config = model.config
+    demand_vit(config)
     for name, value, count in (
         ("layer", layer, config.multimodal_layers),
         ("head", head, config.text_heads),

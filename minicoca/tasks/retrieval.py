@@ -18,12 +18,13 @@ BLOCK = 2**15  # vectors that are looked at at once: 64 MB of width 512
 
 class Found(NamedTuple):
     """What was looked at (its place among all of it, and itself), how near it is, and where it was
-    ranked by that log p(query | image) per token."""
+    ranked by that log p(query | image) per token, or the log-odds that they belong together."""
 
     place: int
     image: Any
     cosine: float
     likelihood: float | None = None
+    log_odds: float | None = None
 
 
 def best(queries: np.ndarray, parts: Sequence[tuple[Sequence, np.ndarray]], k: int) -> list[list]:

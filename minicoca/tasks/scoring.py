@@ -12,6 +12,7 @@ from ..images import ImageError, ReadError
 from . import embed_texts
 from .captioning import demand_captions
 from .files import WHOLE, Fitting, pixels
+from .matching import log_odds
 from .retrieval import Found
 
 
@@ -83,26 +84,37 @@ def reranked(
     skipped: list[str] | None = None,
     how: Fitting = WHOLE,
 ) -> list[Found]:
-    """Images that vectors found for a sentence, those first of which it is the likelier caption: by
-    log p(text | image) per token. To subtract log p(text) would not change the order.
+    """Images that vectors found for a sentence, those first that belong to it by the model's head
+    that matches; of a model without one those of which it is the likelier caption, by log p(text |
+    image) per token. To subtract log p(text) would not change the order.
 
     skipped: takes the errors of those that cannot be read any more, which come last; without it
-    they are raised. Raises ValueError for a model that was not trained to caption.
+    they are raised. Raises ValueError as `demand_ranking`.
     """
-    demand_captions(model)
+    demand_ranking(model)
     tokens, read, lost = tokenizer.encode([text], model.config.text_length), [], []
+    by = "log_odds" if model.config.matches else "likelihood"
     for one in found:
         try:
-            image = pixels(one.image, model.config.image_size, how)
+            images = np.stack([pixels(one.image, model.config.image_size, how)])
         except (ImageError, ReadError) as error:
             if skipped is None:
                 raise
             skipped.append(str(error))
             lost.append(one)
             continue
-        sums = log_likelihoods(model, np.stack([image]), tokens)[0, 0]
-        read.append(one._replace(likelihood=float(sums / counts(tokens)[0])))
-    return sorted(read, key=lambda one: -one.likelihood) + lost
+        if model.config.matches:
+            [score] = log_odds(model, tokenizer, images, [text], np.zeros((2, 1), int))
+        else:
+            score = log_likelihoods(model, images, tokens)[0, 0] / counts(tokens)[0]
+        read.append(one._replace(**{by: float(score)}))
+    return sorted(read, key=lambda one: -getattr(one, by)) + lost
+
+
+def demand_ranking(model) -> None:
+    """Raises ValueError for a model that can neither match nor caption: it ranks nothing again."""
+    if not model.config.matches:
+        demand_captions(model)
 
 
 def without_image(model, tokens: np.ndarray) -> np.ndarray:

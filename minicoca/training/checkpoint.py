@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import shlex
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -306,9 +307,10 @@ def all_captions(dataset):
 
 
 def known(dataset):
-    """What evaluation is to know of training: its captions, or what its questions' answers are."""
+    """What evaluation is to know of training: its captions and how often each is there, or what its
+    questions' answers are."""
     train = dataset.train
-    return train.guesses() if hasattr(train, "guesses") else set(all_captions(dataset))
+    return train.guesses() if hasattr(train, "guesses") else Counter(all_captions(dataset))
 
 
 def fingerprint(dataset):

@@ -124,7 +124,8 @@ def _look(model, tokenizer, dataset, step, log, bar):
     if dataset.validation is None or not len(dataset.validation):
         return
     try:
-        figures, _ = evaluate(model, tokenizer, dataset.validation, limit=LOOK, draws=0)
+        how = {"limit": LOOK, "draws": 0, "rerank": False}
+        figures, _ = evaluate(model, tokenizer, dataset.validation, **how)
     except (ValueError, ReadError) as error:  # or NaN, which the next step will find
         bar.write(f"step {step}: no look at validation data: {error}", file=sys.stderr)
         return
@@ -138,6 +139,8 @@ def _look(model, tokenizer, dataset, step, log, bar):
         "answers written": figures.get("answer_generation"),
     }
     text = ", ".join(f"{name} {value:.1%}" for name, value in shown.items() if value is not None)
+    if "perplexity" in figures:
+        text = f"perplexity {figures['perplexity']:.2f}"
     bar.write(f"step {step}: validation {text}", file=sys.stderr)
 
 

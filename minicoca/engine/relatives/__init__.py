@@ -1,17 +1,54 @@
-"""CoCa's relatives in torch, a file each: `loss(params, config, settings, batch)` -> a dict."""
+"""CoCa's relatives in torch, a file each: `loss(params, config, settings, batch)` -> a dict; and
+where that is not CoCa's way, how images and texts are read to be used: `image_features`,
+`text_features` and `decoder`, as coca.py has them. `matcher`: of those that learn whether a pair is
+one."""
 
 from importlib import import_module
 
+import torch
+
 from ...relatives import settings_of
 from ..answers import questions
+from . import coca
+
+PAIRS = 64  # of an image and a text, read at once
 
 
 def objective_of(config):
     """What a config learns by: a function of (params, config, batch), whose dict has `loss`."""
-    if config.task != "captions":
-        return _questions
-    loss, settings = import_module(f".{config.objective}", __name__).loss, settings_of(config)
-    return lambda params, config, batch: loss(params, config, settings, batch)
+    return _questions if config.task != "captions" else by_objective("loss", config)
+
+
+def by_objective(name, config):
+    """The function of this name that a config's objective has, or CoCa's where it has none: of
+    (params, config, *what is given)."""
+    own, settings = import_module(f".{config.objective}", __name__), settings_of(config)
+    function = getattr(own, name, getattr(coca, name, None))
+    return lambda params, config, *given: function(params, config, settings, *given)
+
+
+def image_features(params, config, images):
+    """Images -> (unit vectors [B, E], what the decoder reads [B, Q, M], the tower's tokens
+    [B, S, M]), as the config's objective makes them."""
+    return by_objective("image_features", config)(params, config, images)
+
+
+def text_features(params, config, tokens_BT):
+    """Token ids -> (unit vectors [B, E], what the decoder begins with [B, T - 1, D])."""
+    return by_objective("text_features", config)(params, config, tokens_BT)
+
+
+def decoder(params, config):
+    """The decoder that writes: {blocks, norm, head}."""
+    return by_objective("decoder", config)(params, config)
+
+
+def match(params, config, images, tokens_RT, image_P, text_P):
+    """Whether image and text belong together, of P pairs given by their places: logits [P, 2] of no
+    and yes. Each image and each text is read once."""
+    matches = by_objective("matcher", config)(params, config, images, tokens_RT)
+    parts = zip(image_P.split(PAIRS), text_P.split(PAIRS), strict=True)
+    return torch.cat([matches(*part) for part in parts])
 
 
 def _questions(params, config, batch):

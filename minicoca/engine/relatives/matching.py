@@ -7,7 +7,7 @@ from ..losses import caption_loss, contrastive_loss
 from ..model import encode_image, encode_text
 from ..ops import widened
 from ..text import TextRows, lengths_of, multimodal_decoder
-from ..towers import decoded
+from .coca import text_features
 from .layers import same_captions
 
 
@@ -32,11 +32,17 @@ def rows_asked(scores_BB, tokens_BT, noise_2B):
     return image_R[there_R], text_R[there_R]
 
 
-def match(params, config, images, tokens_BT):
-    """Whether image b and text b belong together: logits [B, 2] of no and yes."""
-    *_, n, packing = decoded(params, config, images, tokens_BT)
-    n_BTD = packing.pad(n) if packing else n
-    return answer_head(n_BTD, params["matching"], lengths_of(tokens_BT) - 1, config)
+def matcher(params, config, settings, images, tokens_RT):
+    """-> a function of P pairs, of which image and text each is: logits [P, 2] of no and yes."""
+    memory, lengths_R = encode_image(params, config, images)[1], lengths_of(tokens_RT) - 1
+    _, x_RTD = text_features(params, config, settings, tokens_RT)
+
+    def matches(image_P, text_P):
+        read, inputs = memory.index_select(0, image_P), x_RTD.index_select(0, text_P)
+        n = multimodal_decoder(inputs, read, params["decoder"], config)
+        return answer_head(n, params["matching"], lengths_R[text_P], config)
+
+    return matches
 
 
 def right_answers(asked, pairs, device):

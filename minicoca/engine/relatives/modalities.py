@@ -27,7 +27,8 @@ def seen(images, params, config):
 
 
 def alone(x_BSD, params, config, settings, real_BS, name):
-    """One modality by itself -> (unit vectors of the whole [B, D], the layers' balance)."""
+    """One modality by itself -> (unit vectors of the whole [B, D], its tokens [B, S, D], the
+    layers' balance)."""
     parts = {name: x_BSD.shape[1]}
     x_BSD, balance = expert_blocks(x_BSD, params["blocks"], config, settings, real_BS, parts)
-    return l2_normalise(layer_norm(x_BSD[:, -1], params["norm"])), balance
+    return l2_normalise(layer_norm(x_BSD[:, -1], params["norm"])), x_BSD, balance

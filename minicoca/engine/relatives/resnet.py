@@ -43,14 +43,19 @@ def attention_pool(tokens_BSM, params, heads):
     return linear(pooled_B1M[:, 0], params["output"])
 
 
-def encode(params, config, images, places, settings):
-    """As CoCa's `encode_image`: -> (unit embedding [B, E], image tokens for the decoder)."""
+def image_features(params, config, settings, images):
+    """As CoCa's: `encode` and the tower's tokens [B, S, M]."""
     tokens_BSM = tower(images, params["image"], config, settings)
     contrast_BD, memory = pool(tokens_BSM, params["pooler"], config)
     if settings.attention_pool:
         given = params["attention_pool"], config.image_heads
         contrast_BD = attention_pool(tokens_BSM, *given)
-    return embed(contrast_BD, params, "image_projection"), memory
+    return embed(contrast_BD, params, "image_projection"), memory, tokens_BSM
+
+
+def encode(params, config, images, places, settings):
+    """As CoCa's `encode_image`: -> (unit embedding [B, E], image tokens for the decoder)."""
+    return image_features(params, config, settings, images)[:2]
 
 
 def loss(params, config, settings, batch):

@@ -1,5 +1,7 @@
 """VLMo, or Switch: one transformer for images, texts and pairs. As reference/relatives/vlmo.py."""
 
+from dataclasses import replace
+
 import torch
 
 from ...config import PAD
@@ -27,8 +29,8 @@ def loss(params, config, settings, batch):
     blanks, _ = read(tokens.masked_fill(masked, config.vocabulary), params)
     images = seen(batch["images"], params, config)
     there = real.new_ones(images.shape[:2])
-    image_BD, first = alone(images, params, config, settings, there, "image")
-    text_BD, second = alone(texts, params, config, settings, real, "text")
+    image_BD, _, first = alone(images, params, config, settings, there, "image")
+    text_BD, _, second = alone(texts, params, config, settings, real, "text")
     contrastive = contrastive_loss(image_BD, text_BD, params["log_temperature"])
     with torch.no_grad():
         scale = torch.exp(-widened(params["log_temperature"]))
@@ -51,3 +53,35 @@ def loss(params, config, settings, batch):
     value = sum(w * one for w, one in zip(weights, losses.values(), strict=True))
     outputs = {name: torch.as_tensor(one) for name, one in losses.items()}
     return {"loss": value} | outputs | {"image": image_BD, "text": text_BD}
+
+
+def used(settings):
+    """The settings of a model that is used: an expert has a place for every token that wants it."""
+    return replace(settings, capacity=0.0)
+
+
+def image_features(params, config, settings, images):
+    """-> (unit vectors [B, D], nothing that a decoder reads, tokens [B, N + 1, D])."""
+    x_BSD = seen(images, params, config)
+    real_BS = torch.ones(x_BSD.shape[:2], dtype=torch.bool, device=x_BSD.device)
+    image_BD, x_BSD, _ = alone(x_BSD, params, config, used(settings), real_BS, "image")
+    return image_BD, None, x_BSD
+
+
+def text_features(params, config, settings, tokens_BT):
+    """-> (unit vectors [B, D], nothing that a decoder begins with)."""
+    x_BSD, real_BS = read(tokens_BT, params)
+    return alone(x_BSD, params, config, used(settings), real_BS, "text")[0], None
+
+
+def matcher(params, config, settings, images, tokens_RT):
+    """-> a function of P pairs, of which image and text each is: logits [P, 2] of no and yes."""
+    (texts, real_RS), shown = read(tokens_RT, params), seen(images, params, config)
+
+    def matches(image_P, text_P):
+        words, image = texts.index_select(0, text_P), shown.index_select(0, image_P)
+        real_PS = torch.cat([real_RS[text_P], real_RS.new_ones(image.shape[:2])], 1)
+        n, _ = together(words, image, params, config, used(settings), real_PS)
+        return linear(n[:, tokens_RT.shape[1]], params["matching"])
+
+    return matches

@@ -19,7 +19,6 @@ from ..losses import (
 from ..model import encode_image, encode_image_backward, encode_text, encode_text_backward
 from ..ops import linear, linear_backward, softmax
 from ..text import lengths_of, multimodal_decoder, multimodal_decoder_backward
-from ..towers import decoded
 from .layers import same_captions
 
 
@@ -42,10 +41,17 @@ def rows_asked(scores_BB, tokens_BT, noise_2B):
     return image_R[there_R], text_R[there_R]
 
 
-def match(params, config, images, tokens_BT):
-    """Whether image b and text b belong together: logits [B, 2] of no and yes."""
-    *_, n, _ = decoded(params, config, images, tokens_BT)
-    return answer_head(n, params["matching"], lengths_of(tokens_BT) - 1, config)[0]
+def matcher(params, config, settings, images, tokens_RT):
+    """-> a function of P pairs, of which image and text each is: logits [P, 2] of no and yes."""
+    memory, lengths_R = encode_image(params, config, images)[1], lengths_of(tokens_RT) - 1
+    x_RTD = encode_text(params, config, tokens_RT)[1]
+
+    def matches(image_P, text_P):
+        read, inputs = memory[image_P], x_RTD[text_P, :-1]
+        n, _ = multimodal_decoder(inputs, read, params["decoder"], config)
+        return answer_head(n, params["matching"], lengths_R[text_P], config)[0]
+
+    return matches
 
 
 def right_answers(asked, pairs, dtype):

@@ -41,12 +41,13 @@ def seen_backward(dx_BSD, cache):
 
 
 def alone(x_BSD, params, config, settings, real_BS, name):
-    """One modality by itself -> (unit vectors of the whole [B, D], the layers' balance, cache)."""
+    """One modality by itself -> (unit vectors of the whole [B, D], its tokens [B, S, D], the
+    layers' balance, cache)."""
     parts = {name: x_BSD.shape[1]}
     x_BSD, balance, cache = expert_blocks(x_BSD, params["blocks"], config, settings, real_BS, parts)
     n_BD, norm_cache = layer_norm(x_BSD[:, -1], params["norm"])  # (1)
     y_BD, unit_cache = l2_normalise(n_BD)
-    return y_BD, balance, (x_BSD.shape, cache, norm_cache, unit_cache)
+    return y_BD, x_BSD, balance, (x_BSD.shape, cache, norm_cache, unit_cache)
 
 
 def alone_backward(dy_BD, dbalance, cache):

@@ -109,11 +109,11 @@ def encode(params, config, images, places, settings):
             tokens_BSM, params["attention_pool"], config.image_heads
         )
     image_BE, embed_cache = embed(contrast_BD, params, "image_projection")
-    return image_BE, memory, (tower_cache, pool_cache, own_cache, embed_cache)
+    return image_BE, memory, (tokens_BSM, tower_cache, pool_cache, own_cache, embed_cache)
 
 
 def encode_backward(dimage_BE, dmemory, cache):
-    tower_cache, pool_cache, own_cache, embed_cache = cache
+    _, tower_cache, pool_cache, own_cache, embed_cache = cache
     dcontrast_BD, dparams = embed_backward(dimage_BE, embed_cache)
     dpooled_BD = np.zeros_like(dcontrast_BD) if own_cache else dcontrast_BD
     dtokens_BSM, dparams["pooler"] = pool_backward(dpooled_BD, dmemory, pool_cache)
@@ -122,6 +122,12 @@ def encode_backward(dimage_BE, dmemory, cache):
         dtokens_BSM = dtokens_BSM + dread  # tokens were read twice
     dimages, dparams["image"] = tower_backward(dtokens_BSM, tower_cache)
     return dimages, dparams
+
+
+def image_features(params, config, settings, images):
+    """As CoCa's: `encode` and the tower's tokens [B, S, M]."""
+    image_BE, memory, (tokens_BSM, *_) = encode(params, config, images, None, settings)
+    return image_BE, memory, tokens_BSM
 
 
 def loss(params, config, settings, batch):

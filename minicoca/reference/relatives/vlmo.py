@@ -8,6 +8,8 @@ ways. Letters: B pairs, R rows that are asked about, X those and the B that have
 tokens of text and image.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from ...config import PAD
@@ -49,8 +51,8 @@ def loss(params, config, settings, batch):
     blanks, _, blank_cache = read(np.where(masked, config.vocabulary, tokens), params)
     images, image_cache = seen(batch["images"], params, config)
     there = np.ones(images.shape[:2], bool)
-    image_BD, first, alone_image = alone(images, params, config, settings, there, "image")
-    text_BD, second, alone_text = alone(texts, params, config, settings, real, "text")
+    image_BD, _, first, alone_image = alone(images, params, config, settings, there, "image")
+    text_BD, _, second, alone_text = alone(texts, params, config, settings, real, "text")
     contrastive, contrastive_cache = contrastive_loss(image_BD, text_BD, params["log_temperature"])
     scores_BB = np.exp(-params["log_temperature"].real) * (image_BD.real @ text_BD.real.T)
     image_R, text_R = rows_asked(scores_BB, tokens, batch["noise"])
@@ -98,3 +100,36 @@ def loss_backward(dloss, cache):
     dparams |= added(read_backward(dtexts, text_cache), read_backward(dblanks, blank_cache))
     dparams |= {"matching": dhead, "words": dwords, "log_temperature": dtemperature}
     return of_all(dparams, params)  # an expert may have had nothing to do
+
+
+def used(settings):
+    """The settings of a model that is used, not trained: an expert has a place for every token that
+    wants it, so that what is made of an image or a text does not depend on its batch."""
+    return replace(settings, capacity=0.0)
+
+
+def image_features(params, config, settings, images):
+    """-> (unit vectors [B, D], nothing that a decoder reads, tokens [B, N + 1, D])."""
+    x_BSD, _ = seen(images, params, config)
+    real_BS = np.ones(x_BSD.shape[:2], bool)
+    image_BD, x_BSD, *_ = alone(x_BSD, params, config, used(settings), real_BS, "image")
+    return image_BD, None, x_BSD
+
+
+def text_features(params, config, settings, tokens_BT):
+    """-> (unit vectors [B, D], nothing that a decoder begins with)."""
+    x_BSD, real_BS, _ = read(tokens_BT, params)
+    return alone(x_BSD, params, config, used(settings), real_BS, "text")[0], None
+
+
+def matcher(params, config, settings, images, tokens_RT):
+    """-> a function of P pairs, of which image and text each is: logits [P, 2] of no and yes."""
+    (texts, real_RS, _), (shown, _) = read(tokens_RT, params), seen(images, params, config)
+
+    def matches(image_P, text_P):
+        words, image = texts[text_P], shown[image_P]
+        real_PS = np.concatenate([real_RS[text_P], np.ones(image.shape[:2], bool)], 1)
+        n, *_ = together(words, image, params, config, used(settings), real_PS)
+        return linear(n[:, tokens_RT.shape[1]], params["matching"])[0]
+
+    return matches
