@@ -32,6 +32,9 @@ class Config:
 
     preset: str = _run("tiny", "where the settings that are not given come from")
     init: str = _run("", "a finished run whose weights, tokenizer and settings to begin with")
+    init_parts: str = _run(
+        "", "of its weights those of these names, as --freeze has them, the others anew; else all"
+    )
     task: str = _run(
         "captions",
         "captions and vectors; or answers to questions about a picture, about two (pairs), whether "
@@ -153,6 +156,7 @@ class Config:
     schedule: str = _optimiser("cosine", "how the rate falls after warm-up", ("cosine", "linear"))
     final_rate: float = _optimiser(0.02, "last learning rate, as a part of the peak")
     weight_decay: float = _optimiser(0.05, "decoupled weight decay of matrices")
+    init_decay: float = _optimiser(1.0, "factor of it for what --init-parts names; 0: none (LiT)")
     beta1: float = _optimiser(0.9, "AdamW: decay of the mean of gradients", high=1)
     beta2: float = _optimiser(0.98, "AdamW: decay of the mean of squared gradients", high=1)
     epsilon: float = _optimiser(1e-8, "AdamW: added to the root")

@@ -137,6 +137,7 @@ def from_flags(arguments, earlier=None):
         own = dict(earlier.settings) | own
     given["settings"] = tuple(sorted(own.items()))
     if earlier:
+        given = {"init_parts": "", "init_decay": 1.0} | given  # of that run's own beginning
         return _built(dataclasses.replace(earlier, **given))
     if not name and given.get("data", "shapes") not in config.BUILT_IN:
         given = {"tokenizer": "unigram", "vocabulary": 8000, "text_length": 64} | given
