@@ -40,6 +40,7 @@ MORE_ROWS = [  # of test_settings.py
     ("hide", "image", "question", "data", ASKS),
     ("init_parts", "image", "text,pooler.contrast", "weights last kept", FIRST),
     ("init_decay", 0.5, 3.0, "step last", FIRST | dict(init_parts="image,text.token")),
+    ("noise", 0.2, 0.5, "data", dict(data="shapes")),
 ]
 
 NO_TEXTS = shutil.ignore_patterns("*.txt")

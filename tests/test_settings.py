@@ -119,7 +119,7 @@ LIMITS = {
     "text_length": (3, 10**6 + 1),
     "contrastive_weight caption_weight answer_weight augment learning_rate final_rate weight_decay "
     "init_decay epsilon clip_norm muon_rate image_rate pooler_rate text_rate": (0.0, 1e6),
-    "beta1 beta2 momentum ema validation_part held_out_part": (0.0, 1.0),
+    "beta1 beta2 momentum ema validation_part held_out_part noise": (0.0, 1.0),
     "seed": (0, 2**40),
 }
 PARTS = ("patch_keep",)  # over 0 and at most 1: see test_kept_patches.py
