@@ -104,7 +104,12 @@ class Config:
     validation_part: float = _data(0.05, "own data: part that is looked at in training", high=1)
     held_out_part: float = _data(0.05, "own data: part that is tested on at the end", high=1)
     keep_copies: bool = _data(False, "own data: byte-equal copies are split by their own names")
-    noise: float = _data(0.0, "shapes: part of the training captions that is made noise", high=1)
+    noise: float = _data(
+        0.0,
+        "shapes: part of the training captions that gives way to other pictures', file names, "
+        "boilerplate, repeated words",
+        high=1,
+    )
     held_out: str = _data("twemoji", "emoji: the vendor that is tested on and never trained on")
     exclude: str = _data("", "emoji: vendors to leave out altogether, separated by commas")
     emoji_source: str = _data("", "emoji: where drawings are, as vendor=PATH,vendor=PATH")

@@ -1,5 +1,6 @@
 """What fine-tuning asks beyond a model, shared by reference and engine: positions at another image
-size, more words, a head; which parameters learn, and how fast; which patches a step reads.
+size, more words, a head; which parameters learn, how fast, and what of them decays; which patches a
+step reads; what a locked image tower has made of pictures before.
 
 Letters as in params.py; G is the patches of a side, L the image tokens that are kept.
 """
@@ -28,6 +29,8 @@ PARTS = {
     "pooler": ("pooler", "image_projection"),
     "text": ("text", "decoder", "text_projection"),
 }
+IMAGE_SIDE = {*PARTS["image"], *PARTS["pooler"]}
+KEPT_BYTES = 1 << 30  # at most, of all that a locked image side makes of pictures
 
 
 def factors(tree: dict[str, Any], config: Config) -> dict[str, float]:
@@ -190,10 +193,6 @@ def kept_tokens(config: Config, step: int, batch: int) -> np.ndarray | None:
     return places_BL
 
 
-KEPT_BYTES = 1 << 30  # at most, of all that a locked image side makes
-IMAGE_SIDE = ("image", "pooler", "image_projection")
-
-
 class Locked:
     """What an image side that is frozen makes of pictures, each read once. Pictures are known by
     their bytes: it does not matter in which batch, or epoch, one comes again.
@@ -241,6 +240,6 @@ def locked(tree: dict[str, Any], config: Config, pictures: int, say: Callable) -
     learn = {name.split(".")[0] for name in paces(tree, config)}
     whole = (config.augment, config.patch_keep, config.accumulate, config.compile)
     plain = config.objective in ("coca", "siglip") and config.task == "captions"
-    if learn & {*IMAGE_SIDE} or whole != (0, 1, 1, False) or not plain:
+    if learn & IMAGE_SIDE or whole != (0, 1, 1, False) or not plain:
         return None
     return Locked(pictures, say)

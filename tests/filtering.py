@@ -25,7 +25,7 @@ SHARE, PASSING = 0.3, (0.01, 0.05)  # training takes the first
 
 def exchanged(captions, share, seed=0):
     """(captions of which a share is another picture's, which of them are)."""
-    made = noisy([own[0] for own in captions], share, seed, ["of another picture"])
+    made = noisy([own[0] for own in captions], share, seed, ["captions of other pictures"])
     found, kinds = zip(*made, strict=True)
     return [(text,) for text in found], np.array(kinds) != ""
 

@@ -45,10 +45,10 @@ def repeated(row: int, captions: Sequence[str], random) -> str:
 
 
 KINDS = {
-    "of another picture": exchanged,
-    "a file's name": file_name,
+    "captions of other pictures": exchanged,
+    "file names": file_name,
     "boilerplate": boilerplate,
-    "words repeated": repeated,
+    "repeated words": repeated,
 }
 
 
