@@ -19,7 +19,7 @@ from minicoca.reference import optim
 from minicoca.relatives import specs_of
 from minicoca.training import start
 from minicoca.training.checkpoint import read_config
-from minicoca.training.run import make_trainer
+from minicoca.training.run import make_trainer, train
 
 both_trainers = pytest.mark.parametrize("backend", TRAINERS)
 
@@ -261,13 +261,24 @@ def test_it_is_not_taken_where_a_picture_may_be_seen_otherwise(changes):
 
 @both_trainers
 def test_a_run_locks_its_tower(backend, tmp_path, monkeypatch):
-    """Through the loop: the same files as with nothing kept, in less than an epoch's reading."""
-    config = short(backend=backend, freeze="image,pooler", steps=24)
-    silent(config, tmp_path / "kept")
-    monkeypatch.setattr(tuning, "KEPT_BYTES", 0)
-    silent(config, tmp_path / "anew")
-    one, other = (flatten(tensors(tmp_path / n, "model.safetensors")) for n in ("kept", "anew"))
-    assert all(np.array_equal(value, other[name]) for name, value in one.items())
+    """Through the loop, three epochs of 60 pictures: the same weights as with nothing kept, after
+    the tower was called for one epoch, and once to be tried."""
+    config, found = short(backend=backend, freeze="image,pooler", steps=24), {}
+    for name, most in (("kept", tuning.KEPT_BYTES), ("anew", 0)):
+        monkeypatch.setattr(tuning, "KEPT_BYTES", most)
+        calls, said, call = [], [], tuning.Locked.__call__
+
+        def watched(self, images, encode, stack, call=call, calls=calls):
+            return call(self, images, lambda x: calls.append(len(x)) or encode(x), stack)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(tuning.Locked, "__call__", watched)
+            (tmp_path / name).mkdir()
+            train(config, tmp_path / name, say=said.append, command="")
+        found[name] = flatten(tensors(tmp_path / name, "model.safetensors"))
+        assert any("anew in each epoch" in line for line in said) == (name == "anew")
+        assert len(calls) == (24 if name == "anew" else 9)
+    assert all(np.array_equal(value, found["anew"][name]) for name, value in found["kept"].items())
 
 
 BUGS = [
