@@ -82,7 +82,7 @@ def check_pool(x, g, key_lengths):
 
 
 def check_pairs(image, text, scale, workspace):
-    """Raise ValueError for a call that info_nce cannot serve."""
+    """Raise ValueError for pairs that info_nce and sigmoid_loss cannot serve."""
     for name, x in {"image": image, "text": text}.items():
         if x.ndim != 2 or x.shape != image.shape or not len(x):
             raise ValueError(f"{name} is {tuple(x.shape)}; image and text must both be [B, E]")
@@ -96,13 +96,31 @@ def check_pairs(image, text, scale, workspace):
             raise ValueError(
                 f"{name} is {tuple(x.shape)}, rows {x.stride(0)} apart; under 2^24 of both"
             )
-    if scale.ndim or not scale.is_floating_point() or scale.device != image.device:
-        raise ValueError(
-            f"scale is {scale.dtype} {tuple(scale.shape)} on {scale.device}; expected a float "
-            f"without axes on {image.device}"
-        )
+    _check_number("scale", scale, image.device)
     if workspace < 1:
         raise ValueError(f"workspace={workspace}; it must be at least 1 byte")
+
+
+def _check_number(name, x, device):
+    if x.ndim or not x.is_floating_point() or x.device != device:
+        raise ValueError(
+            f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}; expected a float without axes on "
+            f"{device}"
+        )
+
+
+def check_sigmoid(image, text, scale, bias, captions, workspace):
+    """Raise ValueError for a call that sigmoid_loss cannot serve."""
+    check_pairs(image, text, scale, workspace)
+    _check_number("bias", bias, image.device)
+    if captions is None:
+        return
+    if captions.shape != (len(image),) or captions.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"captions is {captions.dtype} {tuple(captions.shape)}, not int {(len(image),)}"
+        )
+    if captions.device != image.device:
+        raise ValueError(f"captions is on {captions.device}, image on {image.device}")
 
 
 def check_caption(hidden, weight, targets, chunk):

@@ -79,7 +79,7 @@ class TorchTiles:
         return g, total
 
 
-def _chunks(image, text, workspace, tiles):
+def chunks(image, text, workspace, tiles):
     """Slices of the images, as long as the workspace allows."""
     rows = max(1, workspace // tiles.bytes_per_row(image, len(text)))
     rows = rows // 128 * 128 or rows
@@ -103,7 +103,7 @@ def info_nce_statistics(
     row, diagonal = (image.new_empty(len(image), dtype=wide) for _ in range(2))
     column = image.new_full((len(text),), -torch.inf, dtype=wide)
     scale = scale.to(wide)
-    for rows in _chunks(image, text, workspace, tiles):
+    for rows in chunks(image, text, workspace, tiles):
         x, own = image[rows], text[offset + rows.start : offset + rows.stop]
         diagonal[rows] = (x.to(wide) * own.to(wide)).sum(1) * scale
         found = tiles.statistics(x, text, scale, offset + rows.start, _part(rx, rows), ry)
@@ -130,7 +130,7 @@ def info_nce_gradients(
     dimage = torch.empty_like(image, dtype=wide) if wanted[0] else None
     dtext = torch.zeros_like(text, dtype=wide) if wanted[1] else None
     dscale = pull.new_zeros(()) if wanted[2] else None
-    for rows in _chunks(image, text, workspace, tiles):
+    for rows in chunks(image, text, workspace, tiles):
         x, mine = image[rows], slice(offset + rows.start, offset + rows.stop)
         g, total = tiles.gradient(
             x, text, scale, mine.start, _part(rx, rows), ry, row[rows], column, wanted[2]

@@ -34,6 +34,9 @@ class Config:
 
     preset: str = _run("tiny", "where the settings that are not given come from")
     init: str = _run("", "a finished run whose weights, tokenizer and settings to begin with")
+    init_parts: str = _run(
+        "", "of its weights those of these names, as --freeze has them, the others anew; else all"
+    )
     task: str = _run(
         "captions",
         "captions and vectors; or answers to questions about a picture, about two (pairs), whether "
@@ -104,6 +107,12 @@ class Config:
     validation_part: float = _data(0.05, "own data: part that is looked at in training", high=1)
     held_out_part: float = _data(0.05, "own data: part that is tested on at the end", high=1)
     keep_copies: bool = _data(False, "own data: byte-equal copies are split by their own names")
+    noise: float = _data(
+        0.0,
+        "shapes: part of the training captions that gives way to other pictures', file names, "
+        "boilerplate, repeated words",
+        high=1,
+    )
     held_out: str = _data("twemoji", "emoji: the vendor that is tested on and never trained on")
     exclude: str = _data("", "emoji: vendors to leave out altogether, separated by commas")
     emoji_source: str = _data("", "emoji: where drawings are, as vendor=PATH,vendor=PATH")
@@ -156,6 +165,7 @@ class Config:
     schedule: str = _optimiser("cosine", "how the rate falls after warm-up", ("cosine", "linear"))
     final_rate: float = _optimiser(0.02, "last learning rate, as a part of the peak")
     weight_decay: float = _optimiser(0.05, "decoupled weight decay of matrices")
+    init_decay: float = _optimiser(1.0, "factor of it for what --init-parts names; 0: none (LiT)")
     beta1: float = _optimiser(0.9, "AdamW: decay of the mean of gradients", high=1)
     beta2: float = _optimiser(0.98, "AdamW: decay of the mean of squared gradients", high=1)
     epsilon: float = _optimiser(1e-8, "AdamW: added to the root")
@@ -195,6 +205,8 @@ class Config:
             raise ValueError(
                 f"validation_part and held_out_part are {parts} together; keep them under 1"
             )
+        if self.noise and (self.data, self.task) != ("shapes", "captions"):
+            raise ValueError(f"noise={self.noise:g} is of the captions of shapes alone: make it 0")
         _check_task(self)
         _check_objective(self)
 

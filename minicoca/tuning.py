@@ -1,13 +1,16 @@
 """What fine-tuning asks beyond a model, shared by reference and engine: positions at another image
-size, more words, a head; which parameters learn, and how fast; which patches a step reads.
+size, more words, a head; which parameters learn, how fast, and what of them decays; which patches a
+step reads; what a locked image tower has made of pictures before.
 
 Letters as in params.py; G is the patches of a side, L the image tokens that are kept.
 """
 
 import difflib
+import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import accumulate, product
 from typing import Any
 
@@ -26,6 +29,8 @@ PARTS = {
     "pooler": ("pooler", "image_projection"),
     "text": ("text", "decoder", "text_projection"),
 }
+IMAGE_SIDE = {*PARTS["image"], *PARTS["pooler"]}
+KEPT_BYTES = 1 << 30  # at most, of all that a locked image side makes of pictures
 
 
 def factors(tree: dict[str, Any], config: Config) -> dict[str, float]:
@@ -36,13 +41,29 @@ def factors(tree: dict[str, Any], config: Config) -> dict[str, float]:
     """
     rates = {top: getattr(config, f"{part}_rate") for part, tops in PARTS.items() for top in tops}
     found = {name: rates.get(name.split(".")[0], 1.0) for name in flatten(tree)}
-    for pattern in filter(None, map(str.strip, config.freeze.split(","))):
-        found |= dict.fromkeys(_named(pattern, found), 0.0)
+    found |= dict.fromkeys(named("freeze", tree, config), 0.0)
     if not any(found.values()):
         raise ValueError(
             f"freeze={shown(config.freeze)} and the rates of the parts leave nothing to learn"
         )
     return found
+
+
+def paces(tree: dict[str, Any], config: Config) -> dict[str, tuple[float, float]]:
+    """{name: (factor of the learning rate, decay of a matrix)} of the leaves that learn, in order.
+    Raises ValueError as `factors`."""
+    kept = set(named("init_parts", tree, config)) if config.init_decay != 1 else ()
+    decay = config.weight_decay
+    return {
+        name: (factor, decay * config.init_decay if name in kept else decay)
+        for name, factor in factors(tree, config).items()
+        if factor
+    }
+
+
+def decaying(config: Config, decay: float) -> Config:
+    """The same config, with another weight decay."""
+    return config if decay == config.weight_decay else replace(config, weight_decay=decay)
 
 
 def by_muon(tree: dict[str, Any], config: Config) -> set[str]:
@@ -55,16 +76,15 @@ def by_muon(tree: dict[str, Any], config: Config) -> set[str]:
 
 
 def same_shapes(
-    leaves: dict[str, Any], own: dict[str, float], names: set[str]
-) -> Iterator[tuple[list[str], float]]:
-    """Those of the names that learn, by shape and factor (as `factors` gives them), so that
-    matrices of one kind are moved as one stack: a small model pays for few products then."""
+    leaves: dict[str, Any], own: dict[str, tuple[float, float]], names: set[str]
+) -> Iterator[tuple[list[str], tuple[float, float]]]:
+    """Those of the names that learn, by shape and pace (as `paces` gives them), so that matrices of
+    one kind are moved as one stack: a small model pays for few products then."""
     kinds = {}
-    for name in sorted(names):
-        if own[name]:
-            kinds.setdefault((leaves[name].shape, own[name]), []).append(name)
-    for (_, factor), alike in kinds.items():
-        yield alike, factor
+    for name in sorted(names & own.keys()):
+        kinds.setdefault((leaves[name].shape, own[name]), []).append(name)
+    for (_, pace), alike in kinds.items():
+        yield alike, pace
 
 
 def learning(config: Config) -> int:
@@ -85,19 +105,21 @@ def shares(squares: dict[str, float]) -> dict[str, float]:
     return {branch: square / total if total else 0.0 for branch, square in found.items()}
 
 
-def _named(pattern, names):
-    """Those of the names that a pattern means: one of them, or its beginning; `0-5` in it stands
-    for six numbers."""
+def named(setting: str, tree: dict[str, Any], config: Config) -> Iterator[str]:
+    """The leaves of a tree that a setting of the config means, `freeze` or `init_parts`: a name of
+    one, or its beginning; `0-5` in it stands for six numbers. Raises ValueError for a name that the
+    tree has not."""
     below = {}
-    for name in names:
+    for name in flatten(tree):
         for at in accumulate(name.split("."), "{}.{}".format):
             below.setdefault(at, []).append(name)
-    for at in map(".".join, product(*map(_counted, pattern.split(".")))):
-        if at not in below:
-            near = difflib.get_close_matches(at[:80], below, 1, 0)[0]
-            what = f"there is no parameter {shown(at)}; did you mean {near!r}?"
-            raise ValueError(f"freeze={shown(pattern)}: {what}")
-        yield from below[at]
+    for pattern in filter(None, map(str.strip, getattr(config, setting).split(","))):
+        for at in map(".".join, product(*map(_counted, pattern.split(".")))):
+            if at not in below:
+                near = difflib.get_close_matches(at[:80], below, 1, 0)[0]
+                what = f"there is no parameter {shown(at)}; did you mean {near!r}?"
+                raise ValueError(f"{setting}={shown(pattern)}: {what}")
+            yield from below[at]
 
 
 def _counted(word):
@@ -169,3 +191,55 @@ def kept_tokens(config: Config, step: int, batch: int) -> np.ndarray | None:
     if config.stem == "clip":
         places_BL = np.concatenate([np.zeros((batch, 1), places_BL.dtype), places_BL + 1], 1)
     return places_BL
+
+
+class Locked:
+    """What an image side that is frozen makes of pictures, each read once. Pictures are known by
+    their bytes: it does not matter in which batch, or epoch, one comes again.
+
+    encode: of uint8 [B, I, I, 3], arrays whose rows are the pictures'; stack: makes one of rows."""
+
+    def __init__(self, pictures: int, say: Callable[[str], None]):
+        self.pictures, self.say, self.made, self.size = pictures, say, {}, 0
+
+    def __call__(self, images: np.ndarray, encode: Callable, stack: Callable) -> tuple:
+        """What `encode` makes of a batch, or what it made of these pictures before. A batch that
+        holds a new one is encoded whole, and one of another size is not kept: to the last bit it is
+        as it would be without all this, which is tried with the first batch."""
+        if self.made is None or self.size not in (0, len(images)):
+            return encode(images)
+        keys = [hashlib.sha256(image.tobytes()).digest() for image in images]
+        if all(key in self.made for key in keys):
+            return tuple(map(stack, zip(*(self.made[key] for key in keys), strict=True)))
+        made = encode(images)
+        if not self.size and (why := self._unfit(images, made, encode)):
+            self.made = None
+            self.say(f"the locked image tower reads its pictures anew in each epoch: {why}")
+            return made
+        self.size = len(images)
+        self.made |= zip(keys, zip(*made, strict=True), strict=True)
+        return made
+
+    def _unfit(self, images, made, encode):
+        """Why nothing can be kept; empty where it can."""
+        need = self.pictures * sum(x[0].nbytes for x in made)
+        if need > KEPT_BYTES:
+            most = f"{need / 1e9:.1f} GB, over {KEPT_BYTES / 1e9:.1f}"
+            return f"vectors and image tokens of {self.pictures:,} would take {most}"
+        order = np.arange(len(images))[::-1].copy()
+        turned = zip(encode(images[order]), made, strict=True)
+        if all(bool((a == b[order]).all()) for a, b in turned):
+            return ""
+        return "in another batch they differ in the last bit (widths that 16 divides mend that)"
+
+
+def locked(tree: dict[str, Any], config: Config, pictures: int, say: Callable) -> Locked | None:
+    """A Locked of so many pictures, where what the image side makes of one is the same at every
+    step: all of it is frozen, and a step sees the picture as it is, and its batch in one piece.
+    None elsewhere."""
+    learn = {name.split(".")[0] for name in paces(tree, config)}
+    whole = (config.augment, config.patch_keep, config.accumulate, config.compile)
+    plain = config.objective in ("coca", "siglip") and config.task == "captions"
+    if learn & IMAGE_SIDE or whole != (0, 1, 1, False) or not plain:
+        return None
+    return Locked(pictures, say)

@@ -14,6 +14,7 @@ import numpy as np
 
 from minicoca import config
 from minicoca.data import shapes
+from minicoca.data.noise import noisy
 from minicoca.tasks import BATCH
 from minicoca.tasks.filtering import cosines, least_of, written
 from minicoca.training.checkpoint import find_run, load_model
@@ -23,14 +24,10 @@ SHARE, PASSING = 0.3, (0.01, 0.05)  # training takes the first
 
 
 def exchanged(captions, share, seed=0):
-    """(captions of which a share stands at another picture than its own, which of them are wrong
-    there)."""
-    rng = np.random.default_rng(seed)
-    rows = rng.choice(len(captions), round(share * len(captions)), replace=False)
-    found = list(captions)
-    for row, other in zip(rows, np.roll(rows, 1), strict=True):
-        found[row] = captions[other]
-    return found, np.array([a != b for a, b in zip(found, captions, strict=True)])
+    """(captions of which a share is another picture's, which of them are)."""
+    made = noisy([own[0] for own in captions], share, seed, ["captions of other pictures"])
+    found, kinds = zip(*made, strict=True)
+    return [(text,) for text in found], np.array(kinds) != ""
 
 
 def batches(images, rows):
@@ -88,7 +85,7 @@ def experiment(folder, seeds, dataset, **changes):
             for passing, kept in zip(PASSING, passed, strict=True):
                 say(f"found by {judge}, {passing:.0%}", seed, found_of(kept, wrong))
             kept = passed[0]
-            right = np.mean([(text,) == truth[row] for row, text in said.items()])
+            right = np.mean([(text,) == truth[row] for row, text in said.items()] or np.nan)
             say(f"written by {judge}", seed, [len(said), 100 * right])
             learn(f"filtered by {judge}", seed, captions, np.flatnonzero(kept))
             texts = [(said[r],) if r in said else own for r, own in enumerate(captions)]

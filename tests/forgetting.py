@@ -1,5 +1,5 @@
 """What a model forgets when it learns one thing more, and what a locked tower keeps: the guide's
-tables, in runs of minutes. `python tests/forgetting.py forget|lock shapes|emoji [SEED ...]`
+tables, in runs of minutes. `python tests/forgetting.py forget|lock|grid shapes|emoji [SEED ...]`
 """
 
 import csv
@@ -7,6 +7,7 @@ import itertools
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from minicoca.evaluate import evaluate
 from minicoca.params import flatten
 from minicoca.training.checkpoint import WEIGHTS, find_run, load_model, read_config
 from minicoca.training.run import train
+from minicoca.tuning import named
 
 TRAIN, TESTED, STEPS = 6000, 500, 300
 PLACES, RELATIONS = tuple(shapes.PLACES), ("left of", "right of", "above", "below")
@@ -92,10 +94,8 @@ def tuned(base, folder, source, seed, scratch=False, **changes):
     }  # fmt: skip
     config = from_dict({**earlier.to_dict(), **settings, **changes})
     train(config, folder, say=lambda text: None, command="")
-    if config.freeze:
-        before, after = (params.load(find_run(f) / WEIGHTS)[0] for f in (base, folder))
-        before, after = (flatten(tree[config.freeze]) for tree in (before, after))
-        assert all((before[name] == after[name]).all() for name in before), config.freeze
+    before, after = (flatten(params.load(find_run(f) / WEIGHTS)[0]) for f in (base, folder))
+    assert all((before[name] == after[name]).all() for name in named("freeze", after, config))
     return folder
 
 
@@ -117,15 +117,24 @@ def forget(base, seeds):
     return rows
 
 
-def lock(base, seeds):
-    """One side of the data is new, captions turned round or pictures in negative; one tower, or
-    neither, is locked. Asked for the new ones."""
-    ways = {
-        "from scratch": dict(scratch=True),
-        "nothing locked": {},
-        "image tower locked": dict(freeze="image"),
-        "text tower locked": dict(freeze="text"),
-    }
+LOCKS = {
+    "from scratch": dict(scratch=True),
+    "nothing locked": {},
+    "image tower locked": dict(freeze="image"),
+    "text tower locked": dict(freeze="text"),
+}
+IMAGE, TEXT = "image,pooler", "text,decoder"
+GRID = {  # LiT's: image, then text; L of the base and locked, U of the base, u from scratch
+    "Lu": dict(init_parts=IMAGE, init_decay=0.0, freeze=IMAGE),
+    "Uu": dict(init_parts=IMAGE, init_decay=0.0),
+    "uL": dict(init_parts=TEXT, init_decay=0.0, freeze=TEXT),
+    "uU": dict(init_parts=TEXT, init_decay=0.0),
+}
+
+
+def lock(base, seeds, ways=LOCKS):
+    """One side of the data is new, captions turned round or pictures in negative; a tower, or
+    neither, is locked, or begins anew. Asked for the new ones."""
     learned, tested = data_of(base)
     sides, rows = {"captions": (turned_round,), "pictures": (as_written, True)}, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -159,4 +168,5 @@ def table(rows):
 
 if __name__ == "__main__":
     what, base, *seeds = sys.argv[1:]
-    print(table({"forget": forget, "lock": lock}[what](base, [*map(int, seeds)] or [0, 1, 2])))
+    experiments = {"forget": forget, "lock": lock, "grid": partial(lock, ways=GRID)}
+    print(table(experiments[what](base, [*map(int, seeds)] or [0, 1, 2])))

@@ -28,8 +28,9 @@ TINY = dict(
 )  # fmt: skip
 
 ASKS = dict(task="questions", contrastive_weight=0.0)
+FIRST = dict(init="{}/first", vocabulary=30)
 COLUMNS = dict(data="{}/columns.csv", image_root="{}/red")
-TASK_ROWS = [  # of test_settings.py
+MORE_ROWS = [  # of test_settings.py
     ("task", "questions", "dialogue", "data", dict(contrastive_weight=0.0)),
     ("answer_weight", 0.5, 3.0, "loss step", ASKS),
     ("caption_loss", "all", "answer", "loss step", ASKS),
@@ -38,6 +39,9 @@ TASK_ROWS = [  # of test_settings.py
     ("per_picture", 1, 3, "batches", ASKS),
     ("scenes", 20, 30, "data", {}),
     ("hide", "image", "question", "data", ASKS),
+    ("init_parts", "image", "text,pooler.contrast", "weights last kept", FIRST),
+    ("init_decay", 0.5, 3.0, "step last", FIRST | dict(init_parts="image,text.token")),
+    ("noise", 0.2, 0.5, "data", dict(data="shapes")),
 ]
 
 NO_TEXTS = shutil.ignore_patterns("*.txt")

@@ -69,7 +69,7 @@ ONLY_REFERENCE = {
     "generate.py": {"next_logits", "likeliest", "scores"},
 }
 ONLY_ENGINE = {
-    "ops.py": {"attention", "contrastive_loss", "caption_loss",
+    "ops.py": {"attention", "contrastive_loss", "caption_loss", "sigmoid_loss",
                "attention_pool", "pick_device", "pick_dtype", "use", "with_own_backend",
                "has_kernels", "implementations", "complaint", "recomputed", "widened"},
     "attention.py": {"Packing", "absorbing_pays", "joint"},

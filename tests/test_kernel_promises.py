@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kernel_cases import DEVICE
 
 from minicoca.engine import ops as seam
-from minicoca.kernels import attention, attention_pool, caption_loss, info_nce
+from minicoca.kernels import attention, attention_pool, caption_loss, info_nce, sigmoid
 from minicoca.kernels.softmax import (
     end_of,
     load_tile,
@@ -106,6 +106,15 @@ def seam_pairs_case(seed, dtype):
     return pairs_case(seed, dtype, False)._replace(call=seam.contrastive_loss)
 
 
+def sigmoid_case(seed, dtype):
+    leaves = [*pairs_case(seed, dtype, False).leaves, torch.tensor(-1.5, dtype=dtype).to(DEVICE)]
+    captions = torch.tensor([4, 9, 4, 7, 9, 4], device=DEVICE)
+    return Case(
+        lambda *given: sigmoid.sigmoid_loss(*given, captions, workspace=1 << 7).to(dtype),
+        leaves, [None] * 4, None,
+    )  # fmt: skip
+
+
 def captions_case(seed, dtype, call):
     hidden, head = normal(seed, (3, 5, 8), (8, 13), dtype=dtype)
     targets = torch.randint(1, 13, (3, 5), generator=generator(seed), device=DEVICE)
@@ -131,6 +140,7 @@ CASES = {
     "info_nce, chunks": lambda *a: pairs_case(*a, fused=False),
     "info_nce, directions, chunks": lambda *a: pairs_case(*a, fused=False, normalise=True),
     "info_nce, torch": seam_pairs_case,
+    "sigmoid_loss, chunks": sigmoid_case,
     "caption_loss": lambda *a: captions_case(
         *a, lambda x, w, t: caption_loss.caption_loss(x, w, t, chunk=4)
     ),
@@ -181,12 +191,12 @@ def test_what_is_ignored_is_never_read(name, seed, dtype, poison):
     dy = gradient_of(case, seed)
     bad_dy = dy if case.result_ignored is None else dy.masked_fill(case.result_ignored, poison)
     clean, spoilt = (
-        results(case.call, list(map(poisoned, case.leaves, case.ignored, [fill] * 3)), d)
+        results(case.call, list(map(poisoned, case.leaves, case.ignored, [fill] * 4)), d)
         for fill, d in ((0.0, dy), (poison, bad_dy))
     )
-    for what, a, b in zip(("result", "first", "second", "third"), clean, spoilt, strict=False):
-        assert b.isfinite().all(), f"{what} is not finite"
-        assert torch.equal(a, b), f"{what} differs by {(a - b).abs().max()}"
+    for at, (a, b) in enumerate(zip(clean, spoilt, strict=True)):  # the result, then gradients
+        assert b.isfinite().all(), f"{at} is not finite"
+        assert torch.equal(a, b), f"{at} differs by {(a - b).abs().max()}"
     for gradient, ignored in zip(spoilt[1:], case.ignored, strict=True):
         assert ignored is None or not gradient[ignored.expand(gradient.shape)].any()
 
@@ -254,6 +264,7 @@ MAKERS = {  # what makes an op's gradients: the last of its results
     "attention": (attention, "attention_backward"),
     "attention_pool": (attention_pool, "attention_pool_backward"),
     "info_nce": (info_nce, "info_nce_backward"),
+    "sigmoid_loss": (sigmoid, "sigmoid_forward"),
     "caption_loss": (caption_loss, "caption_loss_forward"),
 }
 # What torch's own operations save is their affair.

@@ -10,7 +10,9 @@ from relatives import SIDES, on
 from strategies import small_config
 from test_relatives import check_gradient, check_sides
 
+from minicoca.engine import ops as engine_ops
 from minicoca.engine import towers as engine_towers
+from minicoca.engine.relatives import layers as engine_layers
 from minicoca.engine.relatives import matching as engine_matching
 from minicoca.engine.relatives import siglip as engine_siglip
 from minicoca.params import initialise, tree_map
@@ -19,35 +21,36 @@ from minicoca.reference.relatives import layers, matching, siglip
 BOTH = pytest.mark.parametrize("which", SIDES)
 
 
-def sigmoid_loss(which, *given):
+def sigmoid_loss(which, *given, captions):
     """(loss, gradients of the four inputs)."""
     if which == "reference":
-        loss, cache = siglip.sigmoid_loss(*given)
+        counted = (captions[:, None] != captions) | np.eye(len(captions), dtype=bool)
+        loss, cache = siglip.sigmoid_loss(*given, counted)
         return loss, siglip.sigmoid_loss_backward(1.0, cache)
-    tensors = [torch.tensor(x, requires_grad=True) for x in given[:-1]]
-    loss = engine_siglip.sigmoid_loss(*tensors, torch.tensor(given[-1]))
+    tensors = [torch.tensor(x, requires_grad=True) for x in given]
+    loss = engine_siglip.sigmoid_loss(*tensors, torch.tensor(captions))
     loss.backward()
     return loss.item(), [t.grad.numpy() for t in tensors]
 
 
 def vectors(seed=0, batch=5):
-    """Unit vectors, a log-temperature, a bias, and pairs of which some do not count."""
+    """(unit vectors, a log-temperature, a bias), and captions of which some are equal."""
     rng = np.random.default_rng(seed)
     x, y = rng.standard_normal((2, batch, 7))
     x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y))
-    counted = (rng.random((batch, batch)) < 0.7) | np.eye(batch, dtype=bool)
-    return x, y, np.array(-1.3), np.array(-0.8), counted
+    return (x, y, np.array(-1.3), np.array(-0.8)), np.array([3, 1, 3, 2, 1])
 
 
 def check_spelled_out(which):
-    x, y, log_temperature, bias, counted = vectors()
+    (x, y, log_temperature, bias), captions = vectors()
     want = 0
     for i in range(5):
         for j in range(5):
             logit = x[i] @ y[j] / np.exp(log_temperature) + bias
             p = 1 / (1 + np.exp(-logit))
-            want -= counted[i, j] * np.log(p if i == j else 1 - p)
-    loss, _ = sigmoid_loss(which, x, y, log_temperature, bias, counted)
+            if i == j or captions[i] != captions[j]:
+                want -= np.log(p if i == j else 1 - p)
+    loss, _ = sigmoid_loss(which, x, y, log_temperature, bias, captions=captions)
     np.testing.assert_allclose(loss, want / 5, rtol=1e-12)
 
 
@@ -58,8 +61,8 @@ def check_first_loss(which):
         config = small_config(batch_size=batch)
         tree = initialise(config, 0, np.float64, relatives.RELATIVES["siglip"]().specs(config))
         bias, log_temperature = tree["sigmoid_bias"], tree["log_temperature"]
-        counted = np.ones((batch, batch), bool)
-        loss, _ = sigmoid_loss(which, x, y, log_temperature, bias, counted)
+        captions = np.arange(batch)
+        loss, _ = sigmoid_loss(which, x, y, log_temperature, bias, captions=captions)
         want = np.log(1 + np.exp(-bias)) + (batch - 1) * np.log(1 + np.exp(bias))
         np.testing.assert_allclose(loss, want, rtol=1e-12)
     assert loss == pytest.approx(5.15, abs=0.005) and np.exp(-log_temperature) == pytest.approx(10)
@@ -67,12 +70,13 @@ def check_first_loss(which):
 
 def check_extremes(which):
     """Of a bias far below, positives alone have a gradient; nothing overflows."""
-    x, y, log_temperature, _, counted = vectors()
-    loss, grads = sigmoid_loss(which, x, y, log_temperature, np.array(-2000.0), counted)
+    (x, y, log_temperature, _), captions = vectors()
+    given = which, x, y, log_temperature
+    loss, grads = sigmoid_loss(*given, np.array(-2000.0), captions=captions)
     own = np.exp(-log_temperature) * (x * y).sum(1).mean()
     np.testing.assert_allclose(loss, 2000 - own, rtol=1e-12)
     np.testing.assert_allclose(grads[0], -np.exp(-log_temperature) * y / 5, atol=1e-15)
-    loss, grads = sigmoid_loss(which, x, y, log_temperature, np.array(2000.0), counted)
+    loss, grads = sigmoid_loss(*given, np.array(2000.0), captions=captions)
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in grads)
 
 
@@ -85,11 +89,13 @@ def check_equal_captions(which):
     scale, bias = np.exp(-params["log_temperature"]), params["sigmoid_bias"]
     own = scale * (outputs["image"] * outputs["text"]).sum(1) + bias
     np.testing.assert_allclose(outputs["contrastive"], np.log1p(np.exp(-own)).mean(), rtol=1e-10)
-    module = relatives.side(which, "siglip")
     tokens = np.array([[1, 5, 2, 0], [1, 5, 6, 2], [1, 5, 2, 0]])
-    counted = module.counted_pairs(tokens if which == "reference" else torch.tensor(tokens))
+    if which == "engine":
+        first, other, again = engine_layers.caption_numbers(torch.tensor(tokens)).tolist()
+        assert first == again != other
+        return
     wanted = [[True, True, False], [True, True, True], [False, True, True]]
-    assert counted.tolist() == wanted
+    assert siglip.counted_pairs(tokens).tolist() == wanted
 
 
 SIGMOID = [check_spelled_out, check_first_loss, check_extremes, check_equal_captions]
@@ -217,9 +223,11 @@ BUGS = [
      on(check_equal_captions, "reference")),
     (layers, "np.unique(tokens_BT, axis=0", "np.unique(tokens_BT[:, :2], axis=0",
      on(check_equal_captions, "reference")),
-    (engine_siglip, "(softplus(-z_BB) * counted_BB)", "softplus(-z_BB)",
+    (engine_siglip, 'caption_numbers(batch["tokens"])', "None",
      on(check_equal_captions, "engine")),
-    (engine_siglip, "logits_BB, -logits_BB)", "-logits_BB, logits_BB)",
+    (engine_layers, "torch.unique(tokens_BT, dim=0", "torch.unique(tokens_BT[:, :2], dim=0",
+     on(check_equal_captions, "engine")),
+    (engine_ops, "torch.exp(-widened(log_temperature))", "torch.exp(widened(log_temperature))",
      on(check_spelled_out, "engine")),
     (engine_towers, "total_loss(outputs, config)", "outputs['contrastive']",
      on(check_sides, "siglip", small_config(), 0)),

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from runs import TRAINERS
-from settings_trace import COLUMNS, STAGES, TASK_ROWS, TINY, places, same, small_data, trace
+from settings_trace import COLUMNS, MORE_ROWS, STAGES, TINY, places, same, small_data, trace
 
 from minicoca import data, params
 from minicoca.config import DATA_FIELDS, PRESETS, TASKS, Config, from_dict, preset
@@ -51,7 +51,7 @@ ROWS = [
     ("embed_width", 4, 6, "weights last"),
     ("contrastive_weight", 0.5, 3.0, "loss step"),
     ("caption_weight", 0.5, 3.0, "loss step"),
-    *TASK_ROWS,
+    *MORE_ROWS,
     ("data", "{}/red", "{}/blue", "data"),
     ("data", "shapes", "emoji", "data", EMOJI),
     ("image_root", "{}/red", "{}/blue", "data", dict(data="{}/list.csv")),
@@ -118,8 +118,8 @@ LIMITS = {
     "vocabulary": (5, 10**6 + 1),
     "text_length": (3, 10**6 + 1),
     "contrastive_weight caption_weight answer_weight augment learning_rate final_rate weight_decay "
-    "epsilon clip_norm muon_rate image_rate pooler_rate text_rate": (0.0, 1e6),
-    "beta1 beta2 momentum ema validation_part held_out_part": (0.0, 1.0),
+    "init_decay epsilon clip_norm muon_rate image_rate pooler_rate text_rate": (0.0, 1e6),
+    "beta1 beta2 momentum ema validation_part held_out_part noise": (0.0, 1.0),
     "seed": (0, 2**40),
 }
 PARTS = ("patch_keep",)  # over 0 and at most 1: see test_kept_patches.py

@@ -13,7 +13,7 @@ SETTINGS = (
     *("image_root", "image_column", "caption_column", "split_column", "class_template"),
     *("image_size", "validation_part", "held_out_part", "keep_copies", "seed"),
     *("batch_size", "text_length", "tokenizer", "vocabulary", "fold"),
-    *("held_out", "exclude", "emoji_source", "unseen_names"),
+    *("held_out", "exclude", "emoji_source", "unseen_names", "noise"),
 )
 
 

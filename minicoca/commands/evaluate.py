@@ -129,7 +129,7 @@ def settings_of(earlier, arguments):
             return replace(earlier, **given), True
         usual = {f.name: f.default for f in fields(config.Config) if f.name in SETTINGS}
         nothing = {"validation_part": 0.0, "held_out_part": 0.0}
-        return replace(earlier, data=name, **usual | nothing | given), False
+        return replace(earlier, data=name, noise=0.0, **usual | nothing | given), False
     except ValueError as error:
         raise Usage(error) from error
 

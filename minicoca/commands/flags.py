@@ -137,6 +137,10 @@ def from_flags(arguments, earlier=None):
         own = dict(earlier.settings) | own
     given["settings"] = tuple(sorted(own.items()))
     if earlier:
+        given = {"init_parts": "", "init_decay": 1.0} | given  # of that run's own beginning
+        what = [given.get(name, getattr(earlier, name)) for name in ("data", "task")]
+        if what != ["shapes", "captions"]:
+            given = {"noise": 0.0} | given
         return _built(dataclasses.replace(earlier, **given))
     if not name and given.get("data", "shapes") not in config.BUILT_IN:
         given = {"tokenizer": "unigram", "vocabulary": 8000, "text_length": 64} | given

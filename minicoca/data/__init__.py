@@ -10,9 +10,10 @@ def load(config):
     if config.task != "captions":
         return _questions(config)
     if config.data == "shapes":
-        from . import shapes
+        from . import noise, shapes
 
-        return shapes.load(config.seed, config.image_size, config.scenes)
+        drawn = shapes.load(config.seed, config.image_size, config.scenes)
+        return noise.with_noise(drawn, config.noise, config.seed)
     if config.data == "emoji":
         from . import emoji
 

@@ -16,6 +16,8 @@ def embed(features_BD, params, projection):
 
 def encode_image(params, config, images_BII3, places_BL=None):
     """Images -> (unit embedding [B, E], image tokens for the decoder)."""
+    if isinstance(images_BII3, tuple):  # both, as a locked tower has made them (tuning.Locked)
+        return images_BII3
     tokens_BSM = image_encoder(images_BII3, params["image"], config, places_BL)
     contrast_BD, memory = pool(tokens_BSM, params["pooler"], config)
     return embed(contrast_BD, params, "image_projection"), memory

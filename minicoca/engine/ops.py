@@ -108,6 +108,7 @@ def implementations():
         "contrastive_loss": f"{kernel} ({why})"
         + ("" if fused else f"; from {PAIRS_IN_CHUNKS:,} pairs in chunks of rows")
         + small.get("info_nce", ""),
+        "sigmoid_loss": "torch, in chunks of rows",
         "caption_loss": f"{kernel} ({why}), in chunks: no logits are kept"
         + small.get("caption_loss", ""),
         "everything else": "torch",
@@ -263,6 +264,15 @@ def contrastive_loss(image_BE, text_BE, log_temperature, ranks=None, counts=None
     logits_BB = scale * (image_BE.to(wide) @ text_BE.to(wide).T)
     labels_B = torch.arange(len(logits_BB), device=logits_BB.device)
     return (F.cross_entropy(logits_BB, labels_B) + F.cross_entropy(logits_BB.T, labels_B)) / 2
+
+
+def sigmoid_loss(image_BE, text_BE, log_temperature, bias, captions_B):
+    """SigLIP's loss, in chunks of rows at any size; captions: equal where texts are one caption."""
+    from ..kernels.sigmoid import sigmoid_loss as of_chunks
+
+    image_BE, text_BE = widened(image_BE), widened(text_BE)
+    scale = torch.exp(-widened(log_temperature))
+    return of_chunks(image_BE, text_BE, scale, bias, captions_B)
 
 
 def caption_loss(hidden, head, targets):

@@ -6,7 +6,7 @@ import torch
 
 from ..params import flatten
 from ..ranks import ALONE
-from ..tuning import by_muon, factors, same_shapes
+from ..tuning import by_muon, paces, same_shapes
 from .distributed import as_parts, own, whole
 
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
@@ -18,10 +18,11 @@ def optimizers(params, config, ranks=ALONE):
     """Those of torch over the leaves of a tree that learn: AdamW and, if it is to be, Muon. Only
     matrices decay: not vectors, not scales. A group's rate is to be the learning rate times its
     `factor`."""
-    leaves, rates, groups = flatten(params), factors(params, config), []
-    matrices, decay = by_muon(params, config), config.weight_decay
-    for factor in sorted({*rates.values()} - {0}):
-        parts = [leaves[name] for name in rates if rates[name] == factor and name not in matrices]
+    leaves, rates, groups = flatten(params), paces(params, config), []
+    matrices = by_muon(params, config)
+    for factor, decay in sorted({*rates.values()}):
+        names = [n for n in rates if rates[n] == (factor, decay) and n not in matrices]
+        parts = [leaves[name] for name in names]
         tables, others = [p for p in parts if p.ndim >= 2], [p for p in parts if p.ndim < 2]
         # FSDP2 parts all but scalars, and torch moves what is parted or what is whole.
         kinds = [[p for p in others if (own(p) is p) == alone] for alone in (True, False)]
@@ -32,11 +33,15 @@ def optimizers(params, config, ranks=ALONE):
         betas = (config.beta1, config.beta2)
         found += [torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.epsilon, fused=True)]
     groups = [
-        {"params": [leaves[name] for name in names], "factor": factor * config.muon_rate}
-        for names, factor in same_shapes(leaves, rates, matrices)
+        {
+            "params": [leaves[name] for name in names],
+            "factor": factor * config.muon_rate,
+            "weight_decay": decay,
+        }
+        for names, (factor, decay) in same_shapes(leaves, rates, matrices)
     ]
     if groups:
-        found += [Muon(groups, config.momentum, decay, ranks)]
+        found += [Muon(groups, config.momentum, ranks)]
     return found
 
 
@@ -44,8 +49,8 @@ class Muon(torch.optim.Optimizer):
     """`muon` of the reference: each group's matrices, of one shape, are moved as a stack. Of
     several processes each works out its share of them, and all get all."""
 
-    def __init__(self, groups, momentum, weight_decay, ranks=ALONE):
-        super().__init__(groups, dict(lr=0.0, momentum=momentum, weight_decay=weight_decay))
+    def __init__(self, groups, momentum, ranks=ALONE):
+        super().__init__(groups, dict(lr=0.0, momentum=momentum))
         self.ranks = ranks
 
     @torch.no_grad()

@@ -61,7 +61,7 @@ class Trainer:
                     moments |= {"step": torch.zeros((), device=self.device)}
                 self.moments[names[id(leaf)]] = optimizer.state[leaf] = moments
         self.ema = tree_map(lambda p: p.detach().clone(), self.params) if config.ema else None
-        self.mark = lambda part: None
+        self.mark, self.locked = lambda part: None, None  # or a tuning.Locked
 
     @with_own_backend
     def step(self, step, images, texts):
@@ -72,6 +72,8 @@ class Trainer:
         """
         self.mark("forward")
         batch = self.batch(step, images, texts)
+        if self.locked:
+            batch["images"] = self.locked(images, self._encoded, torch.stack)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         losses = self._gradients(batch)
@@ -144,6 +146,13 @@ class Trainer:
     def _pixels(self, images):
         images = images if images.is_floating_point() else images.float() / 255
         return normalise(images, self.config).to(self.dtype)
+
+    def _encoded(self, images):
+        """What encode_image makes of images; without image tokens where nothing reads them."""
+        pixels = self._images(None, images)
+        image_BE, memory = encode_image(self._compute_params(), self.config, pixels)
+        reads = self.config.caption_weight or self.config.objective != "coca"
+        return image_BE, memory if reads else memory[:, :0]
 
     def _compute_params(self):
         return in_type(self.params, self.dtype)

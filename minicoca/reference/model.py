@@ -34,6 +34,8 @@ def embed_backward(dy_BE, cache):
 
 def encode_image(params, config, images_BII3, places_BL=None):
     """Images -> (unit embedding [B, E], image tokens for the decoder)."""
+    if isinstance(images_BII3, tuple):  # both, as a locked tower has made them (tuning.Locked)
+        return *images_BII3, None
     tokens_BSM, encoder_cache = image_encoder(images_BII3, params["image"], config, places_BL)
     contrast_BD, memory, pool_cache = pool(tokens_BSM, params["pooler"], config)
     image_BE, embed_cache = embed(contrast_BD, params, "image_projection")
@@ -41,6 +43,8 @@ def encode_image(params, config, images_BII3, places_BL=None):
 
 
 def encode_image_backward(dimage_BE, dmemory, cache):
+    if cache is None:
+        return None, {}
     encoder_cache, pool_cache, embed_cache = cache
     dcontrast_BD, dparams = embed_backward(dimage_BE, embed_cache)
     dtokens_BSM, dparams["pooler"] = pool_backward(dcontrast_BD, dmemory, pool_cache)

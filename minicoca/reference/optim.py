@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from ..params import flatten, tree_map, unflatten
-from ..tuning import by_muon, factors, same_shapes
+from ..tuning import by_muon, decaying, paces, same_shapes
 
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024: as steep at 0 as can be borne
 EPSILON = 1e-7  # of a norm, so that a gradient of 0 gives a move of 0
@@ -71,17 +71,17 @@ def optimise(params, gradients, state, rate, config):
 
     gradients: a tree, or {name: gradient} of what learns."""
     trees = [flatten(tree) for tree in (params, state["mean"], state["square"], gradients)]
-    own, matrices = factors(params, config), by_muon(params, config)
-    for factor in sorted({*own.values()} - {0}):
-        names = [name for name in own if own[name] == factor and name not in matrices]
+    own, matrices = paces(params, config), by_muon(params, config)
+    for factor, decay in sorted({*own.values()}):
+        names = [name for name in own if own[name] == (factor, decay) and name not in matrices]
         p, mean, square, g = ({name: tree[name] for name in names} for tree in trees)
         before = {"mean": mean, "square": square, "step": state["step"]}
-        p, after = adamw(p, g, before, rate * factor, config)
+        p, after = adamw(p, g, before, rate * factor, decaying(config, decay))
         for tree, new in zip(trees, (p, after["mean"], after["square"]), strict=False):
             tree.update(new)
-    for names, factor in same_shapes(trees[0], own, matrices):
+    for names, (factor, decay) in same_shapes(trees[0], own, matrices):
         p, mean, g = (np.stack([trees[i][name] for name in names]) for i in (0, 1, 3))
-        p, mean = muon(p, g, mean, rate * factor * config.muon_rate, config)
+        p, mean = muon(p, g, mean, rate * factor * config.muon_rate, decaying(config, decay))
         trees[0].update(zip(names, p, strict=True))
         trees[1].update(zip(names, mean, strict=True))
     params, mean, square = map(unflatten, trees[:3])

@@ -25,7 +25,7 @@ class Trainer:
         for name, plain in PLAIN.items():
             if getattr(config, name) not in plain:
                 raise ValueError(f"{name} needs --backend torch; here it is {plain[-1]}")
-        self.params, self.config, self.mark = params, config, lambda part: None
+        self.params, self.config, self.mark, self.locked = params, config, lambda part: None, None
         self.learns = [name for name, factor in factors(params, config).items() if factor]
         self.adam, self.gradients = start(params, config), {}
 
@@ -35,7 +35,7 @@ class Trainer:
         self.gradients = {}
         self.mark("forward")
         forward, backward = objective_of(self.config)
-        batch = batch_of(self.config, step, images, texts)
+        batch = batch_of(self.config, step, images, texts, self.locked, self.params)
         outputs, cache = forward(self.params, self.config, batch)
         self.mark("backward")
         gradients = flatten(backward(1.0, cache))

@@ -22,7 +22,7 @@ from ..files import OURS, make_folder, read_bytes, unfinished, write_atomically,
 from ..ranks import ALONE
 from ..relatives import specs_of
 from ..report import make_picture, table
-from ..tuning import learning
+from ..tuning import learning, locked
 from .card import write_card
 from .checkpoint import (
     CARD,
@@ -139,6 +139,8 @@ def _train(
         say(f"{ranks.world} processes share each step (--parallel {config.parallel})")
     if fixed := size - learning(config):
         say(f"{fixed:,} of them stay as they are (--freeze, or a rate of 0)")
+    if ranks.world == 1:
+        trainer.locked = locked(specs_of(config), config, len(dataset.train), say)
     begun = time.perf_counter() - seconds
 
     def checkpoint(step):

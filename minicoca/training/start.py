@@ -8,7 +8,7 @@ from ..data.questions import classes
 from ..relatives import specs_of
 from ..tasks.questions import left_out
 from ..tokenizer import Tokenizer
-from ..tuning import grow, move_positions
+from ..tuning import grow, move_positions, named
 from ..words import clean
 from .checkpoint import TOKENIZER, all_captions, read_config, read_weights, trainer_of
 
@@ -44,6 +44,7 @@ def start(config, folder, say, tokenizer=None, ranks=None):
     config). ranks: the processes of the run; each makes the same, and the first one writes."""
     memory.check(config, training=True, known=False)
     weights = None
+    check_init(config)
     if config.init:
         weights, tokenizer = first_weights(config, say)
         earlier = read_config(config.init)
@@ -81,7 +82,7 @@ def start(config, folder, say, tokenizer=None, ranks=None):
         mean, std = earlier.pixel_mean, earlier.pixel_std
     config = replace(config, pixel_mean=mean, pixel_std=std)
     check_memory(config, ranks)
-    if weights and config.objective != earlier.objective:
+    if weights and (config.init_parts or config.objective != earlier.objective):
         weights = shared(weights, config, say)
     elif weights and params.shapes(weights) != params.shapes(specs_of(config)):
         weights = grow(weights, config)
@@ -96,6 +97,17 @@ def start(config, folder, say, tokenizer=None, ranks=None):
     if ranks is None or ranks.first:
         tokenizer.save(folder / TOKENIZER)
     return trainer, tokenizer, dataset, config
+
+
+def check_init(config):
+    """Raise ValueError for what is said of --init without it."""
+    if config.init_parts and not config.init:
+        raise ValueError("init_parts is of a run's weights: give --init too")
+    if config.init_decay != 1 and not config.init_parts:
+        raise ValueError(
+            f"init_decay={config.init_decay:g} is of what --init-parts names: give it too, "
+            "--init-parts image for instance"
+        )
 
 
 def with_words(tokenizer, texts, say):
@@ -127,7 +139,8 @@ def first_weights(config, say):
             f"patch_size={config.patch_size}, but {config.init} was trained with patches of "
             f"{earlier.patch_size} pixels, and its weights fit no other; leave --patch-size out"
         )
-    model = (field.name for field in fields(Config) if field.metadata["group"] == "model")
+    model = [field.name for field in fields(Config) if field.metadata["group"] == "model"]
+    model = () if config.init_parts else model  # what begins anew may be of any size
     before = replace(earlier, **{name: getattr(config, name) for name in model})
     before = replace(before, image_size=earlier.image_size)
     weights, tokenizer = read_weights(config.init, before, say)
@@ -137,11 +150,18 @@ def first_weights(config, say):
 
 
 def shared(weights, config, say):
-    """First weights of another objective than the run's that --init names: of that run what has the
-    same name and shape."""
+    """First weights of which some are the run's that --init names: those that --init-parts names,
+    or, of another objective, those of the same name and shape."""
     fresh = params.flatten(params.initialise(config, config.seed, tree=specs_of(config)))
     known = params.flatten(weights)
     taken = {n: x for n, x in known.items() if n in fresh and x.shape == fresh[n].shape}
+    if config.init_parts:
+        asked = [*named("init_parts", specs_of(config), config)]
+        if lacking := [name for name in asked if name not in taken]:
+            raise ValueError(
+                f"init_parts: {config.init} has no {lacking[0]} of shape {fresh[lacking[0]].shape}"
+            )
+        taken = {name: taken[name] for name in asked}
     if not taken:
         raise ValueError(f"{config.init} has no weights that objective={config.objective} has too")
     count, whole = (sum(x.size for x in own.values()) for own in (taken, fresh))

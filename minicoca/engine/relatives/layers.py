@@ -7,9 +7,14 @@ from ..ops import linear, widened
 from ..text import text_embedding
 
 
+def caption_numbers(tokens_BT):
+    """[B], one number for all captions that are equal, token for token."""
+    return torch.unique(tokens_BT, dim=0, return_inverse=True)[1]
+
+
 def same_captions(tokens_BT):
-    """[B, B], True where two captions are equal, token for token; so on the diagonal."""
-    caption_B = torch.unique(tokens_BT, dim=0, return_inverse=True)[1]
+    """[B, B], True where two captions are equal; so on the diagonal."""
+    caption_B = caption_numbers(tokens_BT)
     return caption_B[:, None] == caption_B
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ...relatives import LOSSES, drawn, settings_of
 from ...tuning import kept_tokens
 from ..answers import questions, questions_backward
+from ..model import encode_image
 from ..vision import normalise
 from . import coca
 
@@ -63,14 +64,20 @@ def _questions(params, config, batch):
     return questions(params, config, *given, **asked)
 
 
-def batch_of(config, step, images, texts):
+def batch_of(config, step, images, texts, locked=None, params=None):
     """What `step` is given, as the objective takes it: a dict of arrays. step None: to look at, not
-    to learn from, with all patches."""
+    to learn from, with all patches. locked: a tuning.Locked of these params, if there is one."""
     texts = texts if isinstance(texts, dict) else {"tokens": texts}
     batch = texts | drawn(config, step, images, texts["tokens"])
     if "views" in batch:
         batch["views"] = normalise(batch["views"], config)
     places = None if step is None else kept_tokens(config, step, len(images))
+    if locked:
+
+        def encoded(images):
+            return encode_image(params, config, normalise(images, config))[:2]
+
+        return batch | {"images": locked(images, encoded, np.stack), "places": places}
     return batch | {"images": normalise(images, config), "places": places}
 
 
