@@ -11,9 +11,12 @@ from oracles import planted
 from minicoca.__main__ import main
 from minicoca.config import preset
 from minicoca.data import shapes
+from minicoca.engine.generate import CoCa
 from minicoca.family import markdown, measure, probes, table
 from minicoca.family.rows import FEW, ROWS
+from minicoca.params import initialise
 from minicoca.relatives import RELATIVES, settings_of
+from minicoca.tokenizer import Tokenizer
 from minicoca.training.loop import Stopped
 from minicoca.tuning import factors, specs_of
 
@@ -94,6 +97,37 @@ def few(monkeypatch):
 @pytest.mark.parametrize("check", [check_singles, check_labels, check_answers])
 def test_frozen_tokens_are_asked_what_they_tell(check, few):
     check()
+
+
+def check_told():
+    """A choice that follows the kind tells 1 bit, one that does not 0, however many there are of a
+    kind; half of one kind alone 0.31."""
+    text, image = np.array([0, 2, 2, 0]), np.array([1, 3] * 50)
+    assert probes.told([text, image]) == pytest.approx(1)
+    assert probes.told([text, np.tile(text, 9)]) == pytest.approx(0)
+    half = probes.told([np.zeros(4, int), np.array([0, 1] * 7)])
+    assert half == pytest.approx(2 - 0.75 * math.log2(3) - 0.5)
+
+
+def test_what_a_choice_tells_and_a_router_is_asked():
+    check_told()
+    config = measure.settings(ROWS["switch"], "shapes", 0, 100)
+    tokenizer = Tokenizer.train(
+        [shapes.caption(s) for s in shapes.scenes("train", 300)], 64, "word"
+    )
+    tree = initialise(config, 0, tree=specs_of(config))
+    for block in tree["blocks"].values():  # the first two numbers of a token decide
+        block["routed"]["router"]["weight"][:] = 0
+        block["routed"]["router"]["weight"][0, :2] = 1, -1
+    found = probes.by_router(CoCa(tree, config), tokenizer, 0, 16)
+    assert found.keys() == {"router_0", "router_1"} and all(0 <= x <= 1 for x in found.values())
+    tree["word_mask"], tree["text"]["token"] = tree["word_mask"] * 0, tree["text"]["token"] * 0
+    for name in ("position", "cls"):
+        tree["text"][name] = tree["text"][name] * 0
+    tree["text"]["position"][:, 0], tree["text"]["cls"][0] = 9, 9
+    tree["image"]["position"][:, 0] = -99
+    tree["image"]["class"][0] = -99
+    assert probes.by_router(CoCa(tree, config), tokenizer, 0, 16)["router_0"] > 0.99
 
 
 @pytest.fixture
@@ -274,6 +308,8 @@ BUGS = [
      "check_jobs"),
     (table, "min(losses, key=losses.get)", "max(losses, key=losses.get)", "check_jobs"),
     (table, "job.seconds == self.seconds[0]", "True", "check_jobs"),
+    (probes, "np.bincount(own, minlength=most) / len(own)",
+     "np.bincount(own, minlength=most) / sum(map(len, chosen))", "check_told"),
     (markdown, "max(own) >= min(best)", "max(own) >= max(best)", "check_table"),
     (markdown, 'return "-"', 'return "0.0"', "check_table"),
 ]  # fmt: skip

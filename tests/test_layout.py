@@ -29,7 +29,7 @@ OURS = {
     "family": {
         "numpy", "torch", "minicoca.config", "minicoca.data", "minicoca.engine",
         "minicoca.evaluate", "minicoca.family", "minicoca.files", "minicoca.params",
-        "minicoca.tasks", "minicoca.tokenizer", "minicoca.training",
+        "minicoca.relatives", "minicoca.tasks", "minicoca.tokenizer", "minicoca.training",
     },
     "config.py": {"minicoca.fields", "minicoca.presets"},
     "fields.py": set(),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
+from .measure import LANGUAGE
 from .rows import ROWS
 
 SPLITS = {"shapes": ("held_out", "compositional"), "emoji": ("twemoji",)}
@@ -13,6 +14,8 @@ DOES = {
     "exact": "captions exact",
     "image_to_text": "R@1 image to text",
     "text_to_image": "R@1 text to image",
+    "reranked_image_to_text": "re-ranked image to text",
+    "reranked_text_to_image": "re-ranked text to image",
     "zero_shot": "zero-shot",
 }
 KNOWS = {
@@ -25,7 +28,8 @@ ORDER = {
 }  # fmt: skip
 # By the beginning of a column's name; of shapes.
 CHANCE = {
-    "image_to_text": 1 / 256, "text_to_image": 1 / 256, "zero_shot": 1 / 64, "order": 1 / 2,
+    "image_to_text": 1 / 256, "text_to_image": 1 / 256, "reranked": 1 / 256,
+    "zero_shot": 1 / 64, "order": 1 / 2,
     "probe_colour": 1 / 8, "probe_shape": 1 / 8, "probe_place": 1 / 5,
 }  # fmt: skip
 
@@ -45,8 +49,42 @@ def tables(found: Sequence[dict[str, Any]], of: str, pace: dict[str, Any]) -> It
             still = [own for own in found if ROWS[own["row"]].flags is None and own not in here]
             yield f"### {seconds} s of training: what its frozen tokens know\n"
             yield from _table(still + here, KNOWS, of)
+    yield from _perplexity(found, of)
+    yield from _router(found)
     yield "### What it takes\n"
     yield from _cost(found, pace)
+
+
+def _perplexity(found, of):
+    own = [one for one in found if "perplexity_held_out" in one]
+    if not own:
+        return
+    kinds = ["", *(f"_{name}" for name in LANGUAGE)]
+    yield "### Captions without pictures: perplexity a token\n"
+    yield _line(["", "GPT", "the grammar", "pairs counted", "tokens counted", "any alike"])
+    yield _line(["---"] * (1 + len(kinds)))
+    for seconds in sorted({one["seconds"] for one in own}):
+        for split in SPLITS[of]:
+            at = [one for one in own if one["seconds"] == seconds]
+            values = [[one.get(f"perplexity{kind}_{split}") for one in at] for kind in kinds]
+            cells = ["-" if None in value else f"{fmean(value):.3f}" for value in values]
+            yield _line([f"{seconds} s, {split.replace('_', ' ')}", *cells])
+    yield ""
+
+
+def _router(found):
+    own = [one for one in found if "router_0" in one]
+    if not own:
+        return
+    layers = sorted(key for key in own[0] if key.startswith("router_"))
+    yield "### What the choice of an expert tells of the modality, in bits, of 1\n"
+    yield _line(["", *(f"layer {key.removeprefix('router_')}" for key in layers)])
+    yield _line(["---"] * (1 + len(layers)))
+    for seconds in sorted({one["seconds"] for one in own}):
+        at = [one for one in own if one["seconds"] == seconds]
+        cells = [", ".join(f"{one[key]:.2f}" for one in at) for key in layers]
+        yield _line([f"{seconds} s, seed by seed", *cells])
+    yield ""
 
 
 def _titled(title, split):

@@ -19,8 +19,17 @@ from ..data.order import Order, batches
 from ..evaluate import evaluate, of_order, written
 from ..files import read_bytes, write_json
 from ..params import initialise
+from ..relatives import settings_of
 from ..tasks.probe import features
-from ..training.checkpoint import CHECKPOINT, LOG, RESULTS, load_model, read_config, trainer_of
+from ..training.checkpoint import (
+    CHECKPOINT,
+    LOG,
+    RESULTS,
+    known,
+    load_model,
+    read_config,
+    trainer_of,
+)
 from ..training.log import Log, machine
 from ..training.run import GALLERY, train
 from ..training.start import start
@@ -29,12 +38,17 @@ from .rows import ROWS, Row
 
 MEASURED = "family.json"
 ORDERED = 300  # held-out scenes whose captions' words are exchanged
+LANGUAGE = ("grammar", "bigram", "unigram", "uniform")
 FIGURES = {
     "caption_exact": "exact",
     "image_to_text_r1": "image_to_text",
     "text_to_image_r1": "text_to_image",
+    "image_to_text_reranked_r1": "reranked_image_to_text",
+    "text_to_image_reranked_r1": "reranked_text_to_image",
     "zero_shot_top1": "zero_shot",
     "zero_shot_likelihood_top1": "zero_shot",
+    "perplexity": "perplexity",
+    **{f"perplexity_{name}": f"perplexity_{name}" for name in LANGUAGE},
 }
 WEIGHTS = ("contrastive", "caption")
 
@@ -127,15 +141,17 @@ def _of_run(folder):
         tokens = lambda images: features(model, images)[1][:, 0]  # noqa: E731
         found |= probes.by_labels(tokens, own.seed, own.image_size)
         found |= probes.by_questions(tokens, own.seed, own.image_size)
-    if not (own.compares or own.writes):
+    if own.objective == "vlmo" and settings_of(own).experts:
+        found |= probes.by_router(model, tokenizer, own.seed)
+    if not (own.compares or own.writes or own.continues):
         return found
     by = () if own.compares or own.data != "shapes" else ("likelihood",)
-    own = replace(own, scenes=min(own.scenes, 2000))  # the others are not looked at
-    for split, pairs in data.load(own).evaluations.items():
-        gallery = GALLERY.get(own.data, 0)
-        figures, _ = evaluate(model, tokenizer, pairs, gallery, draws=0, by=by)
+    dataset, gallery = data.load(own), GALLERY.get(own.data, 0)
+    for split, pairs in dataset.evaluations.items():
+        given = model, tokenizer, pairs, gallery, known(dataset)
+        figures, _ = evaluate(*given, draws=0, by=by)
         found |= {f"{short}_{split}": figures[k] for k, short in FIGURES.items() if k in figures}
-        if own.data == "shapes" and split == "held_out":
+        if own.data == "shapes" and split == "held_out" and not own.continues:
             references = [written(pairs, i) for i in range(ORDERED)]
             measure = of_order(model, tokenizer, pairs, references)
             found |= measure(np.ones(len(pairs), np.int64))

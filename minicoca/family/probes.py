@@ -176,6 +176,52 @@ def by_questions(tokens: Tokens, seed: int, side: int, steps: int = 0) -> dict[s
     return found
 
 
+def by_router(model, tokenizer, seed: int, count: int = 128) -> dict[str, float]:
+    """Of each layer of a model whose router chooses among experts, what the choice tells of the
+    modality: the mutual information in bits, were patches and words as frequent; 0 nothing, 1 all.
+    Of pictures with their captions, both in one sequence."""
+    import torch
+
+    from ..engine.attention import self_attention_layer
+    from ..engine.ops import layer_norm, linear
+    from ..engine.relatives.experts import routed
+    from ..engine.relatives.modalities import read, seen
+
+    config, params = model.config, model.params
+    scenes = shapes.scenes("held_out", count, seed)
+    images = np.stack([shapes.draw(scene, config.image_size) for scene in scenes])
+    texts = [shapes.caption(scene) for scene in scenes]
+    tokens = torch.as_tensor(tokenizer.encode(texts, config.text_length), device=model.device)
+    found = {}
+    with torch.inference_mode():
+        words, real = read(tokens, params)
+        patches = seen(model._normalised(images), params, config)
+        x, T = torch.cat([words, patches], 1), words.shape[1]
+        is_text = torch.arange(x.shape[1], device=real.device).expand(len(x), -1) < T
+        real = torch.cat([real, real.new_ones(patches.shape[:2])], 1)
+        for i in range(len(params["blocks"])):
+            layer = params["blocks"][str(i)]
+            given = layer["norm_attention"], layer["attention"], config.text_heads
+            x, own = self_attention_layer(x, *given, mask=real[:, None]), layer["routed"]
+            chosen = linear(layer_norm(x, own["norm"]), own["router"]).argmax(-1)
+            kinds = chosen[real & is_text], chosen[real & ~is_text]
+            found[f"router_{i}"] = told([kind.cpu().numpy() for kind in kinds])
+            x, _ = routed(x, own, real, 0.0, config.gelu)
+    return found
+
+
+def told(chosen: list[np.ndarray]) -> float:
+    """The mutual information, in bits, of which of two kinds, as likely, and of what was chosen."""
+    most = max(own.max() for own in chosen) + 1
+    shares = np.array([np.bincount(own, minlength=most) / len(own) for own in chosen])
+    return float(_bits(shares.mean(0)) - np.mean([_bits(share) for share in shares]))
+
+
+def _bits(share):
+    share = share[share > 0]
+    return -(share * np.log2(share)).sum()
+
+
 def _seen(tokens, scenes, side):
     parts = [scenes[i : i + BATCH] for i in range(0, len(scenes), BATCH)]
     return np.concatenate(

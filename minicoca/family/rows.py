@@ -25,11 +25,13 @@ def _of(objective: str, **own: Any) -> dict[str, Any]:
 
 CONTRAST, CAPTIONS = {"caption_weight": 0.0}, {"contrastive_weight": 0.0}
 PAIRS = CONTRAST | {"scenes": FEW}
+TOWER = {"init_parts": "image", "init_decay": 0.0}
 ROWS = {
     "pixels": Row("pixels", None),
     "random": Row("a random tower", None),
     "blind": Row("text alone", None),
     "coca": Row("CoCa"),
+    "coca-noise": Row("CoCa, 30 % of the captions noise", {"noise": 0.3}),
     "clip": Row("the contrastive loss alone (CLIP)", CONTRAST),
     "captioner": Row("the captioning loss alone", CAPTIONS),
     "siglip": Row("SigLIP and captioning", _of("siglip")),
@@ -47,9 +49,9 @@ ROWS = {
     "mae-masks": Row("MAE, mask tokens in the tower", _of("mae", mask_tokens=True)),
     "simmim": Row("SimMIM", _of("simmim")),
     "lit-locked": Row(
-        f"{FEW:,} pairs, MAE's tower locked (Lu)", PAIRS | {"freeze": "image"}, "mae"
+        f"{FEW:,} pairs, MAE's tower locked (Lu)", PAIRS | TOWER | {"freeze": "image"}, "mae"
     ),
-    "lit-tuned": Row(f"{FEW:,} pairs, MAE's tower tuned (Uu)", PAIRS, "mae"),
+    "lit-tuned": Row(f"{FEW:,} pairs, MAE's tower tuned (Uu)", PAIRS | TOWER, "mae"),
     "lit-text": Row(
         f"{FEW:,} pairs, GPT's text locked (uL)",
         PAIRS | {"freeze": "text.token,text.position,text.blocks"},
