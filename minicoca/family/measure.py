@@ -83,7 +83,7 @@ def paces(configs: Mapping[str, Config], rounds: int = 5, steps: int = 12) -> di
 
 
 def _stepping(own, folder, steps):
-    few = replace(own, scenes=min(own.scenes, 2000)) if own.data == "shapes" else own
+    few = replace(own, scenes=min(own.scenes, 2000), init_parts="", init_decay=1.0)
     trainer, tokenizer, dataset, few = start(few, folder, lambda text: None)
     order = Order(dataset.train.captions, few.batch_size, few.seed, few.distinct)
     encode = lambda texts, rows, step: tokenizer.encode(texts, few.text_length)  # noqa: E731
