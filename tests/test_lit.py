@@ -28,7 +28,7 @@ both_trainers = pytest.mark.parametrize("backend", TRAINERS)
 def earlier(tmp_path_factory):
     """Finished runs: a CoCa, and an image tower of MAE's."""
     folder, draw = tmp_path_factory.mktemp("earlier"), shapes.load
-    shapes.load = lambda seed, side: load(seed, side, 60, 20)
+    shapes.load = lambda seed, side, *_: load(seed, side, 60, 20)
     silent(short(steps=2, seed=7), folder / "coca")
     silent(short(steps=2, seed=7, objective="mae", image_layers=2), folder / "mae")
     shapes.load = draw

@@ -187,7 +187,7 @@ def quick(patch):
     """The same few scenes for every run, and no look at what was learned: these tests are about
     files."""
     scenes = shapes.load(0, 32)
-    patch.setattr(shapes, "load", lambda seed, side: scenes)
+    patch.setattr(shapes, "load", lambda seed, side, *_: scenes)
     patch.setattr(training_run, "evaluate", lambda *given: ({"images": 1}, []))
 
 

@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
     load = shapes.load
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "evaluate", lambda *given: ({"images": 1}, []))
-        patch.setattr(shapes, "load", lambda seed, side: load(seed, side, 60 + 20 * seed, 20))
+        patch.setattr(shapes, "load", lambda seed, side, *_: load(seed, side, 60 + 20 * seed, 20))
         for backend in ("torch", "numpy"):
             for seed in (0, 1):
                 silent(short(steps=2, seed=seed, backend=backend), home / f"{backend} {seed}")

@@ -55,7 +55,7 @@ def place(tmp_path_factory):
         from minicoca.training import run
 
         whole = shapes.load
-        patch.setattr(shapes, "load", lambda seed, side: whole(seed, side, 60, 20))
+        patch.setattr(shapes, "load", lambda seed, side, *_: whole(seed, side, 60, 20))
         patch.setattr(run, "evaluate", lambda *given: ({"images": 1}, []))
         silent(short(steps=1, warmup=0, image_size=64, patch_size=16), folder / "run")
     return folder

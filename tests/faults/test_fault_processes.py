@@ -24,7 +24,7 @@ from minicoca.training.run import resume
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CONFIG = dict(**STEPS)
-KILLS = 30
+KILLS = 30 * int(os.environ.get("MINICOCA_FUZZ", "1"))
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def command(world, folder, ends, restarts=0, steps=4000):
     few = folder.parent / "few.py"
     few.write_text(
         "import sys\nfrom minicoca.data import shapes\nload = shapes.load\n"
-        "shapes.load = lambda seed, side: load(seed, side, 60, 20)\n"
+        "shapes.load = lambda seed, side, *_: load(seed, side, 60, 20)\n"
         "from minicoca.__main__ import main\nsys.exit(main())\n"
     )
     train = f"train --steps {steps} --checkpoint-every 20 --evaluate-every 0 --batch-size 16"
