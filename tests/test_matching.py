@@ -86,6 +86,15 @@ def test_a_pair_does_not_depend_on_others(which, name, own, options):
     check_one_by_one(which, name, own, options)
 
 
+def test_who_matches():
+    """Those that have a head for it, unless its loss weighed nothing."""
+    for name in relatives.RELATIVES:
+        heads = {hasattr(relatives.side(which, name), "matcher") for which in SIDES}
+        assert heads == {small_config(objective=name).matches}
+    own = (("matching_weight", 0.0),)
+    assert not small_config(objective="matching", settings=own).matches
+
+
 # --- what is ranked again -------------------------------------------------------------------------
 
 OWN = {"matching": {}, "vlmo": {"experts": 2}, "resnet": {"stages": 2}, "simclr": {}}

@@ -56,6 +56,8 @@ def batch(step=0):
 
 def test_all_are_there():
     assert RELATIVES.keys() == OBJECTIVES.keys() == PARTS.keys()
+    taught = {word for own in OBJECTIVES.values() for word in own.split()}
+    assert taught == {"compare", "write", "match", "continue", "tokens", "vit"}
 
 
 @pytest.mark.parametrize("name", RELATIVES)
