@@ -90,10 +90,9 @@ def check_equal_captions(which):
     own = scale * (outputs["image"] * outputs["text"]).sum(1) + bias
     np.testing.assert_allclose(outputs["contrastive"], np.log1p(np.exp(-own)).mean(), rtol=1e-10)
     tokens = np.array([[1, 5, 2, 0], [1, 5, 6, 2], [1, 5, 2, 0]])
-    if which == "engine":
-        first, other, again = engine_layers.caption_numbers(torch.tensor(tokens)).tolist()
-        assert first == again != other
-        return
+    given = tokens if which == "reference" else torch.tensor(tokens)
+    first, other, again = relatives.side(which, "layers").caption_numbers(given).tolist()
+    assert first == again != other
     wanted = [[True, True, False], [True, True, True], [False, True, True]]
     assert siglip.counted_pairs(tokens).tolist() == wanted
 

@@ -10,9 +10,14 @@ from ..ops import linear, linear_backward
 from ..text import text_embedding, text_embedding_backward
 
 
+def caption_numbers(tokens_BT):
+    """[B], one number for all captions that are equal, token for token."""
+    return np.unique(tokens_BT, axis=0, return_inverse=True)[1].reshape(-1)
+
+
 def same_captions(tokens_BT):
-    """[B, B], True where two captions are equal, token for token; so on the diagonal."""
-    caption_B = np.unique(tokens_BT, axis=0, return_inverse=True)[1].reshape(-1)
+    """[B, B], True where two captions are equal; so on the diagonal."""
+    caption_B = caption_numbers(tokens_BT)
     return caption_B[:, None] == caption_B
 
 
