@@ -31,7 +31,7 @@ EVIL = "<script>alert(\"1\")</script> & 'x' <b>"
 VOID = {"meta", "img"}
 
 
-def few(seed, side):
+def few(seed, side, *_):
     with mock.patch.object(shapes, "STATISTICS", 8):
         return draw_shapes(seed, side, 40, 30)
 
