@@ -134,9 +134,12 @@ def _counted(word):
 def move_positions(tree: dict[str, Any], config: Config) -> dict[str, Any]:
     """A tree of weights for the image size of `config`: the positions of its patches, an even
     square, are interpolated to the new one, and a class token's stays as it is. The same size
-    gives the same tree; no other leaf is touched. The patches' own size must be the same.
+    gives the same tree; no other leaf is touched, and a tree that has no positions of patches is
+    the same at any size. The patches' own size must be the same.
     """
-    image, first = tree["image"], int(config.stem == "clip")
+    image, first = tree.get("image", {}), int(config.stem == "clip")
+    if "position" not in image:
+        return tree
     old_ND, new = image["position"][first:], config.image_size // config.patch_size
     if len(old_ND) == new**2:
         return tree

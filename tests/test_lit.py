@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from oracles import planted
-from runs import TRAINERS, few_shapes, load, short, silent, tensors  # noqa: F401 - a fixture
+from runs import TRAINERS, few_shapes, load, short, silent, tensors, untrained  # noqa: F401 - a fixture
 from strategies import small_config
 
 from minicoca import tuning
 from minicoca.commands import build_parser
 from minicoca.commands.flags import from_flags
+from minicoca.config import OBJECTIVES
 from minicoca.data import shapes
 from minicoca.engine import optim as engine_optim
 from minicoca.params import flatten, initialise
@@ -72,6 +73,23 @@ def test_what_begins_anew_may_be_of_another_size(tmp_path, earlier):
     found, _ = begun(tmp_path, earlier, of="mae", init_parts="image", objective="coca", settings=())
     theirs = flatten(tensors(earlier / "mae", "model.safetensors"))
     assert all(np.array_equal(found[n], theirs[n]) for n in found if n.startswith("image."))
+
+
+@pytest.mark.parametrize("size", [32, 48])
+@pytest.mark.parametrize("of", OBJECTIVES)
+def test_every_relative_goes_on_into_every_other(tmp_path, of, size):
+    """What the two have of one name and shape, to the last bit, patches' positions of the new
+    size; or one line that says that there is nothing."""
+    untrained(tmp_path / of, 0.1, objective=of)
+    theirs = flatten(tensors(tmp_path / of, "model.safetensors"))
+    for to in OBJECTIVES:
+        try:
+            found, _ = begun(tmp_path, tmp_path, of, objective=to, settings=(), image_size=size)
+        except ValueError as error:
+            assert "has no weights that objective=" in str(error) and "\n" not in str(error)
+            continue
+        alike = [n for n, x in theirs.items() if n in found and x.shape == found[n].shape]
+        assert alike and all(np.array_equal(found[n], theirs[n]) for n in alike), (of, to)
 
 
 @pytest.mark.parametrize(
