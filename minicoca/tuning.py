@@ -18,7 +18,7 @@ import numpy as np
 
 from .config import Config
 from .fields import shown
-from .params import flatten, initialise, shapes, stream
+from .params import flatten, initialise, shapes, stream, unflatten
 from .relatives import specs_of
 
 BRANCHES = ("image", "pooler", "text", "decoder")  # of the tree, those that are large
@@ -132,20 +132,22 @@ def _counted(word):
 
 
 def move_positions(tree: dict[str, Any], config: Config) -> dict[str, Any]:
-    """A tree of weights for the image size of `config`: the positions of its patches, an even
-    square, are interpolated to the new one, and a class token's stays as it is. The same size
-    gives the same tree; no other leaf is touched, and a tree that has no positions of patches is
-    the same at any size. The patches' own size must be the same.
+    """A tree of weights for the image size of `config`: positions of patches, an even square after
+    a class token's where there is one, are interpolated to the new one, and a class token's stays
+    as it is. The same size gives the same tree; no other leaf is touched. The patches' own size
+    must be the same.
     """
-    image, first = tree.get("image", {}), int(config.stem == "clip")
-    if "position" not in image:
-        return tree
-    old_ND, new = image["position"][first:], config.image_size // config.patch_size
-    if len(old_ND) == new**2:
-        return tree
-    moved_ND = _resized(old_ND, new)
-    position = np.concatenate([image["position"][:first], moved_ND])
-    return tree | {"image": image | {"position": position}}
+    wanted, leaves = shapes(specs_of(config)), flatten(tree)
+    places = [n for n in leaves if n.endswith("position") and not n.startswith("text.")]
+    moved = [name for name in places if leaves[name].shape != wanted[name]]
+    return unflatten(leaves | {n: _moved(leaves[n], *wanted[n]) for n in moved}) if moved else tree
+
+
+def _moved(old_SD, tokens, width):
+    """Positions [S, D], a class token's first where S is one more than a square, as so many."""
+    first = len(old_SD) - math.isqrt(len(old_SD)) ** 2
+    moved_ND = _resized(old_SD[first:], math.isqrt(tokens))
+    return np.concatenate([old_SD[:first], moved_ND])
 
 
 def grow(tree: dict[str, Any], config: Config) -> dict[str, Any]:

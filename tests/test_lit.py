@@ -16,6 +16,7 @@ from minicoca.config import OBJECTIVES
 from minicoca.data import shapes
 from minicoca.engine import optim as engine_optim
 from minicoca.params import flatten, initialise
+from minicoca.params import shapes as shapes_of
 from minicoca.reference import optim
 from minicoca.relatives import specs_of
 from minicoca.training import start
@@ -84,10 +85,12 @@ def test_every_relative_goes_on_into_every_other(tmp_path, of, size):
     theirs = flatten(tensors(tmp_path / of, "model.safetensors"))
     for to in OBJECTIVES:
         try:
-            found, _ = begun(tmp_path, tmp_path, of, objective=to, settings=(), image_size=size)
+            given = dict(objective=to, settings=(), image_size=size)
+            found, config = begun(tmp_path, tmp_path, of, **given)
         except ValueError as error:
             assert "has no weights that objective=" in str(error) and "\n" not in str(error)
             continue
+        assert {n: x.shape for n, x in found.items()} == shapes_of(specs_of(config))
         alike = [n for n, x in theirs.items() if n in found and x.shape == found[n].shape]
         assert alike and all(np.array_equal(found[n], theirs[n]) for n in alike), (of, to)
 

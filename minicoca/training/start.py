@@ -146,7 +146,7 @@ def first_weights(config, say):
     weights, tokenizer = read_weights(config.init, before, say)
     if sides[0] != sides[1]:
         say("positions of {0} x {0} patches are interpolated to {1} x {1}".format(*sides))
-    return move_positions(weights, config), tokenizer
+    return move_positions(weights, replace(before, image_size=config.image_size)), tokenizer
 
 
 def shared(weights, config, say):
