@@ -140,7 +140,7 @@ def made(monkeypatch, tmp_path):
             return
         if own.init:
             assert own.init in [str(path) for path, _ in done], "it begins with what is not there"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "done").touch()
         done.append((folder, own))
 
@@ -197,6 +197,19 @@ def check_jobs(made):
 
 def test_what_is_run_and_that_it_is_run_once(made):
     check_jobs(made)
+
+
+def test_what_is_measured_needs_no_weights_but_for_another_to_begin_with(made):
+    made().run()
+    folder = made.done[0][0].parent
+    for weights in folder.glob("*/done"):
+        weights.unlink()
+    made.done.clear()
+    made().run()
+    assert not made.done
+    (folder / "lit-tuned-4s-seed1" / measure.MEASURED).unlink()
+    made().run()
+    assert [path.name for path, _ in made.done] == ["mae-4s-seed1", "lit-tuned-4s-seed1"]
 
 
 def test_a_rate_that_diverges_is_not_taken_and_an_interruption_is_none(made, monkeypatch):
@@ -304,7 +317,7 @@ BUGS = [
     (probes, "labels, truth = (", "truth, labels = (", "check_labels"),
     (probes, 'answers = np.array([classes.index(question.answer) for question in own])',
      'answers = np.array([classes.index(own[0].answer) for question in own])', "check_answers"),
-    (table, "first = replace(job, row=row.begins", "first = replace(job, seed=0, row=row.begins",
+    (table, "return replace(job, row=begins", "return replace(job, seed=0, row=begins",
      "check_jobs"),
     (table, "min(losses, key=losses.get)", "max(losses, key=losses.get)", "check_jobs"),
     (table, "job.seconds == self.seconds[0]", "True", "check_jobs"),

@@ -78,7 +78,10 @@ class Table:
         return (self.folder / job.name / MEASURED).is_file()
 
     def _figures(self, job):
-        if ROWS[job.row].flags is not None:
+        """Of a run that was measured weights are not asked for, unless another begins with them."""
+        if ROWS[job.row].flags is not None and not self._done(job):
+            if first := self._first(job):
+                trained(self._settings(first), self.folder / first.name, _quiet)
             trained(self._settings(job), self.folder / job.name, _quiet)
         about = {"seconds": job.seconds, "factor": job.factor}
         return measured(job.row, self.folder / job.name, job.seed, about)
@@ -86,10 +89,13 @@ class Table:
     def _settings(self, job):
         row = ROWS[job.row]
         steps = max(LEAST, round(job.seconds / self.pace["seconds"][job.row]))
-        if not row.begins:
-            return settings(row, self.of, job.seed, steps, job.factor)
-        first = replace(job, row=row.begins, factor=self.rates[row.begins])
-        return settings(row, self.of, job.seed, steps, job.factor, self.folder / first.name)
+        first = self._first(job)
+        init = first and self.folder / first.name
+        return settings(row, self.of, job.seed, steps, job.factor, init)
+
+    def _first(self, job):
+        begins = ROWS[job.row].begins
+        return replace(job, row=begins, factor=self.rates[begins]) if begins else None
 
     def _paces(self):
         path = self.folder / PACE
