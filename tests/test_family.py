@@ -310,6 +310,9 @@ def test_a_table_of_real_runs(tmp_path, monkeypatch, capsys):
     assert math.isfinite(own["validation_contrastive"]) and 0 <= own["zero_shot_held_out"] <= 1
     assert "order_things_cosine" in own and "exact_held_out" not in own
     assert main(words) == 0 and capsys.readouterr().out == said
+    assert main([*words, "--json"]) == 0
+    raw = json.loads(capsys.readouterr().out)
+    assert "\n".join(markdown.tables(raw["figures"], "shapes", raw["pace"])) == said.rstrip("\n")
 
 
 BUGS = [

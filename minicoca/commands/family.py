@@ -86,7 +86,8 @@ def make_table(arguments):
     text = "\n".join(tables(found, of, made.pace))
     if arguments.out:
         write_atomically(arguments.out, text.encode())
-    print(json.dumps(found, indent=1) if arguments.json else text)
+    raw = {"pace": made.pace, "rates": made.rates, "figures": found}
+    print(json.dumps(raw) if arguments.json else text)
 
 
 def numbers(flag, text):
