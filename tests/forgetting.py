@@ -1,5 +1,5 @@
 """What a model forgets when it learns one thing more, and what a locked tower keeps: the guide's
-tables, in runs of minutes. `python tests/forgetting.py forget|lock|grid shapes|emoji [SEED ...]`
+tables, in runs of minutes. `python tests/forgetting.py forget|lock|grid|few shapes|emoji [SEED ..]`
 """
 
 import csv
@@ -16,13 +16,17 @@ from PIL import Image
 from minicoca import params
 from minicoca.config import from_dict
 from minicoca.data import load, shapes
+from minicoca.data.pairs import Pairs
 from minicoca.evaluate import evaluate
 from minicoca.params import flatten
+from minicoca.reference.losses import contrastive_loss
+from minicoca.tasks import embed_texts
 from minicoca.training.checkpoint import WEIGHTS, find_run, load_model, read_config
 from minicoca.training.run import train
 from minicoca.tuning import named
 
-TRAIN, TESTED, STEPS = 6000, 500, 300
+TRAIN, TESTED, STEPS, BATCH = 6000, 500, 300, 64
+FEW = 100, 300, 1000  # pairs
 PLACES, RELATIONS = tuple(shapes.PLACES), ("left of", "right of", "above", "below")
 
 
@@ -150,9 +154,41 @@ def lock(base, seeds, ways=LOCKS):
     return rows
 
 
+def few(base, seeds):
+    """Of new captions few pairs, and the contrastive loss alone: figures of the new kind, and the
+    loss of the pairs that were learned and of those that were not."""
+    learned, tested = (changed(pairs, turned_round) for pairs in data_of(base))
+    ways, rows = {"Lu": GRID["Lu"], "Uu": GRID["Uu"], "uu": LOCKS["from scratch"]}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for pairs, seed in itertools.product(FEW, seeds):
+            known = Pairs(learned.images[:pairs], learned.captions[:pairs])
+            source = written(Path(folder) / f"{pairs} {seed}", known)
+            for name, changes in ways.items():
+                own = Path(folder) / f"{pairs} {name} {seed}"
+                tuned(base, own, source, seed, caption_weight=0.0, **changes)
+                losses = [contrast(own, part) for part in (known, tested)]
+                found = [*figures(own, tested)[0][:3], *losses]
+                keep(rows, f"{pairs} pairs: {name}", np.array(found), seed)
+    return rows
+
+
+def contrast(folder, pairs):
+    """A run's contrastive loss of pairs, the mean of batches of BATCH."""
+    model, tokenizer = load_model(folder)
+    temperature = params.load(folder / WEIGHTS)[0]["log_temperature"]
+    losses = []
+    for i in range(0, len(pairs) - BATCH + 1, BATCH):
+        texts = [own[0] for own in pairs.captions[i : i + BATCH]]
+        vectors = model.embed_images(pairs.images[i : i + BATCH])
+        losses.append(
+            contrastive_loss(vectors, embed_texts(model, tokenizer, texts), temperature)[0]
+        )
+    return float(np.mean(losses))
+
+
 def keep(rows, name, found, seed):
     rows.setdefault(name, []).append(found)
-    print(f"# {name}, seed {seed}: {found.round(1).tolist()}", flush=True)
+    print(f"# {name}, seed {seed}: {found.round(2).tolist()}", flush=True)
 
 
 def table(rows):
@@ -161,12 +197,12 @@ def table(rows):
     for name, found in rows.items():
         found = np.array(found).reshape(len(found), -1)
         spread = found.std(0, ddof=1) if len(found) > 1 else np.zeros(found.shape[1])
-        cells = (f"{m:5.1f} ± {s:3.1f}" for m, s in zip(found.mean(0), spread, strict=True))
+        cells = (f"{m:6.2f} ± {s:4.2f}" for m, s in zip(found.mean(0), spread, strict=True))
         lines.append(f"{name:36}" + "  ".join(cells))
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     what, base, *seeds = sys.argv[1:]
-    experiments = {"forget": forget, "lock": lock, "grid": partial(lock, ways=GRID)}
+    experiments = {"forget": forget, "lock": lock, "grid": partial(lock, ways=GRID), "few": few}
     print(table(experiments[what](base, [*map(int, seeds)] or [0, 1, 2])))
