@@ -1,6 +1,8 @@
 """What fine-tuning forgets, and what a lock keeps: the experiments do what they say, in little, and
 at full size the direction is the paper's."""
 
+from dataclasses import replace
+
 import forgetting
 import numpy as np
 import pytest
@@ -39,6 +41,21 @@ def test_a_locked_tower_is_the_same_to_the_last_bit(freeze, tmp_path, monkeypatc
     assert moved == (want if freeze else {"image", "text", "decoder"})
     found = figures(run, changed(dataset.evaluations["held_out"], turned_round))
     assert found.shape == (1, 4) and np.isfinite(found).all()
+
+
+def test_few_pairs_are_learned_in_three_ways(monkeypatch):
+    for name, value in dict(STEPS=2, FEW=(70,), TRAIN=120, TESTED=70).items():
+        monkeypatch.setattr(forgetting, name, value)
+    rows = forgetting.few("shapes", [0])
+    assert [*rows] == ["70 pairs: Lu", "70 pairs: Uu", "70 pairs: uu"]
+    assert all(found.shape == (5,) and np.isfinite(found).all() for (found,) in rows.values())
+
+
+def test_the_loss_of_pairs_is_little_where_they_belong_together():
+    pairs = shapes.load(0, 32, 10, 128).evaluations["held_out"]
+    others = replace(pairs, captions=pairs.captions[1:] + pairs.captions[:1])
+    right, wrong = (forgetting.contrast(find_run("shapes"), own) for own in (pairs, others))
+    assert right < 0.2 and wrong > np.log(forgetting.BATCH)
 
 
 @pytest.mark.slow
