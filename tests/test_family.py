@@ -3,11 +3,14 @@ figures are set beside each other."""
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from oracles import planted
+from settings_trace import few_shapes
 
+from minicoca import data
 from minicoca.__main__ import main
 from minicoca.config import preset
 from minicoca.data import shapes
@@ -160,7 +163,7 @@ def made(monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "read_config", lambda init: preset("tiny"))
     make = lambda **own: table.Table(  # noqa: E731
         tmp_path / "made",
-        "shapes",
+        own.pop("of", "shapes"),
         own.pop("rows", ["lit-tuned", "blind"]),
         (4, 2),
         (0, 1),
@@ -210,6 +213,33 @@ def test_what_is_measured_needs_no_weights_but_for_another_to_begin_with(made):
     (folder / "lit-tuned-4s-seed1" / measure.MEASURED).unlink()
     made().run()
     assert [path.name for path, _ in made.done] == ["mae-4s-seed1", "lit-tuned-4s-seed1"]
+
+
+def test_rates_are_tried_only_where_there_is_validation(made):
+    """By no split that is reported."""
+    heard = []
+    made(rows=["coca"], of="emoji", say=heard.append).run()
+    assert all("rate" not in folder.name for folder, _ in made.done) and len(made.done) == 4
+    assert {own.learning_rate for _, own in made.done} == {preset("emoji").learning_rate}
+    assert "emoji has no validation split: no rate is tried but the preset's" in heard
+
+
+def test_data_without_validation(tmp_path, monkeypatch, capsys):
+    """As emoji is, of which all but the tests is learned."""
+    drawn = few_shapes(0, 32)
+    held_out = {"held_out": drawn.evaluations["held_out"]}
+    dataset = replace(drawn, validation=None, evaluations=held_out)
+    monkeypatch.setattr(data, "load", lambda config: dataset)
+    monkeypatch.setattr(table, "paces", lambda own: dict.fromkeys(own, 0.1))
+    monkeypatch.setattr(table, "LEAST", 2)
+    words = ["family", "--run", "coca", "gpt", "mae", "--data", "emoji", "--seconds", "1"]
+    assert main([*words, "--seeds", "0", "--folder", str(tmp_path / "made"), "--json"]) == 0
+    raw = json.loads(capsys.readouterr().out)
+    assert {own["row"]: "exact_held_out" in own for own in raw["figures"]} == {
+        "coca": True, "gpt": False, "mae": False,
+    }  # fmt: skip
+    text = "\n".join(markdown.tables(raw["figures"], "emoji", raw["pace"]))
+    assert "1 s of training: what it does" in text and "| GPT |" in text
 
 
 def test_a_rate_that_diverges_is_not_taken_and_an_interruption_is_none(made, monkeypatch):

@@ -9,7 +9,7 @@ from typing import Any
 from .measure import LANGUAGE
 from .rows import ROWS
 
-SPLITS = {"shapes": ("held_out", "compositional"), "emoji": ("twemoji",)}
+SPLITS = {"shapes": ("held_out", "compositional"), "emoji": ("held_out",)}
 DOES = {
     "exact": "captions exact",
     "image_to_text": "R@1 image to text",

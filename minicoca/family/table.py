@@ -24,6 +24,7 @@ PACE = "pace.json"
 FACTORS = 1.0, 0.5, 2.0  # of the rate
 TRIED = 100  # the seed, of weights and data, that rates are chosen with
 LEAST = 100  # steps of a run
+VALIDATED = ("shapes",)  # data with a split to choose by
 Say = Callable[[str], None]
 
 
@@ -114,11 +115,14 @@ class Table:
         return found
 
     def _rates(self):
-        """{row: the best of FACTORS}, which rows that begin with another's run ask."""
+        """{row: the best of FACTORS}, which rows that begin with another's run ask; by validation,
+        so 1 for all where there is none."""
         self.rates = {}
+        if self.of not in VALIDATED:
+            self.say(f"{self.of} has no validation split: no rate is tried but the preset's")
         for row in self.rows:
             path = self.folder / f"rate-{row}.json"
-            if ROWS[row].flags is None:
+            if ROWS[row].flags is None or self.of not in VALIDATED:
                 self.rates[row] = 1.0
                 continue
             if not path.is_file():
