@@ -242,6 +242,15 @@ def test_data_without_validation(tmp_path, monkeypatch, capsys):
     assert "1 s of training: what it does" in text and "| GPT |" in text
 
 
+@pytest.mark.parametrize("name", ["pace.json", "rate-mae.json"])
+def test_what_was_measured_is_sealed(made, name):
+    made().run()
+    path = made().folder / name
+    path.write_text(path.read_text().replace("0.0", "0.1"))
+    with pytest.raises(ValueError, match="it is damaged"):
+        made().run()
+
+
 def test_a_rate_that_diverges_is_not_taken_and_an_interruption_is_none(made, monkeypatch):
     own = table.trained
 

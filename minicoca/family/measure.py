@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +16,7 @@ from .. import config, data
 from ..config import Config
 from ..data.order import Order, batches
 from ..evaluate import evaluate, of_order, written
-from ..files import read_bytes, write_json
+from ..files import read_json, write_json
 from ..params import initialise
 from ..relatives import settings_of
 from ..tasks.probe import features
@@ -28,6 +27,7 @@ from ..training.checkpoint import (
     known,
     load_model,
     read_config,
+    read_results,
     trainer_of,
 )
 from ..training.log import Log, machine
@@ -113,7 +113,7 @@ def measured(name: str, folder: Path, seed: int, more: Mapping[str, Any]) -> dic
     """The figures of a row: of a finished run, or of what is not trained. Kept in its folder."""
     path = folder / MEASURED
     if path.is_file():
-        return json.loads(read_bytes(path))
+        return read_json(path)[0]
     found = {"row": name, "seed": seed, "machine": machine(), "date": time.strftime("%Y-%m-%d")}
     found |= more | (_untrained(name, seed) if ROWS[name].flags is None else _of_run(folder))
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,8 +132,8 @@ def _untrained(name, seed):
 
 
 def _of_run(folder):
-    own, results = read_config(folder), json.loads(read_bytes(folder / RESULTS))
-    found = {"steps": own.steps, "learning_rate": own.learning_rate, "init": own.init}
+    own, results = read_config(folder), read_results(folder)
+    found = {"steps": own.steps, "learning_rate": own.learning_rate, "init": Path(own.init).name}
     found |= {name: results[name] for name in ("parameters", "train_seconds")}
     found |= _losses(folder)
     model, tokenizer = load_model(folder)

@@ -6,7 +6,6 @@ losses of the rates that were tried; ROW-30s-seed0/, a run, and its figures in f
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..files import make_folder, read_bytes, write_json
+from ..files import make_folder, read_json, write_json
 from ..training.log import machine
 from ..training.loop import Stopped
 from .measure import MEASURED, measured, paces, settings, trained, validation_loss
@@ -100,7 +99,7 @@ class Table:
 
     def _paces(self):
         path = self.folder / PACE
-        found = json.loads(read_bytes(path)) if path.is_file() else {"seconds": {}}
+        found = read_json(path)[0] if path.is_file() else {"seconds": {}}
         new = [row for row in self.rows if row not in found["seconds"]]
         new = [row for row in new if ROWS[row].flags is not None]
         if new:
@@ -131,7 +130,7 @@ class Table:
                 self.say(f"{row}: validation loss {told} of the rate")
                 tried = {f"{factor:g}": loss for factor, loss in losses.items()}
                 write_json(path, {"tried": tried, "best": min(losses, key=losses.get)})
-            self.rates[row] = json.loads(read_bytes(path))["best"]
+            self.rates[row] = read_json(path)[0]["best"]
         return self.rates
 
     def _tried(self, row, factor):
