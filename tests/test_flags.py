@@ -38,7 +38,7 @@ from minicoca.training.log import Log
 class Untrained:
     """A table of no rows."""
 
-    pace = {"seconds": {}}
+    pace, rates = {"seconds": {}}, {}
 
     def run(self):
         return []
