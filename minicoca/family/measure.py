@@ -159,9 +159,9 @@ def _of_run(folder):
 
 
 def _losses(folder):
-    """Training's at the end and validation's, where there is one, of the losses that both tell."""
+    """Training's at the end and validation's, of the losses that both tell."""
     records = Log.read(folder / LOG)
-    look = next((r["look"] for r in reversed(records) if "look" in r), {})
+    look = next(r["look"] for r in reversed(records) if "look" in r)
     last = [r for r in records if "learning_rate" in r][-10:]
     shared = [name for name in ("loss", *WEIGHTS) if name in look and name in last[-1]]
     found = {f"trained_{name}": float(np.mean([r[name] for r in last])) for name in shared}
