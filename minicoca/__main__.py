@@ -6,6 +6,8 @@ import sys
 import threading
 from contextlib import contextmanager
 
+from .training.distributed import end
+
 INTERRUPTED = "minicoca: interrupted"
 
 
@@ -14,10 +16,15 @@ def main(argv=None):
     try:
         with ctrl_c_ends():
             from . import commands  # NumPy and torch with them: most of a second
-        return _run(commands, argv)
+        code = _run(commands, argv)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
-        return 1
+        code = 1
+    except SystemExit as ended:
+        end(ended.code)
+        raise
+    end(code)
+    return code
 
 
 def _run(commands, argv):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -32,6 +33,11 @@ class Unheard:
         pass
 
 
+def started():
+    """How many processes torchrun started for this run; 1 where it started none."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
 def restarted():
     """Whether torchrun starts the processes of a run again, after one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
@@ -49,8 +55,7 @@ def processes():
     A process that is killed closes its connections, by which the others notice at once; what
     waits for WAIT ends too.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
-    if world == 1:
+    if started() == 1:
         yield ALONE
         return
     import torch
@@ -82,6 +87,16 @@ def leave():
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end(code):
+    """End one of several processes at once. gloo's threads let go of what was exchanged last when
+    they come to it; for that they take Python's lock, and where Python is ending already this
+    aborts the process, which torchrun takes for a failure and kills the others (torch 2.14)."""
+    if started() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _speaks(store, rank):

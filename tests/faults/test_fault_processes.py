@@ -111,13 +111,30 @@ def ends():
         yield stack
 
 
-def command(world, folder, ends, restarts=0, steps=4000):
-    """`torchrun ... train` on 60 scenes, as a process."""
+# Rank 1 ends while it is still to let go of what is exchanged last, and keeps Python's lock.
+LATE = """
+import atexit, os, time
+atexit.register(sum, range(10**8))
+import torch
+from minicoca.training import run
+
+def late():
+    if os.environ["RANK"] == "0":
+        time.sleep(1)
+    torch.distributed.all_gather(kept[:2], kept[2], async_op=True)
+    kept.append(torch.distributed.group.WORLD)
+
+kept, run.leave = [torch.ones(2) for _ in range(3)], late
+"""
+
+
+def command(world, folder, ends, restarts=0, steps=4000, before=""):
+    """`torchrun ... train` on 60 scenes, as a process. before: what it runs first."""
     few = folder.parent / "few.py"
     few.write_text(
         "import sys\nfrom minicoca.data import shapes\nload = shapes.load\n"
         "shapes.load = lambda seed, side, *_: load(seed, side, 60, 20)\n"
-        "from minicoca.__main__ import main\nsys.exit(main())\n"
+        f"{before}\nfrom minicoca.__main__ import main\nsys.exit(main())\n"
     )
     train = f"train --steps {steps} --checkpoint-every 20 --evaluate-every 0 --batch-size 16"
     run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
@@ -163,6 +180,14 @@ def test_one_of_four_is_killed_and_the_run_stops_with_its_cause(tmp_path, ends):
     assert len(ours) <= 1  # torchrun may be faster than the one that would say it
     assert "exitcode  : -9" in told or "exitcode: -9" in told
     assert resume(tmp_path / "run", print)[-1]["step"] >= 40
+
+
+def test_a_process_ends_well_whatever_the_last_exchange_still_holds(tmp_path, ends):
+    process = command(2, tmp_path / "run", ends, steps=2, before=LATE)
+    told, _ = process.communicate(timeout=120)
+    trial("tensors of an exchange let go of as Python ends")
+    assert process.returncode == 0 and "terminate called" not in told, told
+    assert (tmp_path / "run" / WEIGHTS).is_file()
 
 
 def test_torchrun_starts_again_from_the_last_checkpoint(tmp_path, ends):
