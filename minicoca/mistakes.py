@@ -1,5 +1,5 @@
-"""What a model says of a split's pictures and what it gets wrong, each with the truth beside: what
-a person looks at after the figures of `evaluate`, which are of the same comparisons."""
+"""What a model says of a split's pictures, or answers, and what it gets wrong, each with the truth
+beside: what a person looks at after the figures of `evaluate`, of the same comparisons."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from .data.vqa import soft_accuracy
 from .evaluate import WAYS, written
 from .metrics import places, sharing, wrong_before
 from .tasks import BATCH, embed_texts
 from .tasks.captioning import caption
 from .tasks.explain import Explanation, explain
+from .tasks.questions import weighed
+from .tasks.questions import written as spelled
 from .tasks.scoring import counts, log_likelihoods
 from .tasks.zero_shot import Judge
 
@@ -25,7 +28,9 @@ PAIRS = 24  # whose similarities are shown
 class Said(NamedTuple):
     """What was written of image `place`, and the likeliest right caption (the same if it is right).
 
-    log_truth, log_caption: log p(text | image) per token, the end counted, of either.
+    log_truth, log_caption: log p(text | image) per token, the end counted, of either. Of questions,
+    of which `place` is one, the captions are question and answer, and the probabilities those that
+    the head gives the answers; without a head 0 of what is right, and -inf.
     """
 
     place: int
@@ -60,11 +65,11 @@ class Confused(NamedTuple):
 class Looks(NamedTuple):
     """Of the first `images` of a split. Empty or None: what the model or the data are not for.
 
-    said: of every image. missed: {way: (the worst of them, all of them, queries)}, way as in
-    `evaluate`. cosines: [n, n], of the first images and the first caption of each, which are
-    `texts`. confused: the most frequent; `mistaken` of the `classified` images are in all of them.
-    explained: {place: why the model's own caption}. pictures: {place: uint8 [I, I, 3]} of all that
-    is named here to be shown.
+    asked: whether `said` is of questions, which then are what is counted. said: of every image.
+    missed: {way: (the worst of them, all of them, queries)}, way as in `evaluate`. cosines: [n, n],
+    of the first images and the first caption of each, which are `texts`. confused: the most
+    frequent; `mistaken` of the `classified` images are in all of them. explained: {place: why the
+    model's own caption}. pictures: {place: uint8 [I, I, 3]} of all that is named here to be shown.
     """
 
     images: int
@@ -78,6 +83,7 @@ class Looks(NamedTuple):
     classified: int
     explained: dict[int, Explanation]
     pictures: dict[int, np.ndarray]
+    asked: bool = False
 
     @property
     def first(self) -> list[Said]:
@@ -97,6 +103,8 @@ def look(model, tokenizer, pairs, gallery: int = 0, limit: int | None = None) ->
     count = len(pairs) if limit is None else min(limit, len(pairs))
     if not count:
         raise ValueError("there are no images to look at")
+    if model.config.task != "captions":
+        return answers(model, tokenizer, pairs, count)
     said, vectors, rights = [], [], []
     quiet = count <= 2 * BATCH
     for start in tqdm(range(0, count, BATCH), unit="batch", disable=quiet, leave=False):
@@ -125,6 +133,40 @@ def look(model, tokenizer, pairs, gallery: int = 0, limit: int | None = None) ->
     maps = {i: explain(model, tokenizer, pictures[i], said[i].caption) for i in explained
             if tokenizer.normalise(said[i].caption)}  # fmt: skip
     return found._replace(explained=maps, pictures=pictures)
+
+
+def answers(model, tokenizer, pairs, count: int) -> Looks:
+    """The first `count` questions of a split, each with an answer and a right one. Two pictures lie
+    side by side."""
+    said = []
+    for start in range(0, count, BATCH):
+        indices = np.arange(start, min(start + BATCH, count))
+        images, rows = pairs.batch(indices), pairs.shown(indices)
+        said += answered(model, tokenizer, pairs, indices, images, rows)
+    found = Looks(count, said, {}, 0, None, [], [], 0, 0, {}, {}, asked=True)
+    order = sorted({one.place for one in (*found.first, *found.worst)})
+    images = pairs.batch(np.array(order))
+    if images.ndim > 4:
+        images = np.concatenate([*images.swapaxes(0, 1)], 2)
+    return found._replace(pictures=dict(zip(order, images, strict=True)))
+
+
+def answered(model, tokenizer, pairs, indices, images, rows) -> Iterator[Said]:
+    """The answer to every question: the head's, or where there is no head, what is written."""
+    questions, classes = [pairs.questions[row] for row in rows], model.config.answers
+    if classes:
+        log_p_BA = weighed(model, tokenizer, images, questions)
+        texts = [classes[a] for a in log_p_BA.argmax(1)]
+        known = [dict(zip(classes, log_p_A, strict=True)) for log_p_A in log_p_BA.tolist()]
+    else:
+        texts = spelled(model, tokenizer, images, questions)
+        known = [{text: 0.0} for text in texts]
+    for i, row, text, log_p, question in zip(indices, rows, texts, known, questions, strict=True):
+        own = pairs.answers[row]
+        right = soft_accuracy(text, own) > 0
+        truth = text if right else max(own, key=lambda one, p=log_p: p.get(one, -np.inf))
+        said, true = f"{question} {text}", f"{question} {truth}"
+        yield Said(int(i), said, true, right, log_p.get(truth, -np.inf), log_p[text])
 
 
 def captioned(model, tokenizer, indices, images, rights) -> Iterator[Said]:

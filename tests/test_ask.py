@@ -14,6 +14,7 @@ from minicoca.config import preset
 from minicoca.data import shapes
 from minicoca.data.asked_shapes import of_shapes
 from minicoca.evaluate import evaluate
+from minicoca.mistakes import look
 from minicoca.params import flatten, initialise
 from minicoca.tokenizer import Tokenizer
 from minicoca.training.checkpoint import load_model, read_config, read_tokenizer
@@ -284,3 +285,39 @@ def test_every_task_learns_and_answers(task, backend, asker, tmp_path, capsys):
         assert model.ask(both, [TEXTS[task]])[0].answer in model.config.answers
         assert cli.main([*words[:1], *words[2:]]) == 2
         assert "asked about two at a time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", [*TEXTS, "questions", "written"])
+def test_a_task_is_reported_and_drawn(task, tmp_path, capsys, monkeypatch):
+    """The report shows as many right answers as the figures say, and the worst; plot its losses."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    more = {"pairs": {"caption_weight": 0.0}, "written": {"answer_weight": 0.0}}.get(task, {})
+    own = "questions" if task == "written" else task
+    results = quiet(tmp_path / "runs" / "run", task=own, steps=12, **more)
+    way = "answer_generation" if task == "written" else "answer_head"
+    model, tokenizer = load_model(tmp_path / "runs" / "run")
+    for split, pairs in of_shapes(own, 0, 32).evaluations.items():
+        looks = look(model, tokenizer, pairs)
+        assert looks.asked and looks.images == len(pairs) == len(looks.said)
+        right = sum(one.right for one in looks.said) / looks.images
+        assert right == pytest.approx(results[split][way])
+        assert looks.pictures[0].shape == (32, 64 if task == "pairs" else 32, 3)
+        for one in looks.said:
+            question, answers = pairs.questions[one.place], pairs.answers[one.place]
+            assert one.truth in [f"{question} {text}" for text in answers]
+            assert one.right == (one.caption == one.truth) == (one.log_truth == one.log_caption)
+            assert one.log_truth <= one.log_caption <= 0
+        worst = sorted(one.log_truth for one in looks.said)[: len(looks.worst)]
+        assert [one.log_truth for one in looks.worst] == worst
+    assert cli.main(["report", "run", "--out", "r.html"]) == 0
+    html = (tmp_path / "r.html").read_text()
+    share = f"{100 * results['held_out'][way]:.1f} %"
+    assert "<h3>The worst mistakes</h3>" in html and f">{share}</data>" in html
+    assert "questions got an answer that somebody gave" in html
+    label = "answers, written" if task == "written" else "answers, by the head"
+    assert f'<th scope="row">{label}</th>' in html and f'<th scope="row">{label}: ' in html
+    capsys.readouterr()
+    assert cli.main(["plot", "run", "--out", "p.png"]) == 0
+    panels = 6 if task in ("pairs", "written") else 8  # a loss and a figure of either way to answer
+    assert f"1 run, {panels} panels" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from minicoca import __main__ as cli
-from minicoca.commands.plot import PANELS, PARTS, drawn, seconds_of
+from minicoca.commands.plot import PANELS, PARTS, drawn, flat, seconds_of
 from minicoca.training.log import Log
 
 
@@ -20,10 +20,11 @@ def a_run(folder, steps, validation=True, seed=0):
         record = {"step": step, "seconds": 0.5 * step}
         records.append(record | dict(zip(names, rng.random(len(names)).tolist(), strict=True)))
     if validation:
-        records.append({"step": 20, "validation": {"caption_exact": 0.5, "zero_shot_top1": 0.75}})
+        seen = {"loss": 9.0, "caption_exact": 0.5, "zero_shot_top1": 0.75}
+        records.append({"step": 20, "validation": seen})
     for record in records:
         log.write(record)
-    return [record | record.get("validation", {}) for record in records]
+    return [*map(flat, records)]
 
 
 def lines(figure):
@@ -43,7 +44,11 @@ def test_short_curves_are_the_log_itself(tmp_path):
     logs = {name: a_run(tmp_path / name, 9, seed=i) for i, name in enumerate("ab")}
     panels, figure = drawn(logs, "step")
     found = lines(figure)
-    assert set(found) == set(panels) == set(PANELS) - {"validation: image to text, R@1"}
+    own = {"loss", "contrastive loss", "captioning loss", "gradient norm", "learning rate"}
+    seen = {"loss", "captions exactly right", "zero-shot accuracy"}
+    own |= {"temperature"} | {f"validation: {name}" for name in seen}
+    assert set(found) == set(panels) == own <= set(PANELS)
+    assert found["validation: loss"]["a"].tolist() == [[20, 9]] and len(found["loss"]["a"]) == 9
     for title, (key, _) in panels.items():
         for name, records in logs.items():
             want = [(r["step"], r[key]) for r in records if key in r]
@@ -68,7 +73,7 @@ def test_the_command_draws_unfinished_runs_and_says_what_is_none(tmp_path, capsy
     a_run(tmp_path / "runs" / "a", 3)
     a_run(tmp_path / "b", 200, validation=False)
     assert cli.main(["plot", "a", "b", "--out", "c.png"]) == 0
-    assert capsys.readouterr().out == "2 runs, 7 panels: c.png\n"
+    assert capsys.readouterr().out == "2 runs, 9 panels: c.png\n"
     with Image.open("c.png") as picture:
         assert min(picture.size) > 600
     before = (tmp_path / "c.png").read_bytes()

@@ -158,7 +158,7 @@ def check_reading(html):
 def test_it_can_be_read_by_everyone(here, capsys, names):
     html, _ = written(capsys, *(here / name for name in names))
     check_reading(html)
-    headings = "Captions", "The worst mistakes", "Similarity", "Retrieval", "Word by word"
+    headings = "What it says", "The worst mistakes", "Similarity", "Retrieval", "Word by word"
     for heading in (*headings, "Classes"):
         assert f"<h3>{heading}</h3>" in html
 
@@ -233,7 +233,7 @@ def test_two_runs_have_their_differences(here, capsys):
     assert '<th scope="row">seed</th><td><code>0</code></td><td><code>1</code></td>' in html
     drawn = re.findall(r'<svg viewBox="0 0 360.*?</svg>', html)
     both = [svg for svg in drawn if "line0" in svg and "line1" in svg]
-    assert len(both) == 8
+    assert len(both) == 9
 
 
 def test_what_is_not_there_is_said(here, capsys, monkeypatch):

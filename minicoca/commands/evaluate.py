@@ -168,7 +168,7 @@ def as_table(row):
 
     head = f"{row['split'].replace('_', ' ')}, {row['images']:,} images"
     lines = [f"{head:32}{'value':>9}   95 % interval"]
-    shares = SHARES | {key: label for key, label in answer_labels(row["metrics"])}
+    shares = shares_of(row["metrics"], "  {kind}")
     for labels, form, scale, unit in ((shares, ".1f", 100, " %"), (NUMBERS, ".2f", 1, "")):
         for name, label in labels.items():
             key = CLIP_BENCHMARK.get(name, name)
@@ -184,14 +184,17 @@ def as_table(row):
     return "\n".join([*lines, ""])
 
 
-def answer_labels(metrics):
-    """(name, label) of the figures of answers, in their order: by way, and by kind of question."""
+def shares_of(names, of_a_kind="{way}: {kind}"):
+    """SHARES, and those of answers among the names of figures: by way, and by kind of question."""
     from ..report import ANSWERS
 
-    for way, label in ANSWERS.items():
-        for name in (name for name in metrics if name.startswith(way)):
-            kind = name[len(way) + 1 :]
-            yield name, f"  {kind}" if kind else label
+    found = {
+        name: of_a_kind.format(way=label, kind=name[len(way) + 1 :]) if name != way else label
+        for way, label in ANSWERS.items()
+        for name in names
+        if name.startswith(way)
+    }
+    return SHARES | found
 
 
 def keep(path, rows):

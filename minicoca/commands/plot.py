@@ -10,15 +10,23 @@ from .flags import Usage
 from .results import check_picture, save_figure
 
 HELP = "draw the curves of several runs in one picture"
-PANELS = {  # of each: its name as logged, and whether its axis is logarithmic
+PANELS = {  # of each: its name as logged (`flat`), and whether its axis is logarithmic
+    "loss": ("loss", True),
     "contrastive loss": ("contrastive", True),
     "captioning loss": ("caption", True),
+    "loss of answers": ("answer", True),
+    "matching loss": ("matching", True),
+    "loss of masked words": ("words", True),
+    "balance of the router": ("balance", False),
     "gradient norm": ("gradient_norm", True),
     "learning rate": ("learning_rate", False),
     "temperature": ("temperature", False),
-    "validation: captions exactly right": ("caption_exact", False),
-    "validation: image to text, R@1": ("image_to_text_r1", False),
-    "validation: zero-shot accuracy": ("zero_shot_top1", False),
+    "validation: loss": ("validation loss", True),
+    "validation: captions exactly right": ("validation caption_exact", False),
+    "validation: answers of the head": ("validation answer_head", False),
+    "validation: answers written": ("validation answer_generation", False),
+    "validation: image to text, R@1": ("validation image_to_text_r1", False),
+    "validation: zero-shot accuracy": ("validation zero_shot_top1", False),
 }
 COLUMNS = 2
 FEW = 20  # points, which are marked
@@ -44,10 +52,16 @@ def run(arguments):
         records = Log.read(path) if path.is_file() else []
         if not any("learning_rate" in record for record in records):
             raise ValueError(f"{name}: no run with steps in its {LOG}")
-        logs[name] = [record | record.get("validation", {}) for record in records]
+        logs[name] = [*map(flat, records)]
     panels, figure = drawn(logs, arguments.by)
     save_figure(arguments.out, figure)
     print(f"{len(logs)} run{'s' * (len(logs) > 1)}, {len(panels)} panels: {arguments.out}")
+
+
+def flat(record):
+    """A record of a log, with what it says of validation data under names of their own."""
+    seen = record.get("validation", {})
+    return record | {f"validation {name}": value for name, value in seen.items()}
 
 
 def drawn(logs, by):

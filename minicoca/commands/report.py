@@ -6,10 +6,10 @@ from pathlib import Path
 from ..files import read_bytes, write_output
 from ..training import checkpoint
 from ..training.checkpoint import LOG, RESULTS, RUNS, TRAINED, find_run
-from .evaluate import NUMBERS, SHARES
+from .evaluate import NUMBERS, shares_of
 from .flags import Usage
 from .model import add_computing, note
-from .plot import PANELS
+from .plot import PANELS, flat
 from .results import check_output
 
 HELP = "write a run's report, or that of two side by side: one HTML file, for any browser"
@@ -24,7 +24,7 @@ def add_flags(parser):
     )
     parser.add_argument(
         "--limit", type=int, default=LIMIT,
-        help=f"look at the first so many images of a split only (default {LIMIT:,})",
+        help=f"look at the first so many images, or questions, of a split only (default {LIMIT:,})",
     )  # fmt: skip
     add_computing(parser)
 
@@ -41,7 +41,9 @@ def run(arguments):
     out = arguments.out or default(folders)
     check_output("--out", out)
     told = [told_of(folder, arguments) for folder in folders]
-    made = report(told, PANELS, Names(SHARES, NUMBERS))
+    splits = [own for one in told for own in one.results.values() if isinstance(own, dict)]
+    names = dict.fromkeys(name for own in splits for name in own)
+    made = report(told, PANELS, Names(shares_of(names), NUMBERS))
     write_output(out, made)
     left_out = [f"{one.name}: {line}" for one in told for line in one.notes]
     if arguments.json:
@@ -76,7 +78,7 @@ def told_of(folder, arguments):
         notes.append(f"no curves: there is no {LOG} with steps")
     looks = looks_of(folder, config, arguments, notes)
     name = folder.name if folder.parent == TRAINED else str(folder)
-    return Told(name, config.to_dict(), results, records, looks, notes)
+    return Told(name, config.to_dict(), results, [*map(flat, records)], looks, notes)
 
 
 def looks_of(folder, config, arguments, notes):
@@ -99,7 +101,8 @@ def looks_of(folder, config, arguments, notes):
         notes.append("no pictures, mistakes and word maps: nothing is held out of the data")
     found = {}
     for name, pairs in splits.items():
-        note(f"{folder}: {name}, {min(len(pairs), arguments.limit):,} of {len(pairs):,} images")
+        what = "images" if config.task == "captions" else "questions"
+        note(f"{folder}: {name}, {min(len(pairs), arguments.limit):,} of {len(pairs):,} {what}")
         try:
             found[name] = look(
                 model, tokenizer, pairs, GALLERY.get(config.data, 0), arguments.limit

@@ -38,7 +38,7 @@ class Told(NamedTuple):
 
 def report(told: Sequence[Told], panels: Mapping[str, tuple[str, bool]], names: Names) -> bytes:
     """The page of one run or two. panels: {title: (key of a record, whether its axis is
-    logarithmic)}."""
+    logarithmic)}; records are flat."""
     splits = dict.fromkeys(name for one in told for name in one.looks)
     sections = {
         "figures": ("Figures", figures(told, names)),
@@ -119,12 +119,11 @@ def throughput(told: Sequence[Told]) -> str:
 
 def curves(told: Sequence[Told], panels: Mapping[str, tuple[str, bool]]) -> str:
     """Every panel that a record has something for; both runs in one frame."""
-    logs = [[{**r, **r.get("validation", {})} for r in one.records] for one in told]
     drawn = []
     for title, (key, log) in panels.items():
         found = []
-        for kind, (one, records) in enumerate(zip(told, logs, strict=True)):
-            points = [(r["step"], r[key]) for r in records if is_number(r.get(key))]
+        for kind, one in enumerate(told):
+            points = [(r["step"], r[key]) for r in one.records if is_number(r.get(key))]
             if points:
                 found.append(Curve(one.name, *np.array(points, float).T, kind))
         if found:

@@ -52,6 +52,11 @@ def captions(looks) -> str:
         for one in looks.first
     )
     said = f"{right:,} of {looks.images:,} are right, word for word. The first {len(looks.first)}:"
+    if looks.asked:
+        said = (
+            f"{right:,} of {looks.images:,} questions got an answer that somebody gave. The first "
+        )
+        said += f"{len(looks.first)}:"
     return f'<p>{said}</p><ul class="pictures">{items}</ul>'
 
 
@@ -59,10 +64,11 @@ def worst(looks) -> str:
     """Those pictures whose truth the model finds the least likely."""
     if not looks.said:
         return ""
+    what, kind = ("log p", "answer") if looks.asked else ("log p per token", "caption")
     items = "".join(
         f"<li>{picture(looks, one.place, one.truth)}<span>{verdict(one)} "
-        f"<small>log p per token: of the truth {one.log_truth:.3f}"
-        + ("" if one.right else f", of the caption {one.log_caption:.3f}")
+        f"<small>{what}: of the truth {one.log_truth:.3f}"
+        + ("" if one.right else f", of the {kind} {one.log_caption:.3f}")
         + "</small></span></li>"
         for one in looks.worst
     )
@@ -184,7 +190,7 @@ def place_of(grid: np.ndarray) -> str:
 
 
 KINDS = {
-    "Captions": captions,
+    "What it says": captions,
     "The worst mistakes": worst,
     "Similarity": similarity,
     "Retrieval": retrieval,

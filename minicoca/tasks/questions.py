@@ -162,10 +162,15 @@ def written(model, tokenizer, images: np.ndarray, questions: Sequence[str]) -> l
     return found
 
 
+def weighed(model, tokenizer, images: np.ndarray, questions: Sequence[str]) -> np.ndarray:
+    """[B, A]: the head's log probability of each of its answers."""
+    batch = encode(tokenizer, model.config.text_length, questions, [""] * len(questions))
+    return model.answer(images, batch["tokens"])
+
+
 def chosen(model, tokenizer, images: np.ndarray, questions: Sequence[str]) -> list[str]:
     """The head's most probable answer to each question."""
-    batch = encode(tokenizer, model.config.text_length, questions, [""] * len(questions))
-    log_p_BA = model.answer(images, batch["tokens"])
+    log_p_BA = weighed(model, tokenizer, images, questions)
     return [model.config.answers[a] for a in log_p_BA.argmax(1)]
 
 
