@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from minicoca import files, memory, params
 from minicoca.config import preset
 from minicoca.files import Damaged, write_atomically
+from minicoca.ranks import Ranks
 from minicoca.training import owner
 from minicoca.training import run as training_run
 from minicoca.training.checkpoint import (
@@ -34,6 +35,7 @@ from minicoca.training.checkpoint import (
 from minicoca.training.log import Log
 from minicoca.training.owner import LostError, owned
 from minicoca.training.run import make_trainer, train
+from minicoca.training.start import start
 
 TINY = preset("tiny")
 CHANGES = {
@@ -234,6 +236,13 @@ def test_memory_is_asked_for_wherever_a_model_is_made(tmp_path, monkeypatch):
         patch.setattr(memory, "available", lambda: least)
         with pytest.raises(ValueError, match="GB of memory"):
             train(config, tmp_path / "new", say=print)
+    asked = []
+    with monkeypatch.context() as patch:  # what FSDP2 parts is not counted
+        patch.setattr(memory, "check", lambda of, training, known: asked.append(training) or made())
+        for parallel in ("ddp", "fsdp"):
+            with pytest.raises(AssertionError):
+                start(replace(config, parallel=parallel), tmp_path, print, ranks=Ranks(0, 2))
+        assert asked == [True, False]
     monkeypatch.setattr(memory, "available", lambda: 1)
     monkeypatch.setattr(training_run.data, "load", made)
     for ask in (

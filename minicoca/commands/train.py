@@ -9,9 +9,18 @@ from pathlib import Path
 
 from .. import config
 from ..training import profiling, track
-from ..training.checkpoint import CHANGEABLE, CHECKPOINT, RUNS, find_run, new_folder, read_config
+from ..training.checkpoint import (
+    CHANGEABLE,
+    CHECKPOINT,
+    LOG,
+    RUNS,
+    find_run,
+    new_folder,
+    read_config,
+)
 from ..training.distributed import ALONE, may_restart, processes, restarted
-from ..training.run import train
+from ..training.log import Log
+from ..training.run import beginning, given_command, train
 from .flags import Usage, add_settings, from_flags, settings_by_group
 from .results import unheard
 
@@ -82,9 +91,17 @@ def _begin(arguments, say, ranks=ALONE):
         if may_restart():
             raise Usage("with --max-restarts give --run: there a restarted run goes on")
         folder = Path(ranks.text(str(_new_folder(settings)) if ranks.first else ""))
-    elif ranks.any(restarted()) and ranks.any(ranks.first and (folder / CHECKPOINT).is_file()):
+    elif ranks.any(restarted()) and ranks.any(ranks.first and ours(folder)):
         return train(None, folder, taking_up=True, **how)
     return train(settings, folder, **how)
+
+
+def ours(folder):
+    """Whether this start of torchrun began the run that is there, and came to a checkpoint: what a
+    restart goes on with. It restarts a run that was refused, too."""
+    return (folder / CHECKPOINT).is_file() and Log.beginning(folder / LOG) == beginning(
+        given_command()
+    )
 
 
 def _new_folder(settings):

@@ -34,9 +34,10 @@ class Log:
         return cls.records(read_bytes(path).splitlines())
 
     @classmethod
-    def first_command(cls, path):
-        """The command that began the run."""
-        return next((str(r["command"]) for r in cls.read(path) if "command" in r), "")
+    def beginning(cls, path):
+        """The record of what began the run; empty where there is none."""
+        records = cls.read(path) if path.is_file() else []
+        return next((record for record in records if "command" in record), {})
 
     def write(self, record):
         append(self.path, _line(record))

@@ -6,6 +6,7 @@ learned, and left_out.txt where files or captions could not be used.
 """
 
 import math
+import os
 import shlex
 import sys
 import time
@@ -59,6 +60,16 @@ from .track import telling
 GALLERY = {"shapes": 256}  # retrieval among so many pairs; elsewhere among all of a split
 
 
+def given_command():
+    return shlex.join(["minicoca", *sys.argv[1:]])
+
+
+def beginning(command):
+    """The first record of a log: what began the run, and which start of torchrun."""
+    launch = os.environ.get("TORCHELASTIC_RUN_ID")
+    return {"step": 0, "command": command} | ({"launch": launch} if launch else {})
+
+
 def train(
     config, folder, *, taking_up=False, changes=None, command=None, say=print, report_to=None,
     profile=False, ranks=ALONE,
@@ -72,7 +83,7 @@ def train(
     the run is interrupted, diverges, or can no longer read or write a file; a checkpoint is kept in
     each case.
     """
-    folder, command = Path(folder), command or shlex.join(["minicoca", *sys.argv[1:]])
+    folder, command = Path(folder), command or given_command()
     if not taking_up and ranks.first:
         make_folder(folder)
     elif not folder.is_dir() and taking_up:
@@ -125,8 +136,8 @@ def _train(
     log = Log(folder / LOG, first) if ranks.first else Unheard()
     if log.lost:
         say(f"{folder / LOG}: {log.lost:,} damaged lines are left out")
-    if ranks.first and not Log.first_command(folder / LOG):
-        log.write({"step": 0, "command": command})
+    if ranks.first and not Log.beginning(folder / LOG):
+        log.write(beginning(command))
     size = params.count(specs_of(config))
     what, each = "pairs", "pairs"
     if config.task != "captions":
@@ -266,7 +277,7 @@ def finish(model, tokenizer, dataset, config, folder, seconds, say=print, about=
         "preset": config.preset,
         "seed": config.seed,
         "backend": config.backend,
-        "command": Log.first_command(folder / LOG),
+        "command": str(Log.beginning(folder / LOG).get("command", "")),
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "folder": str(folder),

@@ -31,18 +31,18 @@ def make_trainer(tree, config, ranks=None):
     return trainer_of(config).Trainer(tree, config, ranks)
 
 
-def check_memory(config, ranks=None):
+def check_memory(config, ranks=None, known=True):
     """Raise ValueError for a run that takes more than there is: of several processes one, with its
-    share of a batch. What FSDP2 parts is not counted."""
+    share of a batch. What FSDP2 parts is not counted. known: as in `memory.check`."""
     world = ranks.world if ranks else 1
     own = replace(config, batch_size=-(-config.batch_size // world))
-    memory.check(own, training=world == 1 or config.parallel == "ddp")
+    memory.check(own, training=world == 1 or config.parallel == "ddp", known=known)
 
 
 def start(config, folder, say, tokenizer=None, ranks=None):
     """Make the tokenizer, unless there is one, and the first weights: (trainer, tokenizer, dataset,
     config). ranks: the processes of the run; each makes the same, and the first one writes."""
-    memory.check(config, training=True, known=False)
+    check_memory(config, ranks, known=False)
     weights = None
     check_init(config)
     if config.init:

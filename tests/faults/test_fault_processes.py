@@ -24,7 +24,7 @@ from minicoca.training.run import resume
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CONFIG = dict(**STEPS)
-KILLS = 30 * int(os.environ.get("MINICOCA_FUZZ", "1"))
+KILLS = 60 * int(os.environ.get("MINICOCA_FUZZ", "1"))
 
 
 @pytest.fixture
@@ -202,6 +202,21 @@ def test_torchrun_starts_again_from_the_last_checkpoint(tmp_path, ends):
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
     steps = [int(n) for n in re.findall(r'^\{"step": (\d+)', log, re.M)]
     assert steps == sorted(set(steps)) and steps[-1] == 200
+
+
+@pytest.mark.parametrize("steps", [20, 30])
+def test_torchrun_starts_again_no_run_of_before(tmp_path, ends, steps):
+    """It restarts a run that was refused, too, and then finds a checkpoint: not even the same
+    command takes up what another start of torchrun left."""
+    process = command(2, tmp_path / "run", ends, steps=20)
+    assert process.communicate(timeout=120) and process.returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert tmp_path / "run" / CHECKPOINT in before
+    process = command(2, tmp_path / "run", ends, restarts=1, steps=steps)
+    told, _ = process.communicate(timeout=120)
+    trial("runs of before that a restart must not take up")
+    assert process.returncode and told.count("is not empty") == 2, told
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
 
 
 def test_a_drive_that_is_away_for_a_while_and_a_clock_that_jumps(tmp_path, files_alone):
