@@ -184,7 +184,8 @@ CONFIG = small_config(image_heads=2, image_width=WIDTH)
 def test_a_probe_finds_classes_that_lie_apart_and_none_in_noise(kind):
     """With a test that is seen at the end alone: labels that mean nothing stay at chance."""
     known, tested = clouds(1, 12), clouds(2, 50)
-    (_, found, _), (_, whole, probe) = curve(kind, known, tested, "abcd", CONFIG, [1, None], 2)
+    (_, few, _), (_, every, probe) = curve(kind, known, tested, "abcd", CONFIG, [1, None], 2)
+    found, whole = few.mean(1), every.mean(1)
     assert min(whole) > 0.97 and min(found) > 0.8
     assert len(found) == 2 and len(whole) == (2 if kind == "pooler" else 1)
     classified = probe.classify(tested.vectors, tested.tokens, "cpu")
@@ -197,7 +198,7 @@ def test_a_probe_finds_classes_that_lie_apart_and_none_in_noise(kind):
     shuffled = known._replace(labels=rng.permutation(known.labels))
     far = tested._replace(labels=rng.permutation(tested.labels))
     noise = fitted(kind, shuffled, known.vectors, "abcd", CONFIG, 0)
-    assert task.accuracy(noise, far, "cpu") < 0.25 + 4 * math.sqrt(0.25 * 0.75 / 200)
+    assert task.right(noise, far, "cpu").mean() < 0.25 + 4 * math.sqrt(0.25 * 0.75 / 200)
 
 
 def test_a_pooler_is_a_function_of_its_seed():
@@ -346,3 +347,16 @@ def test_a_planted_bug_is_caught(module, old, new, check):
     check()
     with planted(module, old, new), pytest.raises(AssertionError):
         check()
+
+
+@given(st.integers(1, 4), st.integers(20, 80), seeds)
+def test_an_accuracy_has_its_spread_over_draws_and_its_interval_over_images(draws, images, seed):
+    right = np.random.default_rng(seed).random((draws, images)) < 0.7
+    told = task.accuracy(right)
+    low, high = told["interval"]
+    assert told["accuracy"] == pytest.approx(right.mean()) and low <= told["accuracy"] <= high
+    assert (told["spread"] is None) == (draws == 1)
+    usual = 1.96 * right.mean(0).std() / images**0.5  # of a mean over images
+    assert (high - low) / 2 == pytest.approx(usual, rel=0.25, abs=0.01)
+    alike = task.accuracy(right[:, :1].repeat(images, 1))
+    assert alike["interval"] == pytest.approx([alike["accuracy"]] * 2)

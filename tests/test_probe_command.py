@@ -57,6 +57,8 @@ def test_figures_chance_and_zero_shot(here, capsys):
             assert len(one["runs"]) == (1 if once else 2)
             assert one["accuracy"] == pytest.approx(np.mean(one["runs"]))
             assert (one["spread"] is None) == once
+            assert one["interval"][0] <= one["accuracy"] <= one["interval"][1]
+        assert row["zero_shot_interval"][0] <= row["zero_shot"] <= row["zero_shot_interval"][1]
         assert row["shots"][-1]["accuracy"] > 0.9
 
 
@@ -65,12 +67,16 @@ def test_the_table_says_what_json_says(here, capsys):
     table, _ = probed(capsys, here, *how)
     rows = json.loads(probed(capsys, here, *how, "--json")[0])["results"]
     lines = table.splitlines()
-    assert len(lines) == 4 and lines[0].startswith("3 classes, 60 to learn from, 30 tested; chance")
+    assert len(lines) == 6 and lines[0].startswith("3 classes, 60 to learn from, 30 tested; chance")
+    low, high = rows[0]["zero_shot_interval"]
+    assert lines[0].endswith(f"{rows[0]['zero_shot']:.1%} ({100 * low:.1f} to {100 * high:.1f})")
     assert lines[1].split()[:3] == ["labels", "2", "all"]
-    for line, row in zip(lines[2:], rows, strict=True):
+    for line, ends, row in zip(lines[2::2], lines[3::2], rows, strict=True):
         few, every = row["shots"]
         said = f"{row['probe']} {100 * few['accuracy']:.1f} ± {100 * few['spread']:.1f} "
         assert " ".join(line.split()) == said + f"{100 * every['accuracy']:.1f}"
+        want = [f"{100 * end:.1f}" for one in row["shots"] for end in one["interval"]]
+        assert ends.replace(" to ", " ").split() == want
 
 
 def test_fewer_images_than_shots_are_said(here, capsys):

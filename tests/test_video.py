@@ -17,7 +17,7 @@ from minicoca.data import labelled_videos, moving, video
 from minicoca.data.files import Report
 from minicoca.images import ImageError
 from minicoca.tasks.files import embed
-from minicoca.tasks.probe import accuracy, features_of, fitted
+from minicoca.tasks.probe import features_of, fitted, right
 from minicoca.tasks.videos import embed_videos
 
 SIDE = 8
@@ -235,7 +235,7 @@ def ways(kind, train=500, test=120):
     probe = fitted(kind, known, known.vectors, data.classes, model.config, 0)
     found = probe(tested.vectors, tested.tokens, "cpu").argmax(1)
     axis = float((found // 2 == tested.labels // 2).mean())
-    return accuracy(probe, tested, "cpu"), axis
+    return right(probe, tested, "cpu").mean(), axis
 
 
 def test_which_way_it_went_needs_the_order_of_frames():

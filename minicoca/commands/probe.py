@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import config
-from ..tasks.probe import KINDS, curve, features_of, save_probe, zero_shot
+from ..tasks.probe import KINDS, accuracy, curve, features_of, save_probe, zero_shot
 from .flags import Usage, add_settings
 from .model import add_flags as add_model_flags
 from .model import note, open_model, tell_unread
@@ -89,13 +89,14 @@ def run(arguments):
         note(f"a class has but {few:,} images: all of them count as its {short[0]}")
     head = {"run": str(arguments.run), "data": arguments.data, "classes": len(data.classes)}
     head |= {"train": len(known.labels), "test": len(tested.labels)}
-    head |= {"chance": chance(tested.labels), "zero_shot": None}
+    head |= {"chance": chance(tested.labels), "zero_shot": None, "zero_shot_interval": None}
     try:
         templates = arguments.template or ["{}"]
         if model.config.compares:
             if not data.prompts:
                 tell_unread(model, tokenizer, data.classes)
-            head["zero_shot"] = zero_shot(model, tokenizer, data, tested, templates)
+            named = accuracy(zero_shot(model, tokenizer, data, tested, templates)[None])
+            head |= {"zero_shot": named["accuracy"], "zero_shot_interval": named["interval"]}
     except ValueError as error:
         note(f"no zero-shot figure: {error}")
     rows = []
@@ -167,28 +168,30 @@ def chance(labels):
     return float(np.bincount(labels).max() / len(labels))
 
 
-def row_of(many, found):
+def row_of(many, right):
     """What is told of one number of shots."""
-    spread = float(np.std(found, ddof=1)) if len(found) > 1 else None
-    return {
-        "shots": "all" if many is None else many,
-        "accuracy": float(np.mean(found)),
-        "spread": spread,
-        "runs": found,
-    }
+    return {"shots": "all" if many is None else many, **accuracy(right)}
 
 
 def as_table(row, first):
-    """A probe's line, under the heading where it is the first."""
+    """A probe's lines, under the heading where it is the first."""
     cells = [percent(one["accuracy"], one["spread"]) for one in row["shots"]]
-    line = f"{row['probe']:10}" + "".join(f"{cell:>14}" for cell in cells)
+    ends = [within(one["interval"]) for one in row["shots"]]
+    lines = [f"{row['probe']:10}" + "".join(f"{cell:>16}" for cell in cells)]
+    lines += [" " * 10 + "".join(f"{cell:>16}" for cell in ends)]
     if not first:
-        return line
+        return "\n".join(lines)
     zero = row["zero_shot"]
-    told = f"chance {row['chance']:.1%}, zero-shot " + ("none" if zero is None else f"{zero:.1%}")
+    named = "none" if zero is None else f"{zero:.1%} ({within(row['zero_shot_interval'])})"
+    told = f"chance {row['chance']:.1%}, zero-shot {named}"
     sizes = f"{row['classes']:,} classes, {row['train']:,} to learn from, {row['test']:,} tested"
-    marks = "".join(f"{one['shots']:>14}" for one in row["shots"])
-    return f"{sizes}; {told}\n{'labels':10}{marks}   of each class: %, mean and spread\n{line}"
+    marks = "".join(f"{one['shots']:>16}" for one in row["shots"])
+    about = "   of each class: %, mean and spread; 95 % interval"
+    return "\n".join([f"{sizes}; {told}", f"{'labels':10}{marks}{about}", *lines])
+
+
+def within(ends):
+    return " to ".join(f"{100 * end:.1f}" for end in ends)
 
 
 def percent(mean, spread):

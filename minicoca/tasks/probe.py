@@ -13,6 +13,7 @@ import numpy as np
 
 from ..data.labelled import Labelled, Part, drawn
 from ..files import make_folder
+from ..intervals import intervals
 from ..params import compare, load, probe_specs, save, shapes, stream
 from . import BATCH
 from .indexed import weights_of
@@ -150,35 +151,47 @@ def fitted(
     return Probe(kind, tree, classes, heads, frames)
 
 
-def accuracy(probe: Probe, tested: Features, device: str = "auto") -> float:
-    found = probe(tested.vectors, tested.tokens, device).argmax(1)
-    return float((found == tested.labels).mean())
+def right(probe: Probe, tested: Features, device: str = "auto") -> np.ndarray:
+    """[n]: which images get their class."""
+    return probe(tested.vectors, tested.tokens, device).argmax(1) == tested.labels
+
+
+def accuracy(right_Kn: np.ndarray) -> dict[str, Any]:
+    """The accuracy of K probes, [K, n] being which images each gets right: its mean, its standard
+    deviation (None: of one) and the 95 % interval over images drawn anew from these."""
+    runs, each = right_Kn.mean(1).tolist(), right_Kn.mean(0)
+    ends = intervals(lambda times: {"accuracy": times @ each / times.sum()}, len(each))
+    spread = float(np.std(runs, ddof=1)) if len(runs) > 1 else None
+    return {
+        "accuracy": float(np.mean(runs)), "spread": spread, "interval": ends["accuracy"],
+        "runs": runs,
+    }  # fmt: skip
 
 
 def curve(
     kind: str, known: Features, tested: Features, classes: Sequence[str], config,
     shots: Sequence[int | None], seeds: int,
-) -> Iterator[tuple[int | None, list[float], Probe]]:  # fmt: skip
-    """(shots, accuracies, the first seed's probe) of each number of shots, None being all: as many
-    draws of labelled images, and of a pooler's first values, as there are seeds. Of all images
-    there is one draw, so what draws nothing itself learns once."""
+) -> Iterator[tuple[int | None, np.ndarray, Probe]]:  # fmt: skip
+    """(shots, which images each draw gets right [K, n], the first seed's probe) of each number of
+    shots, None being all: as many draws of labelled images, and of a pooler's first values, as
+    there are seeds. Of all images there is one draw, so what draws nothing itself learns once."""
     for many in shots:
         once = many is None and kind in ("knn", "linear")
         found = []
         for seed in range(1 if once else seeds):
             places = drawn(known.labels, many, stream("order", seed, 0))
             own = fitted(kind, known.take(places), known.vectors, classes, config, seed)
-            found.append((accuracy(own, tested, config.device), own))
-        yield many, [share for share, _ in found], found[0][1]
+            found.append((right(own, tested, config.device), own))
+        yield many, np.stack([own for own, _ in found]), found[0][1]
 
 
-def zero_shot(model, tokenizer, data: Labelled, tested: Features, templates) -> float:
-    """The accuracy of the names of the classes, without a label. Raises ValueError where the model
-    cannot tell."""
+def zero_shot(model, tokenizer, data: Labelled, tested: Features, templates) -> np.ndarray:
+    """[n]: which images the names of the classes get right, without a label. Raises ValueError
+    where the model cannot tell."""
     prompts = data.prompts or fill_templates(data.classes, templates)
     check_labels(model, tokenizer, data.classes, prompts)
     found = classifier(model, tokenizer, range(len(data.classes)), prompts)(tested.vectors)
-    return float(np.mean(np.array([one.label for one in found]) == tested.labels))
+    return np.array([one.label for one in found]) == tested.labels
 
 
 def save_probe(path: str | os.PathLike, probe: Probe, model) -> None:
