@@ -70,7 +70,7 @@ OURS = {
         "minicoca.tokenizer",
     },
     "mistakes.py": {
-        "numpy", "tqdm", "minicoca.evaluate", "minicoca.metrics", "minicoca.tasks",
+        "numpy", "tqdm", "minicoca.data.vqa", "minicoca.evaluate", "minicoca.metrics", "minicoca.tasks",
     },
     "bounds.py": {"PIL"},
     "colours.py": {"numpy", "PIL"},

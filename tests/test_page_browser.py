@@ -170,12 +170,17 @@ def test_it_fits_a_phone_and_says_what_everything_is(html):
         return { scrolls: inside.documentElement.scrollWidth,
           words: inside.querySelectorAll(".word").length,
           unnamed: controls.filter((one) => !name(one).trim()).map((one) => one.outerHTML),
+          sentences: [...inside.querySelectorAll("textarea")].map(name),
+          aloud: [...inside.querySelectorAll("dl")].map((one) => one.ariaLive),
+          first: inside.querySelector(".word").textContent,
           small: pressed.filter((one) => box(one).height < 44 || box(one).width < 44)
             .map((one) => `${one.outerHTML} ${box(one).width} x ${box(one).height}`) };""",
         html=html.decode(),
     )
     assert said["words"] > 10 and said["scrolls"] <= 390
     assert said["unnamed"] == [] and said["small"] == []
+    assert said["sentences"] == [f"Sentence {i + 1}" for i in range(3)]
+    assert said["aloud"] == ["polite", "off", "off"] and said["first"].startswith("a ")
 
 
 @pytest.mark.parametrize("pooler", ["cascade", "shared"])

@@ -96,3 +96,6 @@ async function start() {
   BUTTONS.again();
   changing(BUTTONS.next)();
 }
+
+const failed = ({ message }) => `This browser cannot run the model (${message}).`;
+start().catch((error) => ($("trouble").textContent = failed(error)));

@@ -7,8 +7,7 @@ async function unpacked(text) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** Four planes of bytes -> float32, bit for bit: each number was turned left by a bit, so that its
-    exponent, which alone is worth compressing, has a plane of its own. */
+/** Four planes of bytes -> float32; each was turned left by a bit, so exponents have one plane. */
 function floats(bytes) {
   const count = bytes.length / 4;
   const bits = new Uint32Array(count);

@@ -28,8 +28,7 @@ function caption_logits(params, config, memory, tokens_T) {
 const restrict_logits = (logits_V) =>
   logits_V.map((logit, token) => ([PAD, START, UNKNOWN].includes(token) ? -Infinity : logit));
 
-/** A token: the likeliest at temperature 0, else where `uniform` falls among the probabilities (the
-    end, should rounding leave it beyond them). */
+/** A token: at temperature 0 the likeliest, else where `uniform` falls (past rounding: the end). */
 function draw(logits_V, temperature, uniform) {
   if (temperature === 0) return logits_V.indexOf(Math.max(...logits_V));
   const p_V = softmax(logits_V.map((logit) => logit / temperature));

@@ -1,5 +1,4 @@
-// What the visitor sees. `state` holds the picture, the sentences and what is chosen; every change
-// of it is followed by `update`, which asks the model all over again.
+// What the visitor sees. Every change of `state` is followed by `update`: the model is asked anew.
 
 const $ = (id) => document.getElementById(id);
 const { config, pieces, drawing, ...model } = JSON.parse($("model").textContent);
@@ -84,6 +83,8 @@ function show_sentences() {
     const { words, cosine, log_p_T } = asked[i];
     const [input, scores, unseen] = row.children;
     if (input.value !== text) input.value = text;
+    input.ariaLabel = `Sentence ${i + 1}`;
+    scores.ariaLive = i === state.sentence ? "polite" : "off"; // one is enough to be read aloud
     row.classList.toggle("chosen", i === state.sentence);
     say(scores.children[0], Math.max(0, cosine), "cosine", cosine.toFixed(3));
     say(scores.children[1], share[i], "share", percent(share[i]));

@@ -1,5 +1,4 @@
-// The picture: things on a light ground, or on a picture of the visitor's. Rows, columns and radii
-// are parts of the picture's side; outlines, colours and sizes are those of data/shapes.py.
+// The picture of things, as data/shapes.py draws them: rows, columns, radii are parts of its side.
 
 const OVERSAMPLING = 3; // drawn this much larger for the model, then averaged down
 

@@ -28,8 +28,7 @@ function multimodal_block(x_TD, memory_SM, params, config, mask_TT) {
   return [mlp_layer(y_TD, params.norm_mlp, params.mlp, config.gelu), p_HTS];
 }
 
-/** Unimodal token outputs and image tokens -> [what the head reads [T][D], p_HTS of the last
-    cross-attention]. */
+/** Unimodal outputs and image tokens -> [what the head reads [T][D], the last cross's p_HTS]. */
 function multimodal_decoder(x_TD, memory_SM, params, config) {
   const mask_TT = causal_mask(x_TD.length);
   let p_HTS;
