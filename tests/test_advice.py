@@ -96,7 +96,7 @@ def recorded():
 
 @pytest.mark.parametrize("name", ["tiny", "emoji"])
 def test_whole_runs_of_the_presets_were_well_at_every_step(name):
-    """The logs of a whole run of tiny (1,600 steps) and of 800 steps of emoji."""
+    """The logs of whole runs: 1,600 steps of tiny, and the 3,700 of the model `emoji`."""
     own = dict(recorded()[name])
     pairs, config = own.pop("pairs"), preset(name, vocabulary=own.pop("vocabulary"))
     looked = {record["step"]: record for record in own.pop("looks")}
@@ -105,7 +105,7 @@ def test_whole_runs_of_the_presets_were_well_at_every_step(name):
         records.append(dict(zip(own, values, strict=True)))
         records += [looked[values[0]]] if values[0] in looked else []
         assert not advice.advice(Seen(config, pairs, records)), records[-1]["step"]
-    assert len(records) == len(own["step"]) + len(looked) > 80
+    assert own["step"][-1] == config.steps and len(records) == len(own["step"]) + len(looked)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def same(one, other, tolerance=2e-4):
     ("world", "changes"), [(2, dict(parallel="fsdp", optimizer="muon", ema=0.9)), (3, {})]
 )
 def test_a_run_of_several_is_that_of_one_and_is_taken_up_by_any_number(tmp_path, world, changes):
-    """Stopped by Ctrl-C in one process; then as many go on, then one; a log, a card, a result."""
+    """Stopped by Ctrl-C in one process; then more go on, then one; a log, a card, a result."""
     config, out = short(**PLAIN, **changes), tmp_path / "said"
     silent(config, tmp_path / "whole")
     folder = tmp_path / "parts"
@@ -64,7 +65,8 @@ def test_a_run_of_several_is_that_of_one_and_is_taken_up_by_any_number(tmp_path,
                        f"minicoca train --resume {folder}"]  # fmt: skip
     out.unlink()
     how = dict(taking_up=True, changes={"parallel": "ddp"})
-    assert ended(trained(world, folder, out, silent, interrupted(8, by=0), None, **how)) != [0]
+    more = trained(world + 1, folder, out, silent, interrupted(8, by=0), None, **how)
+    assert ended(more) == [1] * (world + 1)
     assert resume(folder, print)[-1]["step"] == 9
     silent(None, folder, taking_up=True)
     same(tmp_path / "whole", folder)
@@ -86,6 +88,22 @@ def test_pictures_are_the_same_whatever_their_number_and_damage_is_told(tmp_path
     same(tmp_path / "whole", tmp_path / "parts")
     left = [(tmp_path / run / "left_out.txt").read_text() for run in ("whole", "parts")]
     assert left[0] == left[1] and len(left[0].splitlines()) >= 5
+
+
+def test_a_share_that_is_all_damaged_ends_all_in_one_line(tmp_path):
+    """And nobody waits for the one that has nothing."""
+    noisy_pictures(tmp_path / "pictures", 40)
+    lines = [f"{i}.png\tnumber {i}" for i in range(40)]
+    (tmp_path / "pictures" / "captions.tsv").write_text("image\tcaption\n" + "\n".join(lines))
+    for i in range(1, 40):
+        path = tmp_path / "pictures" / f"{i}.png"
+        path.write_bytes(path.read_bytes()[:-900])
+    config = short(data=str(tmp_path / "pictures" / "captions.tsv"), batch_size=6, **{"steps": 12})
+    out, begun = tmp_path / "said", time.monotonic()
+    assert ended(trained(3, tmp_path / "run", out, silent, None, config)) == [1] * 3
+    assert time.monotonic() - begun < 60
+    (line,) = [line for line in said(out) if line.startswith("ValueError")]
+    assert "step 0: every image of a process's share of it is damaged" in line
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ OURS = {
         "minicoca.tokenizer",
     },
     "mistakes.py": {
-        "numpy", "tqdm", "minicoca.data.vqa", "minicoca.evaluate", "minicoca.metrics", "minicoca.tasks",
+        "numpy", "tqdm", "minicoca.data.vqa", "minicoca.evaluate", "minicoca.metrics",
+        "minicoca.tasks",
     },
     "bounds.py": {"PIL"},
     "colours.py": {"numpy", "PIL"},
