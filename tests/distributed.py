@@ -22,9 +22,17 @@ STORES = []  # of the processes that are running: kept here, as torchrun keeps i
 
 def started(world, function, out=None):
     """Process numbers of `world` processes as torchrun would start them, each with function(rank).
-    out: a file for what they say."""
+    out: a file for what they say.
+
+    The store's thread here asks the resolver for the name of whoever connects, under a lock: a
+    process forked meanwhile would have it locked for ever. So it is let answer first, and nobody
+    connects before all are forked.
+    """
     store, pids = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), []
     STORES[:] = [store]
+    store.set("there", "")
+    store.get("there")
+    all_there, forking = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     for rank in range(world):
@@ -33,6 +41,9 @@ def started(world, function, out=None):
             pids.append(pid)
             continue
         code = 70
+        os.close(forking)
+        os.read(all_there, 1)  # its end
+        os.close(all_there)
         try:
             if out:
                 file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -51,6 +62,8 @@ def started(world, function, out=None):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+    os.close(forking)
+    os.close(all_there)
     return pids
 
 

@@ -1,5 +1,6 @@
 """Runs of several processes: one folder as one process writes it, taken up by any number."""
 
+import json
 import os
 import signal
 import time
@@ -51,6 +52,13 @@ def same(one, other, tolerance=2e-4):
         np.testing.assert_allclose(leaf, found[1][name], atol=20 * tolerance, err_msg=name)
 
 
+def exchanged(run):
+    """What the log of a run says that its processes exchanged."""
+    told = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    names = {name for record in told for name in record.get("throughput", {})}
+    return names & {"communication_ms", "gradients_ms"}
+
+
 @pytest.mark.parametrize(
     ("world", "changes"), [(2, dict(parallel="fsdp", optimizer="muon", ema=0.9)), (3, {})]
 )
@@ -86,6 +94,8 @@ def test_pictures_are_the_same_whatever_their_number_and_damage_is_told(tmp_path
     silent(config, tmp_path / "whole")
     assert ended(trained(3, tmp_path / "parts", tmp_path / "said", silent, None, config)) == [0] * 3
     same(tmp_path / "whole", tmp_path / "parts")
+    told = [exchanged(tmp_path / run) for run in ("whole", "parts")]
+    assert told == [set(), {"communication_ms", "gradients_ms"}]
     left = [(tmp_path / run / "left_out.txt").read_text() for run in ("whole", "parts")]
     assert left[0] == left[1] and len(left[0].splitlines()) >= 5
 

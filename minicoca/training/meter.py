@@ -78,8 +78,9 @@ class Meter:
         padding; `decoding_per_second`, images that reading and decoding alone could give;
         `flop_utilisation`, `flops` against `peak`; `memory_mb`, the most that was held; and the
         milliseconds of a step in `data`, `forward`, `backward`, `optimiser`, and within these in
-        `communication` of ours (Ranks.seconds). Of several processes: what they did together, and
-        the times and the memory of the first. What is not known is left out."""
+        `communication` of ours (Ranks.seconds); `gradients_ms` is DDP's (`exchange_ms`). Of several
+        processes: what they did together, and the times and the memory of the first. What is not
+        known is left out."""
         took, seen, lengths = self.took, self.seen, np.concatenate(self.lengths)
         self.took, self.seen, self.lengths = Counter(), Counter(), []
         whole = took["data"] + took["step"]
@@ -99,8 +100,16 @@ class Meter:
             "data_ms": 1e3 * took["data"] / seen["steps"],
             **{f"{p}_ms": 1e3 * time / seen["watched"] for p, time in parts.items()},
             "communication_ms": 1e3 * waited / seen["steps"],
+            "gradients_ms": self._gradients(),
         }
         return {name: float(f"{value:.4g}") for name, value in found.items() if value}
+
+    def _gradients(self) -> float:
+        if self.ranks.world == 1:
+            return 0.0
+        from ..engine.distributed import exchange_ms
+
+        return exchange_ms(self.trainer.module)
 
     def _memory(self) -> int:
         """Bytes: of a card the most that tensors took, else the most that the process held."""
