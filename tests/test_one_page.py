@@ -1,5 +1,8 @@
 """lessons/one_page.py is the reference: same losses, same gradients, same steps on same weights."""
 
+import re
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -125,6 +128,25 @@ def test_scenes_are_told_apart_by_their_sentences_and_kept_pairs_are_kept(page):
     picture, text = page.scene(rng, page.KEPT)
     assert picture.shape == (32, 32, 3) and np.abs(picture).max() <= 1.2
     assert any(f"{colour} {shape}" in text for colour, shape in page.KEPT)
+
+
+@pytest.mark.slow
+def test_it_learns_and_says_so(tmp_path):
+    """A fifth of its steps: losses fall, and captions and what is found are far above chance."""
+    source = PATH.read_text()
+    assert "1000, 64, 50, 3e-3" in source
+    (tmp_path / "page.py").write_text(source.replace("1000, 64, 50, 3e-3", "200, 64, 20, 3e-3"))
+    run = [sys.executable, "page.py"]
+    told = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    lost = re.findall(r"step +(\d+): contrastive ([\d.]+), caption ([\d.]+)", told)
+    assert [int(number) for number, *_ in lost] == [10, 100, 110, 200]
+    first, last = ([float(x) for x in row[1:]] for row in (lost[0], lost[-1]))
+    assert last[0] < 0.4 * first[0] and last[1] < 0.4 * first[1], told
+    found = re.findall(r"captions right ([\d.]+)%, of 256 the right one found ([\d.]+)%", told)
+    (right, seen), (_, new) = found
+    assert float(right) > 10 and float(seen) > 60 and float(new) > 40, found
+    marked = [line for line in told.splitlines() if line[:2] in ("= ", "x ")]
+    assert len(marked) == 16
 
 
 def test_it_is_one_page_that_needs_numpy_alone():

@@ -23,13 +23,13 @@ def trained(folder, steps, **changes):
 
 @pytest.mark.slow
 def test_questions_are_learned_and_neither_half_alone_tells(tmp_path, monkeypatch):
-    """A fifth of the guide's steps (94, 84 / 91, 81 % here), and the baselines in 200; of 1,500
-    questions a split."""
+    """An eighth of the guide's steps (88 % by the head and 82 % written, held out), and the
+    baselines in 100; of 1,500 questions a split."""
     monkeypatch.setattr(training_run, "make_picture", lambda *given: "")
     monkeypatch.setattr(training_run, "evaluate", partial(evaluate, limit=1500))
     held_out, compositional = trained(tmp_path / "whole", 600)
-    assert held_out[0] > 0.9 and held_out[1] > 0.78, held_out
-    assert compositional[0] > 0.85 and compositional[1] > 0.75, compositional
+    assert held_out[0] > 0.8 and held_out[1] > 0.7, held_out
+    assert compositional[0] > 0.75 and compositional[1] > 0.65, compositional
     for hide, most in (("image", 0.4), ("question", 0.2)):
         blind = trained(tmp_path / hide, 100, hide=hide)
         assert max(map(max, blind)) < most, (hide, blind)
