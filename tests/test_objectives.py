@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import TRAINERS
+from runs import TRAINERS, untrained
 
 from minicoca import relatives
 from minicoca.__main__ import main
@@ -17,7 +17,7 @@ from minicoca.family.members import FAMILY
 from minicoca.files import write_json
 from minicoca.params import flatten, initialise
 from minicoca.relatives import RELATIVES, drawn, settings_of, specs_of
-from minicoca.training.checkpoint import save_config
+from minicoca.training.checkpoint import read_config, save_config
 from minicoca.views import view
 
 ROOT = Path(__file__).parent.parent
@@ -143,6 +143,20 @@ def test_a_relatives_flags_show_with_it_alone(capsys):
         with pytest.raises(SystemExit):
             build_parser().parse_args(words)
     assert "unrecognized arguments: --masked" in capsys.readouterr().err
+
+
+def test_a_relatives_flags_show_with_a_run_of_it(tmp_path, capsys):
+    """That one begins with; unless another objective is named, or there is no such run."""
+    untrained(tmp_path / "run", objective="mae", settings=(("masked", 0.5),))
+    words = ["train", "--init", str(tmp_path / "run"), "--decoder-width", "16"]
+    arguments = build_parser().parse_args(words)
+    own = settings_of(from_flags(arguments, read_config(tmp_path / "run")))
+    assert own == relatives.MAE(masked=0.5, decoder_width=16)
+    none = ["train", "--init", str(tmp_path / "none"), *words[3:]]
+    for wrong in ([*words, "--objective", "gpt"], none):
+        with pytest.raises(SystemExit):
+            build_parser().parse_args(wrong)
+    assert "unrecognized arguments: --decoder-width" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 
 from .. import config
 from ..relatives import RELATIVES, specs_of
+from ..training.checkpoint import find_run, read_config
 
 MOST, MOST_LINES = 290, 40  # letters of a line of a message, and lines
 HALF = re.compile("[\ud800-\udfff]")
@@ -87,15 +88,29 @@ def add_settings(parser, names):
 
 
 def add_objective(parser, words):
-    """The flags of the relative that the words of a command line name, if they name one."""
-    named = re.search(r"\0--objective[=\0]([^\0]*)", "\0" + "\0".join(words))
-    kind = RELATIVES.get(named[1]) if named else None
+    """The flags of the relative that a command line names, or whose run it begins with."""
+    name = following("--objective", words) or objective_of(following("--init", words))
+    kind = RELATIVES.get(name)
     own = dataclasses.fields(kind) if kind else ()
     if own:
-        group = parser.add_argument_group(f"of --objective {named[1]}")
+        group = parser.add_argument_group(f"of --objective {name}")
         for field in own:
             add_field(group, field, f" (default {field.default})")
     parser.set_defaults(own=[field.name for field in own])
+
+
+def following(flag, words):
+    """What follows a flag in a command line; None where it is not there."""
+    found = re.search(rf"\0{flag}[=\0]([^\0]*)", "\0" + "\0".join(words))
+    return found and found[1]
+
+
+def objective_of(run):
+    """That of a run; None where there is none to be read, which is said later."""
+    try:
+        return read_config(find_run(run)).objective if run else None
+    except (ValueError, OSError):
+        return None
 
 
 def add_field(parser, field, more):
