@@ -93,7 +93,7 @@ def toolchain():
 
 def tests():
     """The kernels' tests on the card, a process for each type, so that they compile in parallel."""
-    names = ("kernels", "kernel_promises", "kernel_edges", "info_nce")
+    names = ("kernels", "kernel_promises", "kernel_edges", "kernel_shifts", "info_nce")
     files = [f"tests/test_{name}.py" for name in names]
     command = (sys.executable, "-m", "pytest", *files, "-q", "-k")
     parts = ("float32", "bfloat16 or float16", "not float")

@@ -235,7 +235,10 @@ class Locked:
         turned = zip(encode(images[order]), made, strict=True)
         if all(bool((a == b[order]).all()) for a, b in turned):
             return ""
-        return "in another batch they differ in the last bit (widths that 16 divides mend that)"
+        return (
+            "in another batch they differ in the last bit (of torch, widths that 16 divides mend "
+            "that; NumPy's BLAS may multiply a row by its place)"
+        )
 
 
 def locked(tree: dict[str, Any], config: Config, pictures: int, say: Callable) -> Locked | None:

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from oracles import planted
-from runs import few_shapes  # noqa: F401 - a fixture
+from runs import few_shapes, load  # noqa: F401 - a fixture
 
 from minicoca.data import asked_shapes, shapes
 from minicoca.data.asked_shapes import UNKNOWN, cover, of_shapes, rows_of
@@ -167,3 +167,29 @@ BUGS = [
 def test_a_planted_bug_is_caught(old, new, check):
     with planted(asked_shapes, old, new), pytest.raises((AssertionError, ValueError)):
         check()
+
+
+def test_what_never_stood_together_gives_away_whether_it_is_there(monkeypatch):
+    """A rule without eyes, of what training asked about alone: FAMILY.md sets figures beside it."""
+    monkeypatch.setattr(shapes, "load", load)
+    dataset = of_shapes("questions", 0, 32, train=6000)
+    asked = {split: is_there(pairs) for split, pairs in dataset.evaluations.items()}
+    known = {pair for pair, _ in is_there(dataset.train)}
+    right = {
+        split: np.mean([("no" if pair in known else "yes") == answer for pair, answer in rows])
+        for split, rows in asked.items()
+    }
+    assert right["held_out"] == pytest.approx(0.508) and right["compositional"] == pytest.approx(
+        0.765
+    )
+
+
+def is_there(pairs):
+    """(the pair that is asked about, the answer) of the questions whether it is there."""
+    names = {*shapes.COLOURS, *shapes.SHAPES}
+    rows = zip(pairs.questions, pairs.answers, pairs.kinds, strict=True)
+    return [
+        (tuple(word for word in question.split() if word in names), answers[0])
+        for question, answers, kind in rows
+        if kind == "exists"
+    ]

@@ -23,6 +23,8 @@ from minicoca.training import start
 from minicoca.training.checkpoint import read_config
 from minicoca.training.run import make_trainer, train
 
+# Of NumPy on a machine whose BLAS multiplies a row otherwise by its place: seen with AVX-512.
+DIFFER = "in another batch they differ in the last bit"
 both_trainers = pytest.mark.parametrize("backend", TRAINERS)
 
 
@@ -198,7 +200,10 @@ def check_locked_is_the_same(backend, **form):
     made = tuning.locked(specs_of(config), config, 15, said.append)
     plain = trained(config, None)
     assert same(trained(config, made), plain)
-    assert 6 < len(made.made) <= 15 and not said
+    if said:
+        assert backend == "numpy" and DIFFER in said[0] and made.made is None
+    else:
+        assert 6 < len(made.made) <= 15
     half = trained(config, tuning.locked(specs_of(config), config, 15, print), steps=5)
     rest = trained(config, tuning.locked(specs_of(config), config, 15, print), 5, half[1])
     whole = trained(config, None, steps=5)
@@ -297,8 +302,11 @@ def test_a_run_locks_its_tower(backend, tmp_path, monkeypatch):
             (tmp_path / name).mkdir()
             train(config, tmp_path / name, say=said.append, command="")
         found[name] = flatten(tensors(tmp_path / name, "model.safetensors"))
-        assert any("anew in each epoch" in line for line in said) == (name == "anew")
-        assert len(calls) == (24 if name == "anew" else 9)
+        anew = [line for line in said if "anew in each epoch" in line]
+        if name == "kept" and anew:
+            assert backend == "numpy" and DIFFER in anew[0] and len(calls) == 25
+            continue
+        assert bool(anew) == (name == "anew") and len(calls) == (24 if anew else 9)
     assert all(np.array_equal(value, found["anew"][name]) for name, value in found["kept"].items())
 
 

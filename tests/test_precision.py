@@ -172,9 +172,21 @@ def test_the_table_of_tokens_is_not_copied():
 
 @pytest.mark.parametrize("there", [True, False])
 def test_without_one_dnns_own_operator_nothing_breaks(there, monkeypatch):
+    """It is taken in float32 alone: a step by it, or without it, is the step in float64."""
     monkeypatch.setattr(ops, "ONEDNN", there and ops.ONEDNN)
     monkeypatch.setattr(ops, "ONEDNN_FROM", 0)
-    check_step()
+    took = []
+    product = ops._product
+    monkeypatch.setattr(ops, "_product", lambda *given: took.append(1) or product(*given))
+    config = small_config()
+    tree, images, tokens = model_and_batch(config, 1, batch=6)
+    want, exact = gradients(config, tree, images, tokens, torch.float64)
+    have, found = gradients(config, tree, images, tokens, torch.float32)
+    for name in want:
+        assert float(have[name]) == pytest.approx(float(want[name]), rel=1e-5), name
+    for name, gradient in exact.items():
+        np.testing.assert_allclose(found[name].double(), gradient, atol=1e-4, err_msg=name)
+    assert bool(took) == (there and bool(ops.ONEDNN))
 
 
 @pytest.fixture

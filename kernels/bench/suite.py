@@ -74,7 +74,9 @@ def _row(case, device, dtype, limits, rehearsal):
             error = measure.relative_error(found, exact)
             ways[label] = {"error": error}
             if any(part is None for part in found):
-                ways[label]["without"] = "one of the gradients"
+                ways[label]["without"] = missing = "without one of the gradients"
+                if label == "ours":
+                    ways[label]["refused"] = missing
             if not error < WRONG[dtype]:
                 ways[label]["refused"] = f"wrong by {error:.1e}"
         except Exception as failure:  # a baseline that this machine or torch does not have
@@ -203,7 +205,7 @@ def line(row):
     parts = [f"{row['op']:15} {row['case']:28}"]
     for label, way in row["ways"].items():
         what = f"{way['total_ms']:.3f} ms" if "total_ms" in way else way.get("refused", "right")
-        parts.append(f"{label}: {what}")
+        parts.append(f"{label}: {what}{_lacks(way)}")
     if "reckoned_ms" in row:
         parts.insert(2, f"reckoned: {sum(row['reckoned_ms']):.3f} ms")
     return "  ".join(parts)
@@ -230,7 +232,7 @@ def table(report):
         else:
             cells = [ours.get("refused", "right (rehearsal)"), "-", "-", "-", "-", "-"]
         ratios = ", ".join(
-            f"{label} {ratio} ({_megabytes(row['ways'][label])})"
+            f"{label} {ratio} ({_megabytes(row['ways'][label])}){_lacks(row['ways'][label])}"
             for label, ratio in row["ratios"].items()
         )
         targets = ", ".join(f"{label} {least}" for label, least in row["targets"].items())
@@ -240,13 +242,20 @@ def table(report):
 
 def crossovers(report):
     """Where another way is faster than the kernel: lines to go under the table."""
+    on_card = report.get("size", "full") == "full"
+    seam = "EAGER_UP_TO in kernels/checks.py" if on_card else "PAIRS_IN_CHUNKS in engine/ops.py"
     return [
         f"\n{row['case']}: {label} is faster than the kernel ({ratio} of its time)"
-        + "; see EAGER_UP_TO in kernels/checks.py" * label.startswith("eager")
+        + (f"; see {seam}" if label.startswith("eager") else "")
         for row in report["rows"]
         for label, ratio in row["ratios"].items()
         if ratio < 1
     ]
+
+
+def _lacks(way):
+    """What a way is spared that the others compute."""
+    return f" ({way['without']})" if "without" in way and "refused" not in way else ""
 
 
 def _megabytes(way):
