@@ -256,6 +256,31 @@ def test_the_seam_takes_torch_where_that_was_measured_faster(monkeypatch):
         assert ops.has_kernels(on_card, "info_nce", 1)
 
 
+def test_who_omits_a_gradient_is_told_and_ours_refused(monkeypatch):
+    """What is not computed costs nothing: a baseline that lacks it is named beside its time."""
+    from minicoca.kernels.bench import suite
+
+    def whole(x, w):
+        return x * w
+
+    def sparing(x, w):
+        return x * w.detach()
+
+    def made(batch):
+        x, w = torch.randn(batch, 3), torch.randn(batch, 3)
+        return [x, w], torch.ones(batch, 3)
+
+    monkeypatch.setattr(suite, "_raced", lambda case, labels, *given: {n: {} for n in labels})
+    about = dict(op="product", name="few", batch=4, compared=4, targets={}, make=made)
+    for ours, other in ((whole, sparing), (sparing, whole)):
+        ways = {"ours": ours, "other": other, "eager": whole}
+        row = suite._row(SimpleNamespace(ways=ways, **about), "cpu", torch.float32, {}, True)
+        told = "without one of the gradients"
+        assert ("refused" in row["ways"]["ours"]) == (ours is sparing)
+        assert (told in suite.line(row).split("other:")[1]) == (other is sparing)
+        assert (f"ours: {told}" in suite.line(row)) == (ours is sparing)
+
+
 def test_a_table_says_where_another_way_is_faster():
     from minicoca.kernels.bench import suite
 
