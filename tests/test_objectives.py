@@ -234,4 +234,9 @@ def test_the_family_is_listed(tmp_path, capsys):
         assert all((ROOT / path).is_file() for path in own["files"])
         parser = build_parser()
         assert from_flags(parser.parse_args(own["command"].split()[1:])).objective == own["name"]
+    for own in found["settings"]:
+        words = own["command"].replace("RUN", "shapes").split()[1:]
+        config = from_flags(build_parser().parse_args(words))
+        assert own["files"][0].endswith(f"/{config.objective}.py"), own
+        assert all((ROOT / path).is_file() for path in own["files"]) and specs_of(config)
     assert not FAMILY.keys() & {own["name"].lower() for own in found["later"]}

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..config import BUILT_IN
-from ..family.members import FAMILY, LATER
+from ..family.members import FAMILY, LATER, SETTINGS
 from ..family.rows import ROWS
 from ..files import write_atomically
 from ..training.checkpoint import CONFIG, RESULTS, RUNS, read_config, read_results
@@ -51,11 +51,15 @@ def run(arguments):
             raise Usage(f"--{name} is of a table: --run all --{name} ...")
     found = newest(arguments.runs)
     members = [described(name, member, found.get(name)) for name, member in FAMILY.items()]
+    settings = [
+        described(of, member, None) | {"name": name, "command": f"minicoca train {flags}"}
+        for name, (member, of, flags) in SETTINGS.items()
+    ]
     later = [{"name": name} | vars(member) for name, member in LATER.items()]
     if arguments.json:
-        print(json.dumps({"built": members, "later": later}, indent=1))
+        print(json.dumps({"built": members, "settings": settings, "later": later}, indent=1))
         return
-    for own in members:
+    for own in members + settings:
         print(f"{own['name']} ({own['year']}, {paper(own['paper'])}): {own['changes']}")
         print(f"  {' '.join(own['files'])}\n  {own['command']}")
         if own["run"]:

@@ -25,6 +25,15 @@ FAMILY = {
     "simmim": Member(2021, "2111.09886", "no text: all patches, many masked, and a linear map"),
     "resnet": Member(2018, "1812.01187", "a convolutional image tower, ResNet-D"),
 }
+# What is a setting of one of these: whose files it has, and its flags.
+SETTINGS = {
+    "CLIP": (Member(2021, "2103.00020", "two towers and the contrastive loss alone"),
+             "coca", "--caption-weight 0"),
+    "LiT": (Member(2021, "2111.07991", "a tower that knows is locked; texts learn to meet it"),
+            "coca", "--init RUN --freeze image"),
+    "Switch": (Member(2021, "2101.03961", "a router chooses the MLP of every token"),
+               "vlmo", "--objective vlmo --experts 4"),
+}  # fmt: skip
 # What is not built yet, by its paper.
 LATER = {
     "ClipCap": Member(2021, "2111.09734", "a mapper writes a prefix for a frozen language model"),
@@ -35,5 +44,9 @@ LATER = {
     "Kosmos-1": Member(2023, "2302.14045", "a language model of interleaved images and texts"),
     "LoRA": Member(2021, "2106.09685", "matrices of low rank beside frozen ones"),
     "PGN": Member(2022, "2210.06466", "a small net writes prompts for a frozen tower"),
+    "TeachText": Member(2021, "2104.08271", "several frozen text encoders teach one"),
+    "Socratic models": Member(2022, "2204.00598", "frozen models that talk to each other in words"),
+    "GPICL": Member(2022, "2212.04458", "learns to learn from the examples in its context"),
+    "LocCa": Member(2024, "2403.19596", "captions that say where things are"),
     "BEiT-3": Member(2022, "2208.10442", "masked images, texts and pairs, as one language"),
 }

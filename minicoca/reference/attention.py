@@ -57,7 +57,7 @@ def attention_backward(do_BTHK, cache):
     dp_BHTS = do_BHTK @ v_BHSK.transpose(0, 1, 3, 2)  # from (4)
     # (2) needs no step of its own: where the mask is False p is 0, and so is this gradient.
     ds_BHTS = softmax_backward(dp_BHTS, softmax_cache) * scale  # from (3), scale from (1)
-    dq_BHTK = ds_BHTS @ k_BHSK  # from (1)
+    dq_BHTK = ds_BHTS @ k_BHSK  # from (1); rows of ds sum to 0, so k may be centred: the kernels do
     dk_BHSK = ds_BHTS.transpose(0, 1, 3, 2) @ q_BHTK  # from (1)
     return tuple(x.transpose(0, 2, 1, 3) for x in (dq_BHTK, dk_BHSK, dv_BHSK))
 
