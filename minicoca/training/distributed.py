@@ -96,7 +96,7 @@ def end(code):
     if started() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code or 0)
 
 
 def _speaks(store, rank):
