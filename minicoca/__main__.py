@@ -51,19 +51,28 @@ def _run(commands, argv):
     return 0
 
 
+def end_now(number, frame):
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(1)
+
+
+def interrupt(number, frame):
+    """A KeyboardInterrupt; but in the middle of torch's import, where C++ aborts when it meets an
+    exception, the process ends at once."""
+    torch = getattr(sys.modules.get("torch"), "__spec__", None)
+    if getattr(torch, "_initializing", False):
+        end_now(number, frame)
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def ctrl_c_ends():
     """Ctrl-C ends the process at once while there is nothing yet to lose: an exception out of the
     middle of an import becomes whatever the library makes of it."""
     ours = threading.current_thread() is threading.main_thread()
     ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-    def end(number, frame):
-        os.write(2, f"{INTERRUPTED}\n".encode())
-        os._exit(1)
-
     if ours:
-        signal.signal(signal.SIGINT, end)
+        signal.signal(signal.SIGINT, end_now)
     try:
         yield
     finally:
@@ -75,17 +84,19 @@ def ctrl_c_ends():
 def kill_interrupts():
     """A polite kill (SIGTERM), or a terminal that is closed (SIGHUP), interrupts as Ctrl-C does,
     unless whoever runs us hears it."""
-    ours = []
+    before = {}
     if threading.current_thread() is threading.main_thread():
-        kinds = (getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n))
-        ours = [kind for kind in kinds if signal.getsignal(kind) == signal.SIG_DFL]
+        kinds = (getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n))
+        usual = signal.SIG_DFL, signal.default_int_handler
+        found = {kind: signal.getsignal(kind) for kind in kinds}
+        before = {kind: handler for kind, handler in found.items() if handler in usual}
     try:
-        for kind in ours:
-            signal.signal(kind, signal.default_int_handler)
+        for kind in before:
+            signal.signal(kind, interrupt)
         yield
     finally:
-        for kind in ours:
-            signal.signal(kind, signal.SIG_DFL)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def drop_output(flush):
