@@ -40,6 +40,25 @@ def test_ctrl_c_at_any_moment_of_the_start_is_one_line(seed):
     assert (process.returncode, err) in ((1, b"minicoca: interrupted\n"), (0, b"")), err
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("importing", [True, False])
+def test_what_meets_the_import_of_torch_raises_nothing_in_it(importing, name):
+    code = (
+        "import os, signal, sys, types; from minicoca.__main__ import kill_interrupts\n"
+        "torch = sys.modules['torch'] = types.ModuleType('torch')\n"
+        f"torch.__spec__ = types.SimpleNamespace(_initializing={importing})\n"
+        "with kill_interrupts():\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), signal.{name})\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('raised')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    said = done.returncode, done.stdout, done.stderr
+    assert said == ((1, b"", b"minicoca: interrupted\n") if importing else (0, b"raised\n", b""))
+
+
 def test_the_package_alone_is_light():
     code = "import minicoca.__main__, sys; assert not {'numpy', 'torch', 'PIL'} & {*sys.modules}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
