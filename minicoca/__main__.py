@@ -14,9 +14,10 @@ INTERRUPTED = "minicoca: interrupted"
 def main(argv=None):
     """Run a command; returns the exit code: 0, 1 for a failure, 2 for a wrong command line."""
     try:
-        with ctrl_c_ends():
+        with interrupts():
             from . import commands  # NumPy and torch with them: most of a second
-        code = _run(commands, argv)
+
+            code = _run(commands, argv)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         code = 1
@@ -36,9 +37,8 @@ def _run(commands, argv):
     if hasattr(sys.stdout, "reconfigure"):  # a file's name may be no text at all
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with kill_interrupts():
-            commands.COMMANDS[arguments.command].run(arguments)
-            flush()
+        commands.COMMANDS[arguments.command].run(arguments)
+        flush()
     except BrokenPipeError:  # whoever read our output has seen enough
         return 1
     except (ValueError, Stopped, OSError, ImportError, RuntimeError, MemoryError) as error:
@@ -51,39 +51,20 @@ def _run(commands, argv):
     return 0
 
 
-def end_now(number, frame):
-    os.write(2, f"{INTERRUPTED}\n".encode())
-    os._exit(1)
-
-
 def interrupt(number, frame):
-    """A KeyboardInterrupt; but in the middle of torch's import, where C++ aborts when it meets an
-    exception, the process ends at once."""
-    torch = getattr(sys.modules.get("torch"), "__spec__", None)
-    if getattr(torch, "_initializing", False):
-        end_now(number, frame)
+    """A KeyboardInterrupt; but amid the imports there is nothing yet to lose, and a library makes
+    of an exception whatever it makes of it (torch's C++ aborts): the process ends at once."""
+    for name in ("torch", f"{__package__}.commands"):
+        if getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False):
+            os.write(2, f"{INTERRUPTED}\n".encode())
+            os._exit(1)
     raise KeyboardInterrupt
 
 
 @contextmanager
-def ctrl_c_ends():
-    """Ctrl-C ends the process at once while there is nothing yet to lose: an exception out of the
-    middle of an import becomes whatever the library makes of it."""
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, end_now)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextmanager
-def kill_interrupts():
-    """A polite kill (SIGTERM), or a terminal that is closed (SIGHUP), interrupts as Ctrl-C does,
-    unless whoever runs us hears it."""
+def interrupts():
+    """Ctrl-C, a polite kill (SIGTERM) and a terminal that is closed (SIGHUP) `interrupt`, unless
+    whoever runs us hears them."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         kinds = (getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n))

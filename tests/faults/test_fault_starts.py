@@ -44,10 +44,10 @@ def test_ctrl_c_at_any_moment_of_the_start_is_one_line(seed):
 @pytest.mark.parametrize("importing", [True, False])
 def test_what_meets_the_import_of_torch_raises_nothing_in_it(importing, name):
     code = (
-        "import os, signal, sys, types; from minicoca.__main__ import kill_interrupts\n"
+        "import os, signal, sys, types; from minicoca.__main__ import interrupts\n"
         "torch = sys.modules['torch'] = types.ModuleType('torch')\n"
         f"torch.__spec__ = types.SimpleNamespace(_initializing={importing})\n"
-        "with kill_interrupts():\n"
+        "with interrupts():\n"
         "    try:\n"
         f"        os.kill(os.getpid(), signal.{name})\n"
         "    except KeyboardInterrupt:\n"
