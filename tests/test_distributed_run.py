@@ -82,15 +82,20 @@ def test_a_run_of_several_is_that_of_one_and_is_taken_up_by_any_number(tmp_path,
     assert names[0] == names[1]
 
 
+def of_pictures(folder, damaged):
+    """The settings of a run on 40 pictures; some can be opened, but not decoded."""
+    noisy_pictures(folder, 40)
+    lines = [f"{i}.png\tnumber {i}" for i in range(40)]
+    (folder / "captions.tsv").write_text("image\tcaption\n" + "\n".join(lines))
+    for i in damaged:
+        path = folder / f"{i}.png"
+        path.write_bytes(path.read_bytes()[:-900])
+    return short(data=str(folder / "captions.tsv"), batch_size=6, **{"steps": 12})
+
+
 def test_pictures_are_the_same_whatever_their_number_and_damage_is_told(tmp_path):
     """A damaged one, whichever process meets it, is replaced and named as in a run of one."""
-    noisy_pictures(tmp_path / "pictures", 40)
-    lines = [f"{i}.png\tnumber {i}" for i in range(40)]
-    (tmp_path / "pictures" / "captions.tsv").write_text("image\tcaption\n" + "\n".join(lines))
-    for i in (5, 11, 12, 30):  # opened, but not decoded
-        path = tmp_path / "pictures" / f"{i}.png"
-        path.write_bytes(path.read_bytes()[:-900])
-    config = short(data=str(tmp_path / "pictures" / "captions.tsv"), batch_size=6, **{"steps": 12})
+    config = of_pictures(tmp_path / "pictures", (5, 11, 12, 30))
     silent(config, tmp_path / "whole")
     assert ended(trained(3, tmp_path / "parts", tmp_path / "said", silent, None, config)) == [0] * 3
     same(tmp_path / "whole", tmp_path / "parts")
@@ -102,13 +107,7 @@ def test_pictures_are_the_same_whatever_their_number_and_damage_is_told(tmp_path
 
 def test_a_share_that_is_all_damaged_ends_all_in_one_line(tmp_path):
     """And nobody waits for the one that has nothing."""
-    noisy_pictures(tmp_path / "pictures", 40)
-    lines = [f"{i}.png\tnumber {i}" for i in range(40)]
-    (tmp_path / "pictures" / "captions.tsv").write_text("image\tcaption\n" + "\n".join(lines))
-    for i in range(1, 40):
-        path = tmp_path / "pictures" / f"{i}.png"
-        path.write_bytes(path.read_bytes()[:-900])
-    config = short(data=str(tmp_path / "pictures" / "captions.tsv"), batch_size=6, **{"steps": 12})
+    config = of_pictures(tmp_path / "pictures", range(1, 40))
     out, begun = tmp_path / "said", time.monotonic()
     assert ended(trained(3, tmp_path / "run", out, silent, None, config)) == [1] * 3
     assert time.monotonic() - begun < 60
