@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from ...masks import padding_mask
 from ..attention import mlp, mlp_layer, self_attention_layer
 from ..ops import layer_norm, linear, widened
 
@@ -55,7 +56,7 @@ def expert_blocks(x_BSD, params, config, settings, real_BS, parts, fused=False):
     for i in range(len(params)):
         layer = params[str(i)]
         given = layer["norm_attention"], layer["attention"], config.text_heads
-        x_BSD = self_attention_layer(x_BSD, *given, mask=real_BS[:, None])
+        x_BSD = self_attention_layer(x_BSD, *given, mask=padding_mask(real_BS))
         if settings.experts:
             given = layer["routed"], real_BS, settings.capacity, config.gelu
             x_BSD, balance = routed(x_BSD, *given)

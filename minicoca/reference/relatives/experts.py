@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from ...masks import padding_mask
 from ..attention import (
     mlp,
     mlp_backward,
@@ -106,8 +107,8 @@ def expert_blocks(x_BSD, params, config, settings, real_BS, parts, fused=False):
     caches, total = [], 0
     for i in range(len(params)):
         layer = params[str(i)]
-        given = layer["norm_attention"], layer["attention"], config.text_heads, real_BS[:, None]
-        x_BSD, cache = self_attention_layer(x_BSD, *given)
+        given = layer["norm_attention"], layer["attention"], config.text_heads
+        x_BSD, cache = self_attention_layer(x_BSD, *given, padding_mask(real_BS))
         if settings.experts:
             given = layer["routed"], real_BS, settings.capacity, config.gelu
             x_BSD, balance, own = routed(x_BSD, *given)
