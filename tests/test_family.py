@@ -13,7 +13,7 @@ from settings_trace import few_shapes
 from minicoca import data
 from minicoca.__main__ import main
 from minicoca.config import preset
-from minicoca.data import shapes
+from minicoca.data import Pairs, shapes
 from minicoca.engine.generate import CoCa
 from minicoca.family import markdown, measure, probes, table
 from minicoca.family.rows import FEW, ROWS
@@ -24,6 +24,7 @@ from minicoca.training.loop import Stopped
 from minicoca.tuning import factors, specs_of
 
 SIDE = 32
+TOTALS = "answers_held_out", "answers_compositional"
 TRUE = {  # what a scene of one thing is, in numbers: tokens that tell all
     "colour": [*shapes.COLOURS], "shape": [*shapes.SHAPES], "place": [*shapes.PLACES],
 }  # fmt: skip
@@ -42,8 +43,11 @@ def test_every_row_can_be_built_and_every_relative_has_one():
         assert (config.scenes == FEW) == name.startswith("lit")
     shown = {dict(row.flags or {}).get("objective", "coca") for row in ROWS.values()}
     assert shown == {*RELATIVES}
-    assert not table.fits("lit-none", "emoji") and not table.fits("pixels", "emoji")
+    assert not table.fits("lit-none", "emoji") and not table.fits("blind", "emoji")
     assert table.fits("siglip", "emoji") and table.fits("pixels", "shapes")
+    for name in ROWS:
+        if ROWS[name].flags is not None and table.fits(name, "emoji"):
+            assert measure.settings(ROWS[name], "emoji", 0, 500).data == "emoji"
 
 
 def check_singles():
@@ -78,11 +82,26 @@ def check_labels():
     assert places["probe_place"] > 0.95 and places["probe_colour"] < 0.35
 
 
+def check_nearest():
+    """Of what was learned from all is known again, and of tokens that tell nothing only what the
+    first picture is; classes are told apart by pictures of them alone."""
+    drawn = few_shapes(0, SIDE)
+    learned, tested = drawn.train, drawn.evaluations["held_out"]
+    assert probes.by_nearest(probes.pixels, learned, replace(learned, zero_shot=None)) == {
+        "exact": 1.0
+    }
+    first = np.mean([learned.captions[0][0] in own for own in tested.captions])
+    assert probes.by_nearest(probes.nothing, learned, tested)["exact"] == first
+    task = tested.zero_shot
+    known = Pairs(tested.images[task.images], tuple((task.prompts[i][0],) for i in task.labels))
+    assert probes.by_nearest(probes.pixels, known, tested)["zero_shot"] > 0.95
+
+
 def check_answers():
     """Without the picture no more than questions alone tell; with it more, after a few steps."""
     blind = probes.by_questions(probes.nothing, 0, SIDE, 60)
     seen = probes.by_questions(probes.pixels, 0, SIDE, 60)
-    assert blind.keys() == seen.keys() and len(seen) == 4
+    assert blind.keys() == seen.keys() == {*markdown.KINDS, *TOTALS}
     assert blind["answers_held_out"] < 0.36 < seen["answers_held_out"]
 
 
@@ -97,7 +116,7 @@ def few(monkeypatch):
     probes.asked.cache_clear()
 
 
-@pytest.mark.parametrize("check", [check_singles, check_labels, check_answers])
+@pytest.mark.parametrize("check", [check_singles, check_labels, check_answers, check_nearest])
 def test_frozen_tokens_are_asked_what_they_tell(check, few):
     check()
 
@@ -151,7 +170,7 @@ def made(monkeypatch, tmp_path):
         rate = dict(done)[folder].learning_rate / preset("tiny").learning_rate
         return abs(rate - 0.5)
 
-    def measured(name, folder, seed, more):
+    def measured(name, folder, of, seed, more):
         folder.mkdir(exist_ok=True)
         (folder / measure.MEASURED).write_text("{}")
         return {"row": name, "seed": seed, **more}
@@ -278,7 +297,7 @@ def test_a_rate_that_diverges_is_not_taken_and_an_interruption_is_none(made, mon
 def figures(row, values, key="exact_held_out", seconds=30):
     return [
         {"row": row, "seed": i, "seconds": seconds, "steps": 5, "parameters": 7,
-         "learning_rate": 0.003, key: value}
+         "learning": 6, "learning_rate": 0.003, key: value}
         for i, value in enumerate(values)
     ]  # fmt: skip
 
@@ -297,7 +316,7 @@ def check_table():
     assert "| CapPa | 50.0 |" in does
     assert not any("MAE" in line for line in does)
     assert "| MAE | **65.0 (60.0 to 70.0)** |" in knows and "| chance | 12.5% |" in knows
-    assert "| CoCa | 7 | 31.4 | 0.003 | 5 |" in takes
+    assert "| CoCa | 7 | 6 | 31.4 | 0.003 | 5 |" in takes
     both = found + figures("gpt", [0.1], "order_things_cosine")
     assert any("| GPT | - | **10.0** |" in line for line in markdown.tables(both, "shapes", pace))
 
@@ -359,6 +378,8 @@ BUGS = [
     (probes, "labels, truth = (", "truth, labels = (", "check_labels"),
     (probes, 'answers = np.array([classes.index(question.answer) for question in own])',
      'answers = np.array([classes.index(own[0].answer) for question in own])', "check_answers"),
+    (probes, "asked @ known.T", "asked @ -known.T", "check_nearest"),
+    (probes, "known[those].T", "known[: len(those)].T", "check_nearest"),
     (table, "return replace(job, row=begins", "return replace(job, seed=0, row=begins",
      "check_jobs"),
     (table, "min(losses, key=losses.get)", "max(losses, key=losses.get)", "check_jobs"),

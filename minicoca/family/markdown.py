@@ -17,12 +17,18 @@ DOES = {
     "reranked_image_to_text": "re-ranked image to text",
     "reranked_text_to_image": "re-ranked text to image",
     "zero_shot": "zero-shot",
+    "nearest": "the most alike drawing's name, by frozen tokens",
 }
 KNOWS = {
     "probe_colour": "colour", "probe_shape": "shape", "probe_place": "place",
     "answers_held_out": "answers", "answers_compositional": "answers, compositional",
     "answers_exists_compositional": "is it there, compositional",
 }  # fmt: skip
+KINDS = {
+    f"answers_{kind}_{split}": f"{kind}, {split}".removesuffix(", held_out")
+    for split in ("held_out", "compositional")
+    for kind in ("count", "exists", "colour", "size", "shape", "where")
+}
 ORDER = {
     "order_things_cosine": "order, by cosine", "order_things_likelihood": "order, by likelihood",
 }  # fmt: skip
@@ -43,12 +49,16 @@ def tables(found: Sequence[dict[str, Any]], of: str, pace: dict[str, Any]) -> It
     }
     for seconds in sorted({own["seconds"] for own in found}):
         here = [own for own in found if own["seconds"] == seconds]
+        still = [own for own in found if ROWS[own["row"]].flags is None and own not in here]
         yield f"### {seconds} s of training: what it does\n"
-        yield from _table(here, does | ORDER, of)
+        yield from _table(still + here, does | ORDER, of)
         if of == "shapes":
-            still = [own for own in found if ROWS[own["row"]].flags is None and own not in here]
             yield f"### {seconds} s of training: what its frozen tokens know\n"
             yield from _table(still + here, KNOWS, of)
+            told = [own for own in still + here if KINDS.keys() <= own.keys()]
+            if any(own in here for own in told):
+                yield f"### {seconds} s of training: what its frozen tokens answer, by kind\n"
+                yield from _table(told, KINDS, of)
     yield from _perplexity(found, of)
     yield from _router(found)
     yield "### What it takes\n"
@@ -125,8 +135,8 @@ def _cell(values, rows, row, key):
 
 
 def _cost(found, pace):
-    yield _line(["", "parameters", "ms a step", "rate", "steps"])
-    yield _line(["---"] * 5)
+    yield _line(["", "parameters", "of these learn", "ms a step", "rate", "steps"])
+    yield _line(["---"] * 6)
     for name, row in ROWS.items():
         own = [one for one in found if one["row"] == name]
         if row.flags is None or not own:
@@ -135,7 +145,8 @@ def _cost(found, pace):
         steps += f" after {ROWS[row.begins].label}" if row.begins else ""
         milliseconds = f"{1e3 * pace['seconds'][name]:.1f}"
         rates = " ".join(f"{rate:g}" for rate in sorted({one["learning_rate"] for one in own}))
-        yield _line([row.label, f"{own[0]['parameters']:,}", milliseconds, rates, steps])
+        sizes = (f"{own[0][name]:,}" for name in ("parameters", "learning"))
+        yield _line([row.label, *sizes, milliseconds, rates, steps])
     yield ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,8 +18,8 @@ from ..config import Config
 from ..data.order import Order, batches
 from ..evaluate import evaluate, of_order, written
 from ..files import read_json, write_json
-from ..params import initialise
-from ..relatives import settings_of
+from ..params import shapes
+from ..relatives import settings_of, specs_of
 from ..tasks.probe import features
 from ..training.checkpoint import (
     CHECKPOINT,
@@ -28,11 +29,11 @@ from ..training.checkpoint import (
     load_model,
     read_config,
     read_results,
-    trainer_of,
 )
 from ..training.log import Log, machine
 from ..training.run import GALLERY, train
 from ..training.start import start
+from ..tuning import factors
 from . import probes
 from .rows import ROWS, Row
 
@@ -109,49 +110,86 @@ def validation_loss(folder: Path) -> float:
     return sum(getattr(own, f"{name}_weight") * look[name] for name in WEIGHTS if name in look)
 
 
-def measured(name: str, folder: Path, seed: int, more: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a row: of a finished run, or of what is not trained. Kept in its folder."""
+def measured(
+    name: str, folder: Path, of: str, seed: int, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The figures of a row on the data `of`: of a finished run, or of what is not trained. Kept in
+    its folder."""
     path = folder / MEASURED
     if path.is_file():
         return read_json(path)[0]
     found = {"row": name, "seed": seed, "machine": machine(), "date": time.strftime("%Y-%m-%d")}
-    found |= more | (_untrained(name, seed) if ROWS[name].flags is None else _of_run(folder))
+    still = ROWS[name].flags is None
+    found |= more | (_untrained(name, of, seed) if still else _of_run(folder))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
     return found
 
 
-def _untrained(name, seed):
-    own = config.preset("tiny", seed=seed)
-    tokens = {"pixels": probes.pixels, "blind": probes.nothing}.get(name)
-    if tokens is None:
-        model = trainer_of(own).Trainer(initialise(own, seed), own).model()
-        tokens = lambda images: features(model, images)[1][:, 0]  # noqa: E731
-    found = {} if name == "blind" else probes.by_labels(tokens, seed, own.image_size)
-    return found | probes.by_questions(tokens, seed, own.image_size)
+def _untrained(name, of, seed):
+    if name == "blind":
+        return probes.by_questions(probes.nothing, seed, config.preset("tiny").image_size)
+    with TemporaryDirectory() as folder:
+        own = settings(Row(""), of, seed, 1)
+        trainer, tokenizer, dataset, own = start(own, Path(folder), lambda text: None)
+    if name == "random":
+        model = trainer.model()
+        return _probed(model, dataset) | _evaluated(model, tokenizer, dataset)
+    found = _of_tokens(probes.pixels, own, dataset)
+    for split, pairs in dataset.evaluations.items():
+        alike = probes.by_nearest(probes.pixels, dataset.train, pairs)
+        found |= {f"{name}_{split}": value for name, value in alike.items()}
+    return found
 
 
 def _of_run(folder):
     own, results = read_config(folder), read_results(folder)
     found = {"steps": own.steps, "learning_rate": own.learning_rate, "init": Path(own.init).name}
     found |= {name: results[name] for name in ("parameters", "train_seconds")}
-    found |= _losses(folder)
+    found |= {"learning": learning(own)} | _losses(folder)
     model, tokenizer = load_model(folder)
-    if own.sees and own.data == "shapes":
-        tokens = lambda images: features(model, images)[1][:, 0]  # noqa: E731
-        found |= probes.by_labels(tokens, own.seed, own.image_size)
-        found |= probes.by_questions(tokens, own.seed, own.image_size)
+    dataset = data.load(own)
+    if own.sees:
+        found |= _probed(model, dataset)
     if own.objective == "vlmo" and settings_of(own).experts:
         found |= probes.by_router(model, tokenizer, own.seed)
-    if not (own.compares or own.writes or own.continues):
-        return found
+    if own.compares or own.writes or own.continues:
+        found |= _evaluated(model, tokenizer, dataset)
+    return found
+
+
+def learning(own: Config) -> int:
+    """How many parameters learn."""
+    sizes = shapes(specs_of(own))
+    return sum(math.prod(sizes[name]) for name, by in factors(specs_of(own), own).items() if by)
+
+
+def _probed(model, dataset):
+    tokens = lambda images: features(model, images)[1][:, 0]  # noqa: E731
+    return _of_tokens(tokens, model.config, dataset)
+
+
+def _of_tokens(tokens, own, dataset):
+    """What tokens know: of shapes by labels and questions; of names of things, of which a label is
+    learned once a vendor, by the most alike drawing."""
+    if own.data == "shapes":
+        found = probes.by_labels(tokens, own.seed, own.image_size)
+        return found | probes.by_questions(tokens, own.seed, own.image_size)
+    alike = (
+        (split, probes.by_nearest(tokens, dataset.train, pairs)["exact"])
+        for split, pairs in dataset.evaluations.items()
+    )
+    return {f"nearest_{split}": value for split, value in alike}
+
+
+def _evaluated(model, tokenizer, dataset):
+    found, own = {}, model.config
     by = () if own.compares or own.data != "shapes" else ("likelihood",)
-    dataset, gallery = data.load(own), GALLERY.get(own.data, 0)
     for split, pairs in dataset.evaluations.items():
-        given = model, tokenizer, pairs, gallery, known(dataset)
+        given = model, tokenizer, pairs, GALLERY.get(own.data, 0), known(dataset)
         figures, _ = evaluate(*given, draws=0, by=by)
         found |= {f"{short}_{split}": figures[k] for k, short in FIGURES.items() if k in figures}
-        if own.data == "shapes" and split == "held_out" and not own.continues:
+        if own.data == "shapes" and split == "held_out":
             references = [written(pairs, i) for i in range(ORDERED)]
             measure = of_order(model, tokenizer, pairs, references)
             found |= measure(np.ones(len(pairs), np.int64))

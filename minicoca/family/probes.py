@@ -1,5 +1,5 @@
-"""What frozen image tokens are good for, by the same small learners for all: 100 labels, and
-questions. Of drawn shapes."""
+"""What frozen image tokens are good for, by the same small learners for all: 100 labels, questions,
+and the most alike picture. The first two of drawn shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import preset
-from ..data import asked_shapes, shapes
+from ..data import Pairs, asked_shapes, shapes
 from ..data.shapes import Scene
 from ..params import initialise, stream
 from ..tasks import BATCH
@@ -24,6 +24,7 @@ ASPECTS = {
 }
 LABELS, TESTED = 100, 500  # scenes of one thing that a probe learns from, and is tested on
 ASKED, TESTED_ON = 6000, 500  # scenes that are asked about, in training and of each test split
+ALIKE = 6000  # training pictures, at most, of which one is the most alike
 RECIPE = dict(
     task="questions", contrastive_weight=0.0, caption_weight=0.0, optimizer="adamw", pooler="none",
     batch_size=128, steps=600, learning_rate=3e-3, warmup=100, weight_decay=0.05,
@@ -58,9 +59,9 @@ def singles(split: str, count: int, seed: int) -> list[Scene]:
     return list(found())
 
 
-def vectors(tokens: Tokens, scenes: list[Scene], side: int) -> np.ndarray:
-    """The mean token of every scene [n, M]; of patches' pixels, all of them [n, N M]."""
-    found = _seen(tokens, scenes, side)
+def vectors(tokens: Tokens, images: np.ndarray) -> np.ndarray:
+    """The mean token of every image [n, M]; of patches' pixels, all of them [n, N M]."""
+    found = _seen(tokens, images)
     return found.reshape(len(found), -1) if tokens is pixels else found.mean(1)
 
 
@@ -70,7 +71,7 @@ def by_labels(tokens: Tokens, seed: int, side: int) -> dict[str, float]:
     from ..engine.probe import fit_linear
 
     learned, tested = (singles(*of, seed) for of in (("train", LABELS), ("held_out", TESTED)))
-    known, asked = (vectors(tokens, scenes, side) for scenes in (learned, tested))
+    known, asked = (vectors(tokens, _drawn(scenes, side)) for scenes in (learned, tested))
     mean, std = known.mean(0), np.maximum(known.std(0), 1e-6)
     found = {}
     for name, aspect in ASPECTS.items():
@@ -82,6 +83,29 @@ def by_labels(tokens: Tokens, seed: int, side: int) -> dict[str, float]:
         tree = fit_linear(known, labels, len(classes), mean, std)["classifier"]
         scores = asked @ tree["weight"] + tree["bias"]
         found[f"probe_{name}"] = float((scores.argmax(1) == truth).mean())
+    return found
+
+
+def by_nearest(tokens: Tokens, learned: Pairs, tested: Pairs) -> dict[str, float]:
+    """How often a picture is rightly captioned as the most alike picture that was learned from is,
+    by the cosine of what differs from their mean; and, where the split has classes, rightly
+    classified, by those pictures whose caption is a class's."""
+    rows = np.arange(min(ALIKE, len(learned)))
+    known, asked = (
+        vectors(tokens, pairs.batch(of))
+        for pairs, of in ((learned, rows), (tested, np.arange(len(tested))))
+    )
+    mean = known.mean(0)
+    known, asked = (x - mean for x in (known, asked))
+    known /= np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-12)
+    said = [learned.captions[i][0] for i in (asked @ known.T).argmax(1)]
+    found = {"exact": float(np.mean([t in tested.captions[i] for i, t in enumerate(said)]))}
+    if task := tested.zero_shot:
+        classes = {text: i for i, own in enumerate(task.prompts) for text in own}
+        those = np.array([i for i in rows if learned.captions[i][0] in classes])
+        label = np.array([classes[learned.captions[i][0]] for i in those])
+        guessed = label[(asked[task.images] @ known[those].T).argmax(1)]
+        found["zero_shot"] = float((guessed == task.labels).mean())
     return found
 
 
@@ -120,7 +144,7 @@ def asked(seed: int) -> tuple[dict[str, Asked], Tokenizer, tuple[str, ...]]:
 
 def by_questions(tokens: Tokens, seed: int, side: int, steps: int = 0) -> dict[str, float]:
     """How often a text decoder and a head that learn from scratch, on frozen tokens, answer right:
-    all questions, and those whether something is there, of either split. steps: RECIPE's."""
+    all questions, and those of each kind, of either split. steps: RECIPE's."""
     import torch
 
     from ..engine.answers import answer_head, answer_loss
@@ -130,7 +154,7 @@ def by_questions(tokens: Tokens, seed: int, side: int, steps: int = 0) -> dict[s
     from ..params import flatten, specs, tree_map
 
     own, tokenizer, classes = asked(seed)
-    seen = {split: _seen(tokens, of.scenes, side) for split, of in own.items()}
+    seen = {split: _seen(tokens, _drawn(of.scenes, side)) for split, of in own.items()}
     mean, std = (getattr(seen["train"], name)((0, 1)) for name in ("mean", "std"))
     seen = {split: (x - mean) / np.maximum(std, 1e-6) for split, x in seen.items()}
     given = {"image_width": len(mean), "vocabulary": tokenizer.vocab_size, "answers": classes}
@@ -172,7 +196,8 @@ def by_questions(tokens: Tokens, seed: int, side: int, steps: int = 0) -> dict[s
                 right.append(logits(split, rows).argmax(1).numpy() == of.answers[rows])
         right = np.concatenate(right)
         found[f"answers_{split}"] = float(right.mean())
-        found[f"answers_exists_{split}"] = float(right[of.kinds == "exists"].mean())
+        for kind in np.unique(of.kinds):
+            found[f"answers_{kind}_{split}"] = float(right[of.kinds == kind].mean())
     return found
 
 
@@ -222,8 +247,10 @@ def _bits(share):
     return -(share * np.log2(share)).sum()
 
 
-def _seen(tokens, scenes, side):
-    parts = [scenes[i : i + BATCH] for i in range(0, len(scenes), BATCH)]
-    return np.concatenate(
-        [tokens(np.stack([shapes.draw(s, side) for s in part])) for part in parts]
-    )
+def _drawn(scenes, side):
+    return np.stack([shapes.draw(scene, side) for scene in scenes])
+
+
+def _seen(tokens, images):
+    parts = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
+    return np.concatenate([tokens(part) for part in parts])

@@ -84,7 +84,7 @@ class Table:
                 trained(self._settings(first), self.folder / first.name, _quiet)
             trained(self._settings(job), self.folder / job.name, _quiet)
         about = {"seconds": job.seconds, "factor": job.factor}
-        return measured(job.row, self.folder / job.name, job.seed, about)
+        return measured(job.row, self.folder / job.name, self.of, job.seed, about)
 
     def _settings(self, job):
         row = ROWS[job.row]
@@ -147,7 +147,9 @@ class Table:
 def fits(name: str, of: str) -> bool:
     """Whether a row can be made of the data."""
     flags = ROWS[name].flags
-    return of == "shapes" or (flags is not None and "scenes" not in flags)
+    if flags is None:
+        return of == "shapes" or name != "blind"  # there are no questions about others
+    return of == "shapes" or not {"scenes", "noise"} & flags.keys()
 
 
 def _quiet(text):
