@@ -30,6 +30,7 @@ OURS = {
         "numpy", "torch", "minicoca.config", "minicoca.data", "minicoca.engine",
         "minicoca.evaluate", "minicoca.family", "minicoca.files", "minicoca.params",
         "minicoca.relatives", "minicoca.tasks", "minicoca.tokenizer", "minicoca.training",
+        "minicoca.tuning",
     },
     "config.py": {"minicoca.fields", "minicoca.presets"},
     "fields.py": set(),

@@ -20,7 +20,9 @@ from ..evaluate import evaluate, of_order, written
 from ..files import read_json, write_json
 from ..params import shapes
 from ..relatives import settings_of, specs_of
+from ..tasks.language import surprise
 from ..tasks.probe import features
+from ..tasks.word_order import exchanged
 from ..training.checkpoint import (
     CHECKPOINT,
     LOG,
@@ -191,9 +193,28 @@ def _evaluated(model, tokenizer, dataset):
         found |= {f"{short}_{split}": figures[k] for k, short in FIGURES.items() if k in figures}
         if own.data == "shapes" and split == "held_out":
             references = [written(pairs, i) for i in range(ORDERED)]
-            measure = of_order(model, tokenizer, pairs, references)
-            found |= measure(np.ones(len(pairs), np.int64))
+            if own.continues:
+                found |= _order_without(model, tokenizer, references)
+            else:
+                measure = of_order(model, tokenizer, pairs, references)
+                found |= measure(np.ones(len(pairs), np.int64))
     return found
+
+
+def _order_without(model, tokenizer, references):
+    """`of_order` of a model that sees no picture: which of two sentences is likelier a token."""
+    trials = [
+        (text, wrong, kind)
+        for own in references
+        for text in own
+        for kind, wrong in exchanged(text).items()
+        if wrong not in own
+    ]
+    told, wrong, kinds = zip(*trials, strict=True)
+    nats, sizes = surprise(model, tokenizer, told + wrong)
+    true, other = (nats / sizes).reshape(2, -1)
+    won, kinds = true < other, np.array(kinds)
+    return {f"order_{k}_likelihood": float(won[kinds == k].mean()) for k in np.unique(kinds)}
 
 
 def _losses(folder):
