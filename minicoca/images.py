@@ -69,6 +69,10 @@ class ReadError(OSError):
     """A file could not be opened or read; later it may."""
 
 
+class ChangedError(ReadError):
+    """A file holds another picture than it did."""
+
+
 @dataclass(frozen=True)
 class Piece(os.PathLike):
     """A file that lies within another, as an image in a shard: `size` bytes from `start` on. It

@@ -47,6 +47,14 @@ settings.load_profile("minicoca")
 
 
 @pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """For a drive that is away: whoever tests that waits for it."""
+    from minicoca.training import patience
+
+    monkeypatch.setattr(patience, "AWAY", 0)
+
+
+@pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """A run's pictures take longer than its steps here: whoever looks at them draws them."""
     from minicoca.training import run

@@ -17,7 +17,7 @@ from kernel_cases import (
 )  # fmt: skip
 
 SHIFTS = (0, -120, 120)
-NO_WORSE = 1.03  # than a product with keys as they are; 1.2 where a single key is the centre
+NO_WORSE = 1.03  # than a product with keys as they are; with a single key as the centre it is more
 
 
 def error(got, want):

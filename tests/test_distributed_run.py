@@ -1,5 +1,6 @@
 """Runs of several processes: one folder as one process writes it, taken up by any number."""
 
+import hashlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import pytest
 from distributed import ended, said, trained
 from runs import few_shapes, metrics, noisy_pictures, short, silent, tensors  # noqa: F401
 
+from minicoca.__main__ import main
 from minicoca.data.pairs import Pairs
 from minicoca.engine import train as engine_train
 from minicoca.images import ReadError
@@ -80,6 +82,54 @@ def test_a_run_of_several_is_that_of_one_and_is_taken_up_by_any_number(tmp_path,
     same(tmp_path / "whole", folder)
     names = [sorted(path.name for path in (tmp_path / run).iterdir()) for run in ("whole", "parts")]
     assert names[0] == names[1]
+
+
+def seen_in(folder, before=None):
+    """What writes down which pictures a process learns from, step by step."""
+    folder.mkdir(exist_ok=True)
+
+    def told(rank):
+        if before:
+            before(rank)
+        original = engine_train.Trainer.step
+
+        def step(self, number, images, texts):
+            marks = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+            (folder / f"{number:03} {rank}").write_text("\n".join(marks))
+            return original(self, number, images, texts)
+
+        engine_train.Trainer.step = step
+
+    return told
+
+
+def test_shards_are_read_once_an_epoch_by_any_number_that_change_in_its_middle(tmp_path):
+    """Two processes are stopped in an epoch, three in the next, and four end it: every picture once
+    an epoch, in the order of one process, and the weights that it ends with."""
+    source = of_pictures(tmp_path / "pictures", ()).data
+    assert main(["shards", source, "--out", str(tmp_path / "shards"), "--shard-size", "7"]) == 0
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 6
+    config = short(data=str(tmp_path / "shards"), steps=14, batch_size=6, evaluate_every=0)
+    folder, how, out = tmp_path / "parts", dict(taking_up=True), tmp_path / "said"
+    one = trained(1, tmp_path / "whole", out, silent, seen_in(tmp_path / "one"), config)
+    assert ended(one) == [0]
+    first = seen_in(tmp_path / "many", interrupted(3, by=1))
+    assert ended(trained(2, folder, out, silent, first, config)) == [1] * 2
+    second = seen_in(tmp_path / "many", interrupted(8, by=0))
+    assert ended(trained(3, folder, out, silent, second, None, **how)) == [1] * 3
+    third = seen_in(tmp_path / "many")
+    assert ended(trained(4, folder, out, silent, third, None, **how)) == [0] * 4
+    same(tmp_path / "whole", folder)
+    marks = {}
+    for kind in ("one", "many"):
+        steps = sorted((tmp_path / kind).iterdir())
+        marks[kind] = [mark for path in steps for mark in path.read_text().splitlines()]
+    ranks = [sum(path.name.startswith(f"{n:03}") for path in steps) for n in (3, 8, 13)]
+    assert marks["many"] == marks["one"] and ranks == [2, 3, 4]
+    pictures = {*marks["one"]}
+    for epoch in (0, 1):
+        seen = marks["one"][epoch * len(pictures) : (epoch + 1) * len(pictures)]
+        assert len({*seen}) == len(seen) == len(pictures) > 30
 
 
 def of_pictures(folder, damaged):

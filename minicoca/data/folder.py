@@ -26,6 +26,7 @@ from minicoca.data.splits import part_of as part_of
 from minicoca.data.splits import place_of as place_of
 from minicoca.images import (
     WHITE,
+    ChangedError,
     ImageError,
     NoFileError,
     Piece,
@@ -155,7 +156,7 @@ class FolderPairs:
             whole = hashlib.sha256(content).digest()
             same = begins == self._beginnings.setdefault(row, begins)
             if not same or whole != self._digests.setdefault(row, whole):
-                raise ReadError(
+                raise ChangedError(
                     f"{name_of(self.paths[row])} is another picture than when the data set was "
                     "opened; put the first one back, or begin a new run"
                 )

@@ -22,7 +22,7 @@ from minicoca.data.checksums import CHECKSUMS, Checksums, Written, read_checksum
 from minicoca.data.files import Report, digest, is_image
 from minicoca.data.pairs import Dataset
 from minicoca.files import OURS, make_folder, replacing, saving, unfinished, write_all
-from minicoca.images import ImageError, ReadError, decode, name_of, open_image
+from minicoca.images import ChangedError, ImageError, decode, name_of, open_image
 
 NAMES = {"train": "train", "validation": "validation", "held_out": "test"}  # of shards
 MEMBER = 2 * 512  # bytes of a member's header, and what may fill its last block
@@ -180,7 +180,7 @@ def picture_of(sample: Sample, side: int | None) -> tuple[str, bytes]:
     one that is to be smaller and cannot be decoded."""
     path, content = sample.pairs.paths[sample.row], sample.pairs.content(sample.row)
     if len(content) != sample.size:
-        raise ReadError(f"{name_of(path)} is another picture than when the data set was opened")
+        raise ChangedError(f"{name_of(path)} is another picture than when the data set was opened")
     with open_image(io.BytesIO(content), name_of(path)) as image:
         shorter, kind = min(image.size), image.format
     if side is None or shorter <= side:

@@ -19,6 +19,7 @@ from .advice import Adviser
 from .checkpoint import to_run
 from .looks import looked
 from .meter import Meter, of_batch
+from .patience import Patient
 
 LOOK = 256  # validation pairs in a quick look during training
 LOG_EVERY = 10
@@ -39,7 +40,7 @@ def loop(
     adviser = Adviser(config, len(dataset.train), log)
     meter = Meter(trainer, config, lambda step: logs(step, config), ranks)
     pairs, crowded = dataset.train, False
-    pairs = pairs if config.task == "captions" else Looks(pairs)
+    pairs = Patient(pairs if config.task == "captions" else Looks(pairs), asked)
     order = Order(pairs.captions, config.batch_size, config.seed, config.distinct, pairs.same)
 
     def encode(texts, rows, step):

@@ -38,19 +38,19 @@ def files_alone(monkeypatch):
     monkeypatch.setattr(training_run, "make_picture", drawn)
 
 
-def go_on(world, folder, out):
+def go_on(world, folder, out, config):
     """As a person would: resume what there is to resume, else begin again."""
     there = (folder / CHECKPOINT).is_file()
-    given = None if there else short(**CONFIG)
+    given = None if there else config
     codes = ended(trained(world, folder, out, silent, None, given, taking_up=there))
     assert codes == [0] * world, out.read_text()
 
 
-@pytest.mark.parametrize("seed", [0, 1])  # so that two cores share the kills
-def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, files_alone, seed):
+@pytest.mark.parametrize(("seed", "parallel"), [(0, "ddp"), (1, "fsdp")])
+def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, files_alone, seed, parallel):
     """One process or both, wherever they are: in a save, in an exchange, in a step."""
-    done, begun = tmp_path / "whole", time.monotonic()
-    assert ended(trained(2, done, tmp_path / "said", silent, None, short(**CONFIG))) == [0, 0]
+    done, begun, config = tmp_path / "whole", time.monotonic(), short(parallel=parallel, **CONFIG)
+    assert ended(trained(2, done, tmp_path / "said", silent, None, config)) == [0, 0]
     length, draw, killed = time.monotonic() - begun, random.Random(seed), 0
     for number in range(4 * KILLS):  # some find the run at its end
         if killed == KILLS:
@@ -58,7 +58,7 @@ def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, files_alon
         folder, out = tmp_path / f"struck {number}", tmp_path / f"said {number}"
         who, after = draw.choice([(0,), (1,), (0, 1)]), draw.uniform(0.02, length)
         begun = time.monotonic()
-        pids = trained(2, folder, out, silent, None, short(**CONFIG))
+        pids = trained(2, folder, out, silent, None, config)
         while not folder.exists() and time.monotonic() - begun < 60:
             time.sleep(0.01)  # until they have met: of one that never came, torchrun tells
         time.sleep(after)
@@ -72,7 +72,7 @@ def test_a_kill_at_any_moment_of_a_run_of_two_loses_nothing(tmp_path, files_alon
             trial("kills at any moment of a run of two processes")
         folder.mkdir(exist_ok=True)
         if names(folder) != names(done):
-            go_on(2, folder, out)
+            go_on(2, folder, out, config)
         assert same(done, folder) and names(folder) == names(done), number
     assert killed == KILLS
 
@@ -101,7 +101,7 @@ def test_a_kill_in_a_save_of_two_loses_nothing(tmp_path, files_alone, by):
             if -9 in codes:
                 trial("kills at a system call of a save of two processes")
             assert codes in ([-9, 1], [0, 0], [-9, 0]) if by == 0 else codes == [0, 0]
-            go_on(2, folder, out) if names(folder) != names(done) else None
+            go_on(2, folder, out, short(**CONFIG)) if names(folder) != names(done) else None
             assert same(done, folder), (call, number)
 
 
