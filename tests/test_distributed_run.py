@@ -108,7 +108,7 @@ def test_shards_are_read_once_an_epoch_by_any_number_that_change_in_its_middle(t
     an epoch, in the order of one process, and the weights that it ends with."""
     source = of_pictures(tmp_path / "pictures", ()).data
     assert main(["shards", source, "--out", str(tmp_path / "shards"), "--shard-size", "7"]) == 0
-    assert len(list((tmp_path / "shards").glob("*.tar"))) == 6
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 8
     config = short(data=str(tmp_path / "shards"), steps=14, batch_size=6, evaluate_every=0)
     folder, how, out = tmp_path / "parts", dict(taking_up=True), tmp_path / "said"
     one = trained(1, tmp_path / "whole", out, silent, seen_in(tmp_path / "one"), config)
