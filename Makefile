@@ -27,7 +27,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-train-emoji: $(EMOJI_INSTALLED) data/emoji/fetched  ## train on real drawings: 12 to 15 minutes
+train-emoji: $(EMOJI_INSTALLED) data/emoji/fetched  ## train on real drawings: 9 to 15 minutes
 	$(BIN)/python -m minicoca train --preset emoji
 
 $(INSTALLED): pyproject.toml constraints.txt

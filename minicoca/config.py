@@ -236,6 +236,11 @@ class Config:
         return self._teaches("tokens")
 
     @property
+    def reads(self):
+        """Whether it learns anything from texts."""
+        return any(map(self._teaches, ("compare", "write", "match", "continue")))
+
+    @property
     def has_vit(self):
         """Whether its image tower is CoCa's, to be looked into and written for other programs."""
         return self._teaches("vit")

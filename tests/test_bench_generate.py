@@ -66,7 +66,7 @@ def test_memory_is_of_a_fresh_process():
         (["--preset", "tiny", "--tokens", "24"], "--tokens 24: tiny writes at most 23"),
         (["--tokens", "1"], "--tokens 1: at least 2"),
         (["--tokens", "0"], "--tokens 0: at least 1"),
-        (["--beams", "0"], "--beams 0: at least 1"),
+        (["--beams", "1"], "--beams 1: at least 2"),
     ],
 )
 def test_what_cannot_be_timed_is_said_in_a_line(flags, message, capsys, monkeypatch):

@@ -36,8 +36,9 @@ def run(arguments):
 
     for flag in ("repeats", "batch_size", "tokens", "beams"):
         value = getattr(arguments, flag)
-        if value is not None and not 1 <= value <= MOST:
-            limit = f"at least 1 and at most {MOST:,}"
+        least = 1 + (flag == "beams")  # one is greedy, which is timed beside them
+        if value is not None and not least <= value <= MOST:
+            limit = f"at least {least} and at most {MOST:,}"
             raise Usage(f"--{flag.replace('_', '-')} {value}: {limit}")
     if not all(1 <= count <= MOST for count in arguments.workers):
         raise Usage(f"--workers {min(arguments.workers)}: at least 1 and at most {MOST:,}")

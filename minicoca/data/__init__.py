@@ -25,9 +25,13 @@ def load(config):
             exclude=tuple(filter(None, config.exclude.split(","))),
             unseen_names=config.unseen_names,
         )
-    from . import folder
+    from . import alone, folder
 
-    return folder.of(config, config.caption_column, template=config.class_template)
+    if config.continues and alone.is_texts(config.data):
+        how = {"held_out": config.held_out_part, "validation": config.validation_part}
+        return alone.texts(config.data, config.image_size, seed=config.seed, **how)
+    find = None if config.reads else alone.images
+    return folder.of(config, config.caption_column, template=config.class_template, find=find)
 
 
 def _questions(config):

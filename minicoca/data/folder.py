@@ -328,8 +328,12 @@ def nothing_left(source: Path, root: Path, errors: list[ImageError], how: Readin
     where = f"; paths begin in {root} (--image-root)" if missing else ""
     often = sorted(report.named.items(), key=lambda item: -len(item[1]))[:2]
     lost = "; ".join(f"{len(them)} {reason}, as {clip(them[0], 120)}" for reason, them in often)
-    return f"{clip(str(source))}: no image with a {how.what} can be used{where}" + (
-        lost and f". {lost}"
+    beside = f" with a {how.what}" if how.what else ""
+    hint = how.what == "caption" and source.is_dir()
+    return (
+        f"{clip(str(source))}: no image{beside} can be used{where}"
+        + (lost and f". {lost}")
+        + ("; without captions, --objective mae, simmim and simclr learn" if hint else "")
     )
 
 

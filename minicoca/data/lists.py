@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from minicoca.data.files import TEXT_SUFFIX
 from minicoca.data.objects import LINES, begins_as_json, is_json_lines, read_json, read_json_lines
 from minicoca.data.parquet import PARQUET, read_parquet
 from minicoca.data.records import Reading, Record
@@ -35,9 +36,10 @@ def records(path: Path, reading: Reading) -> Iterator[Record]:
     if is_table(path, reading):
         return read_table(path, reading)
     kinds = ", ".join((*LISTS, ".tar"))
+    texts = "; a text a line is what --objective gpt learns from" * (suffix == TEXT_SUFFIX)
     raise ValueError(
         f"{name_of(path)} is neither a folder nor one of {kinds}, nor does its first line name "
-        "columns; rename or convert it"
+        f"columns; rename or convert it{texts}"
     )
 
 

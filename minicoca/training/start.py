@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 
 from .. import data, memory, params
-from ..config import Config
+from ..config import BUILT_IN, Config, preset
 from ..data.questions import classes
 from ..relatives import specs_of
 from ..tasks.questions import left_out
@@ -48,6 +48,10 @@ def start(config, folder, say, tokenizer=None, ranks=None):
     if config.init:
         weights, tokenizer = first_weights(config, say)
         earlier = read_config(config.init)
+        if not (earlier.reads or earlier.data in BUILT_IN):  # it may have seen no words
+            tokenizer = None
+            if config.vocabulary == earlier.vocabulary:
+                config = replace(config, vocabulary=preset(earlier.preset).vocabulary)
     dataset = data.load(config)
     texts = all_captions(dataset)
     if weights and config.task != "captions":
