@@ -7,6 +7,7 @@ from minicoca.data import Pairs, shapes
 from minicoca.evaluate import of_order
 from minicoca.tasks import word_order
 from minicoca.tasks.word_order import exchanged, preferences
+from minicoca.training.checkpoint import find_run, load_model
 
 EXCHANGED = {
     "a small red cross left of a large black ring": {
@@ -52,6 +53,23 @@ def test_exchanges_of_shapes_are_false_of_the_scene():
             or len({t.colour for t in scene.things}) == 1
         )
         assert shapes.caption(scene) not in found.values() and len(truths) > 150
+
+
+@pytest.mark.parametrize("split", ["held_out", "compositional"])
+def test_the_model_that_comes_along_reads_order(split):
+    """By the likelihood always, by the cosine mostly; and not of a picture that is not shown."""
+    model, tokenizer = load_model(find_run("shapes"))
+    scenes = shapes.scenes(split, 60)
+    images = np.stack([shapes.draw(scene, 32) for scene in scenes])
+    texts = [[shapes.caption(scene)] for scene in scenes]
+    pairs = Pairs(images, tuple(map(tuple, texts)))
+    found = of_order(model, tokenizer, pairs, texts)(np.ones(60, np.int64))
+    kinds = ("left_right", "above_below", "colours", "things")
+    assert [found[f"order_{kind}_likelihood"] for kind in kinds] == [1.0] * 4
+    assert min(found[f"order_{kind}_cosine"] for kind in kinds) > 0.8
+    other = of_order(model, tokenizer, Pairs(images[::-1], pairs.captions), texts)
+    blind = other(np.ones(60, np.int64))
+    assert np.mean([blind[f"order_{kind}_likelihood"] for kind in kinds]) < 0.85
 
 
 class Config:
