@@ -229,6 +229,28 @@ def test_fused_attention_keeps_what_grows_with_the_tokens_not_their_square():
     assert own == [4 * T * (16 + 1) for T in (64, 128)]  # the result and an LSE a query
 
 
+def test_losses_and_pooling_keep_statistics_and_no_squares():
+    """InfoNCE three numbers a pair, the pooler two a head and token and two a token; the sigmoid
+    loss, whose gradients are made at once, these."""
+    from minicoca.kernels.attention_pool import attention_pool
+    from minicoca.kernels.info_nce import info_nce
+    from minicoca.kernels.sigmoid import sigmoid_loss
+
+    scale, bias = (torch.tensor(x, requires_grad=True) for x in (9.0, -3.0))
+    for B in (32, 64):
+        pairs = [torch.nn.functional.normalize(torch.randn(B, 16), dim=1) for _ in range(2)]
+        pairs = [x.requires_grad_() for x in pairs]
+        calls = {
+            4 * 3 * B: (info_nce, *pairs, scale),
+            4 * (2 * B * 16 + 2): (sigmoid_loss, *pairs, scale, bias),
+        }
+        tokens, asks = torch.randn(2, B, 24, requires_grad=True), torch.randn(3, 24)
+        calls[4 * (2 * 2 * 3 * B + 2 * 2 * B)] = attention_pool, tokens, asks.requires_grad_()
+        for own, (op, *given) in calls.items():
+            everything, held = measure.kept(lambda op=op, given=given: [op(*given)], given)
+            assert everything - held == own, op
+
+
 def test_what_does_not_fit_in_float32_is_compared_with_ours():
     from minicoca.kernels.bench import suite
 
