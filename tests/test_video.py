@@ -15,10 +15,12 @@ import minicoca
 from minicoca import __main__ as cli
 from minicoca.data import labelled_videos, moving, video
 from minicoca.data.files import Report
+from minicoca.data.shapes import PLACES
 from minicoca.images import ImageError
 from minicoca.tasks.files import embed
-from minicoca.tasks.probe import features_of, fitted, right
+from minicoca.tasks.probe import features, features_of, fitted, right
 from minicoca.tasks.videos import embed_videos
+from minicoca.training.checkpoint import find_run, load_model
 
 SIDE = 8
 
@@ -244,6 +246,29 @@ def test_which_way_it_went_needs_the_order_of_frames():
     blind, axis = ways("unordered")
     assert told >= 0.95
     assert axis >= 0.9 and blind < 0.68
+
+
+def found_first(frames, count=400):
+    """How often the clip that is nearest to what is said of a thing shows that thing, and how many
+    things there are. frames: those whose vectors' mean is the clip's."""
+    model = minicoca.load("shapes")
+    core = load_model(find_run("shapes"))[0]
+    clips = moving.Clips("held_out", count, 32, 0).batch(range(count))
+    vectors, _ = features(core, clips[:, frames], False)
+    things = [moving.clip("held_out", i)[0][0].things[0] for i in range(count)]
+    named = np.array([f"a {own.size} {own.colour} {own.shape}" for own in things])
+    best = {
+        name: (vectors @ model.embed_texts([f"{name} {place}" for place in PLACES]).T).max(1)
+        for name in {*named}
+    }
+    return np.mean([named[scores.argmax()] == name for name, scores in best.items()]), len(best)
+
+
+def test_what_moves_is_found_by_the_mean_of_its_frames():
+    """Far above chance; and better by a frame than by the mean, since these vectors say where a
+    thing is, and a mean of places is another place, or none."""
+    (mean, things), (one, _) = found_first(slice(None)), found_first(slice(4, 5))
+    assert things > 100 and 0.5 < mean < one < 0.8
 
 
 # --- commands --------------------------------------------------------------------------------
