@@ -177,11 +177,16 @@ def test_a_signal_as_soon_as_it_is_listened_for_is_heard(monkeypatch):
             handler(number, None)
         return before
 
-    monkeypatch.setattr(loop.signal, "signal", struck)
-    handlers = [signal.getsignal(number) for number in loop.POLITE]
-    with loop.asked_to_stop(answer=b"") as asked:
-        assert asked == loop.POLITE
-    assert [signal.getsignal(number) for number in loop.POLITE] == handlers
+    before = [real(number, signal.default_int_handler) for number in loop.POLITE]  # under nohup too
+    try:
+        monkeypatch.setattr(loop.signal, "signal", struck)
+        with loop.asked_to_stop(answer=b"") as asked:
+            assert asked == loop.POLITE
+        handlers = {signal.getsignal(number) for number in loop.POLITE}
+        assert handlers == {signal.default_int_handler}
+    finally:
+        for number, handler in zip(loop.POLITE, before, strict=True):
+            real(number, handler)
 
 
 def test_who_may_not_listen_for_signals_goes_on_without():

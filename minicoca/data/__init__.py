@@ -30,8 +30,8 @@ def load(config):
     if config.continues and alone.is_texts(config.data):
         how = {"held_out": config.held_out_part, "validation": config.validation_part}
         return alone.texts(config.data, config.image_size, seed=config.seed, **how)
-    find = None if config.reads else alone.images
-    return folder.of(config, config.caption_column, template=config.class_template, find=find)
+    how = {} if config.reads else {"find": alone.images}
+    return folder.of(config, config.caption_column, template=config.class_template, **how)
 
 
 def _questions(config):

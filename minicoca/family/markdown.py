@@ -145,7 +145,7 @@ def _cost(found, pace):
         steps += f" after {ROWS[row.begins].label}" if row.begins else ""
         milliseconds = f"{1e3 * pace['seconds'][name]:.1f}"
         rates = " ".join(f"{rate:g}" for rate in sorted({one["learning_rate"] for one in own}))
-        sizes = (f"{own[0][name]:,}" for name in ("parameters", "learning"))
+        sizes = (f"{own[0][n]:,}" if n in own[0] else "-" for n in ("parameters", "learning"))
         yield _line([row.label, *sizes, milliseconds, rates, steps])
     yield ""
 
