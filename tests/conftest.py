@@ -47,7 +47,7 @@ settings.load_profile("minicoca")
 
 
 @pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
+def no_patience(monkeypatch):
     """For a drive that is away: whoever tests that waits for it."""
     from minicoca.training import patience
 

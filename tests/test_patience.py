@@ -3,6 +3,9 @@ ours, so nobody waits here."""
 
 import errno
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,27 +14,38 @@ from runs import few_shapes, short, silent, tensors  # noqa: F401
 from minicoca.data.pairs import Pairs
 from minicoca.images import ChangedError, ReadError
 from minicoca.params import flatten
-from minicoca.training import loop, patience
+from minicoca.training import patience
 from minicoca.training.loop import Stopped
 from minicoca.training.patience import Patient
+from minicoca.training.run import resume
 
 GONE = ReadError(f"a.png cannot be read: {os.strerror(errno.EIO)}")
 
 
-class Clock:
-    """Time that passes only while somebody sleeps."""
+AWAY = patience.AWAY
 
-    def __init__(self, monkeypatch, away=90.0):
-        self.now = 1000.0
+
+class Clock:
+    """Time that passes only while somebody waits."""
+
+    def __init__(self, monkeypatch, away=AWAY):
+        self.now, self.over = 1000.0, False
         monkeypatch.setattr(patience, "time", self)
+        monkeypatch.setattr(patience, "Event", lambda: self)
         monkeypatch.setattr(patience, "AWAY", away)
 
     def monotonic(self):
         return self.now
 
-    def sleep(self, seconds):
+    def wait(self, seconds):
         assert 0 < seconds <= 5
         self.now += seconds
+
+    def set(self):
+        self.over = True
+
+    def is_set(self):
+        return self.over
 
 
 class Drive:
@@ -84,15 +98,30 @@ def test_what_will_not_come_back_is_not_waited_for(monkeypatch, capsys):
     assert clock.now == 1000 and not capsys.readouterr().err
 
 
+def test_a_minute_is_waited_for():
+    assert AWAY > 60
+
+
+def test_once_a_run_has_ended_for_another_reason_nobody_waits(monkeypatch):
+    """In truth: the thread that reads ahead ends as soon as the run does."""
+    monkeypatch.setattr(patience, "AWAY", 60)
+    clock, begun = SimpleNamespace(now=0.0), time.monotonic()
+    patient = Patient(Drive(clock, 1e9))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(Stopped), patient:
+        reading = pool.submit(patient.batch, [0])
+        raise Stopped("the loss is nan")
+    assert isinstance(reading.exception(), ReadError) and time.monotonic() - begun < 20
+
+
 def test_a_run_that_is_to_stop_does_not_wait_on(monkeypatch):
     clock, asked = Clock(monkeypatch), []
-    drive, sleep = Drive(clock, 60), clock.sleep
+    drive, wait = Drive(clock, 60), clock.wait
 
     def struck(seconds):
-        sleep(seconds)
+        wait(seconds)
         asked.append(2)
 
-    clock.sleep = struck
+    clock.wait = struck
     with pytest.raises(ReadError):
         Patient(drive, asked).batch([0])
     assert drive.tries == 2
@@ -131,4 +160,4 @@ def test_a_run_ends_with_a_checkpoint_where_it_stays_away(tmp_path, monkeypatch)
     away_from(monkeypatch, clock, 6, 1000)
     with pytest.raises(Stopped, match="a.png cannot be read.*--resume"):
         silent(short(steps=8, evaluate_every=0), tmp_path / "run")
-    assert clock.now == 1090 and loop.Patient is Patient
+    assert clock.now == 1000 + AWAY and resume(tmp_path / "run", print)[-1]["step"] >= 4

@@ -42,7 +42,7 @@ def run(arguments):
             say(describe(settings.image_size, settings.emoji_sources))
         raise
     found = survey(dataset, settings)
-    if dataset.name == "emoji":
+    if dataset.name == settings.data == "emoji":
         from ..data.emoji import pixel_nearest_neighbour
 
         found["pixel_nearest_neighbour"] = pixel_nearest_neighbour(dataset)

@@ -4,43 +4,66 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from minicoca.data.files import TEXT_SUFFIX, Report, files_below, is_image
-from minicoca.data.folders import lines_of
+from minicoca.data.folders import lines_of, read_folder
 from minicoca.data.layouts import records_of
 from minicoca.data.pairs import Dataset, Pairs
-from minicoca.data.records import Reading, Record, split_in
+from minicoca.data.records import PLACEHOLDER, Reading, Record, gathered, split_in
 from minicoca.data.shards import is_pattern
 from minicoca.data.splits import split_names
+from minicoca.data.tables import is_table, is_token_list
 from minicoca.words import clean
-
-WORD = "picture"  # the caption of what has none; nobody reads it
 
 
 def images(source: Path, reading: Reading) -> tuple[Path, str | None, Iterable[Record]]:
-    """As layouts.records_of, for `folder.load`: of a folder all images, whatever stands beside
-    them; of lists and shards those that they name."""
-    if is_pattern(source) or not os.path.isdir(source):
-        return records_of(source, reading)
-    reading.kind, reading.what = "images alone", ""
-    return reading.root or source, "", _images_below(source, reading)
+    """As layouts.records_of, where captions are not asked for: of a folder with pictures in it all
+    of them, whatever stands beside them; of lists and shards those that they name."""
+    reading.what = ""
+    if not is_pattern(source) and os.path.isdir(source):
+        paths = [path for path in files_below(source, reading.report) if is_image(path)]
+        if paths:
+            reading.kind = "images alone"
+            return source, "", _records(source, paths, reading)
+    return records_of(source, reading)
 
 
-def _images_below(folder: Path, reading: Reading) -> Iterator[Record]:
-    paths = [path for path in files_below(folder, reading.report) if is_image(path)]
-    tops = {path: path.relative_to(folder).parts[:-1][:1] for path in paths}
-    divided = all(own and split_in(own[0]) for own in tops.values())
+def _records(folder: Path, paths: list[Path], reading: Reading) -> Iterator[Record]:
+    """An image that says nothing of its split is trained on where others say theirs."""
+    splits = _splits(folder, paths, reading)
     for path in paths:
-        split = split_in(tops[path][0]) if divided else None
-        yield Record(path.relative_to(folder).as_posix(), WORD, str(path), split)
+        name = path.relative_to(folder).as_posix()
+        if splits and name not in splits:
+            reading.report.add("images trained on, since others alone name a split", str(path))
+        given = splits.get(name, "train") if splits else None
+        yield Record(name, PLACEHOLDER, str(path), given)
+
+
+def _splits(folder: Path, paths: list[Path], reading: Reading) -> dict[str, str]:
+    """{image: split} as the same folder is divided where captions are asked for, by a list in it or
+    by folders; else by what the folders of images are called, if they name several splits."""
+    probe = replace(reading, report=Report(), pieces={}, classes={})
+    with suppress(ValueError):
+        _, given = gathered(read_folder(folder, probe), probe)
+        if given:
+            return {os.path.normpath(name): part for name, part in given.items()}
+    homes = {path: path.relative_to(folder) for path in paths}
+    found = {own.as_posix(): split_in(own.parent.as_posix()) for own in homes.values()}
+    several = len({*found.values()} - {None}) > 1
+    return {name: part for name, part in found.items() if part} if several else {}
 
 
 def is_texts(source: str) -> bool:
-    """Whether a source of data is texts alone, by its name."""
-    return Path(source).suffix.lower() == TEXT_SUFFIX
+    """Whether a source of data is texts alone: a text file, and no list of captions."""
+    path = Path(source)
+    if path.suffix.lower() != TEXT_SUFFIX or path.is_dir():
+        return False
+    return not path.exists() or not (is_token_list(path) or is_table(path, Reading(Report())))
 
 
 def texts(

@@ -329,11 +329,11 @@ def nothing_left(source: Path, root: Path, errors: list[ImageError], how: Readin
     often = sorted(report.named.items(), key=lambda item: -len(item[1]))[:2]
     lost = "; ".join(f"{len(them)} {reason}, as {clip(them[0], 120)}" for reason, them in often)
     beside = f" with a {how.what}" if how.what else ""
-    hint = how.what == "caption" and source.is_dir()
+    bare = "rows without a caption left out" in report.named and not errors
     return (
         f"{clip(str(source))}: no image{beside} can be used{where}"
         + (lost and f". {lost}")
-        + ("; without captions, --objective mae, simmim and simclr learn" if hint else "")
+        + ("; simclr, mae and simmim (--objective) learn from images alone" if bare else "")
     )
 
 

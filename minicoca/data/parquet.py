@@ -32,7 +32,7 @@ def read_parquet(path: Path, reading: Reading) -> Iterator[Record]:
             names = list(table.schema_arrow.names)
             wanted = [name for name in reading.columns(names, where) if name]
             number = 0
-            for batch in table.iter_batches(ROWS, columns=wanted):
+            for batch in table.iter_batches(ROWS, columns=[*dict.fromkeys(wanted)]):
                 for row in batch.to_pylist():
                     number += 1
                     yield record_of(row, wanted, f"{where}, row {number}")

@@ -29,6 +29,7 @@ SPLITS = {
     **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
     **dict.fromkeys(("held_out", "test", "testing"), "held_out"),
 }
+PLACEHOLDER = "picture"  # the caption of every image, where none is asked for
 MOST_DIGITS = 1000  # of an integer; what has more is kept as it is written
 
 
@@ -49,7 +50,7 @@ class Reading:
     template: of a class folder's caption, with {} for the name of the class.
     root: what paths are relative to; None: the list's own folder.
     what, known: what stands beside an image, and the names by which its column is known. Of labels,
-        whole numbers may be names.
+        whole numbers may be names. what "": nothing is asked for beside it.
     """
 
     report: Report
@@ -70,14 +71,17 @@ class Reading:
         return self.what == "label"
 
     def columns(self, names: Sequence[str] | dict, where: str) -> tuple[str, str, str]:
-        """The names of the columns of images, captions and splits; the last may be empty. Raises
-        ValueError where one is missing."""
+        """The names of the columns of images, captions and splits; the last may be empty. Where no
+        captions are asked for the second is the first. Raises ValueError where one is missing."""
         image = pick(names, IMAGE_COLUMNS, self.image, "image", where, self.report)
-        return image, *self.said_of(names, where)
+        caption, split = self.said_of(names, where)
+        return image, caption or image, split
 
     def said_of(self, names: Sequence[str] | dict, where: str) -> tuple[str, str]:
         """`columns`, but that of images."""
-        caption = pick(names, self.known, self.caption, self.what, where, self.report)
+        caption = ""
+        if self.what:
+            caption = pick(names, self.known, self.caption, self.what, where, self.report)
         known = [name for name in SPLIT_COLUMNS if name in names and not self.split]
         split = pick(names, (), self.split, "split", where, self.report) if self.split else ""
         return caption, split or "".join(known[:1])
@@ -92,7 +96,7 @@ class Reading:
         """(captions, split) of a JSON object that belongs to an image. Raises ValueError."""
         fields = is_object(entry, where, '{"caption": "a cat"}')
         caption, split = self.said_of(fields, where)
-        return fields[caption], fields[split] if split else None
+        return fields[caption] if caption else "", fields[split] if split else None
 
 
 def is_object(entry: object, where: str, example: str) -> dict:
@@ -136,7 +140,7 @@ def gathered(
     for name, texts, where, split in records:
         if reading.labels and type(texts) is int:
             texts = str(texts)
-        cleaned = clean_all(texts, where, report)
+        cleaned = clean_all(texts, where, report) if reading.what else [PLACEHOLDER]
         if not isinstance(name, str | None):
             raise ValueError(f"{where}: image must be a path: {brief(name)}")
         if not isinstance(split, str | None):

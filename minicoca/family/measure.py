@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,8 +17,7 @@ from ..config import Config
 from ..data.order import Order, batches
 from ..evaluate import evaluate, of_order, written
 from ..files import read_json, write_json
-from ..params import shapes
-from ..relatives import settings_of, specs_of
+from ..relatives import settings_of
 from ..tasks.language import surprise
 from ..tasks.probe import features
 from ..tasks.word_order import exchanged
@@ -35,7 +33,7 @@ from ..training.checkpoint import (
 from ..training.log import Log, machine
 from ..training.run import GALLERY, train
 from ..training.start import start
-from ..tuning import factors
+from ..tuning import learning
 from . import probes
 from .rows import ROWS, Row
 
@@ -88,7 +86,7 @@ def paces(configs: Mapping[str, Config], rounds: int = 5, steps: int = 12) -> di
 def _stepping(own, folder, steps):
     few = replace(own, scenes=min(own.scenes, 2000), init_parts="", init_decay=1.0)
     trainer, tokenizer, dataset, few = start(few, folder, lambda text: None)
-    order = Order(dataset.train.captions, few.batch_size, few.seed, few.distinct)
+    order = Order(dataset.train.captions, few.batch_size, few.seed, few.distinct and few.reads)
     encode = lambda texts, rows, step: tokenizer.encode(texts, few.text_length)  # noqa: E731
     for step, images, texts in batches(dataset.train, order, encode, 0, steps):
         trainer.step(step, images, texts)
@@ -160,12 +158,6 @@ def _of_run(folder):
     return found
 
 
-def learning(own: Config) -> int:
-    """How many parameters learn."""
-    sizes = shapes(specs_of(own))
-    return sum(math.prod(sizes[name]) for name, by in factors(specs_of(own), own).items() if by)
-
-
 def _probed(model, dataset):
     tokens = lambda images: features(model, images)[1][:, 0]  # noqa: E731
     return _of_tokens(tokens, model.config, dataset)
@@ -194,14 +186,14 @@ def _evaluated(model, tokenizer, dataset):
         if own.data == "shapes" and split == "held_out":
             references = [written(pairs, i) for i in range(ORDERED)]
             if own.continues:
-                found |= _order_without(model, tokenizer, references)
+                found |= _order_unseen(model, tokenizer, references)
             else:
                 measure = of_order(model, tokenizer, pairs, references)
                 found |= measure(np.ones(len(pairs), np.int64))
     return found
 
 
-def _order_without(model, tokenizer, references):
+def _order_unseen(model, tokenizer, references):
     """`of_order` of a model that sees no picture: which of two sentences is likelier a token."""
     trials = [
         (text, wrong, kind)

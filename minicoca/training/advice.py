@@ -235,7 +235,7 @@ def rate_too_low(seen: Seen) -> str | None:
 
 def same_pictures(seen: Seen) -> str | None:
     records = [record for record in seen.last if "pixel_mean" in record]
-    if len(records) < LEAST or seen.config.hide == "image":
+    if len(records) < LEAST or seen.config.hide == "image" or seen.config.continues:
         return None
     means = [record["pixel_mean"] for record in records]
     if not any(record["pixel_spread"] for record in records):

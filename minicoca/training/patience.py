@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -11,24 +12,31 @@ from tqdm import tqdm
 from ..images import ChangedError, ReadError
 
 AWAY = 90.0  # seconds, by a clock that does not jump, that what cannot be read is waited for
-PAUSES = 0.5, 5.0  # seconds before it is tried again: the first, each then twice the last, the most
+PAUSES = 0.5, 2.0  # seconds before it is tried again: the first, each then twice the last, the most
 
 
 class Patient:
-    """Pairs whose `batch` is asked for again while it cannot be read, for AWAY seconds at most.
+    """Pairs whose `batch` is asked for again while it cannot be read, for AWAY seconds at most; for
+    a `with`, at whose end nobody waits any longer.
 
-    stop: not empty once the run is to end, which it then does without waiting on. What can be read,
-    and is another picture than it was, is not waited for.
+    asked: not empty once this process is asked to stop, which it then does without waiting on. What
+    can be read, and is another picture than it was, is not waited for.
     """
 
-    def __init__(self, pairs: Any, stop: Sequence[int] = ()):
-        self._pairs, self._stop = pairs, stop
+    def __init__(self, pairs: Any, asked: Sequence[int] = ()):
+        self._pairs, self._asked, self._over = pairs, asked, Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pairs, name)
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    def __enter__(self) -> "Patient":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
 
     def batch(self, indices: np.ndarray) -> np.ndarray:
         since, pause = None, PAUSES[0]
@@ -39,11 +47,12 @@ class Patient:
             except ReadError as error:
                 since = since or time.monotonic()
                 left = since + AWAY - time.monotonic()
-                if isinstance(error, ChangedError) or left <= 0 or self._stop:
+                ends = left <= 0 or self._asked or self._over.is_set()
+                if ends or isinstance(error, ChangedError):
                     raise
                 if pause == PAUSES[0]:
                     _say(f"{error}; training waits for it, {AWAY:.0f} s at most")
-                time.sleep(min(pause, left))
+                self._over.wait(min(pause, left))
                 pause = min(2 * pause, PAUSES[1])
         if since:
             _say(f"it can be read again, after {time.monotonic() - since:.0f} s")

@@ -283,7 +283,7 @@ def finish(model, tokenizer, dataset, config, folder, seconds, say=print, about=
         "folder": str(folder),
         "samples": [],
     }
-    if dataset.name == "emoji":
+    if dataset.name == config.data == "emoji":
         from ..data.emoji import pixel_nearest_neighbour
 
         found = pixel_nearest_neighbour(dataset)

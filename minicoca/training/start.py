@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 
 from .. import data, memory, params
-from ..config import BUILT_IN, Config, preset
+from ..config import Config
 from ..data.questions import classes
 from ..relatives import specs_of
 from ..tasks.questions import left_out
@@ -11,6 +11,8 @@ from ..tokenizer import Tokenizer
 from ..tuning import grow, move_positions, named
 from ..words import clean
 from .checkpoint import TOKENIZER, all_captions, read_config, read_weights, trainer_of
+
+ENOUGH = 8000  # tokens, at most, of a person's own captions, where no number is given
 
 
 def make_trainer(tree, config, ranks=None):
@@ -46,16 +48,17 @@ def start(config, folder, say, tokenizer=None, ranks=None):
     weights = None
     check_init(config)
     if config.init:
-        weights, tokenizer = first_weights(config, say)
         earlier = read_config(config.init)
-        if not (earlier.reads or earlier.data in BUILT_IN):  # it may have seen no words
+        weights, tokenizer = first_weights(config, say)
+        if not earlier.reads and config.data != earlier.data:  # its words, if any, are not these
             tokenizer = None
             if config.vocabulary == earlier.vocabulary:
-                config = replace(config, vocabulary=preset(earlier.preset).vocabulary)
+                config = replace(config, vocabulary=ENOUGH)
     dataset = data.load(config)
     texts = all_captions(dataset)
     if weights and config.task != "captions":
         tokenizer = with_words(tokenizer, texts, say)
+    given = tokenizer
     tokenizer = tokenizer or Tokenizer.train(
         texts, config.vocabulary, config.tokenizer, config.fold, say=say
     )
@@ -69,7 +72,7 @@ def start(config, folder, say, tokenizer=None, ranks=None):
         say(f"{folded:,} captions are folded ({by}): case and letters are not kept as written")
     if unknown := tokenizer.unknown_share(texts):
         share = f"{unknown:.1%}" if unknown > 0.001 else "under 0.1%"
-        advice = "the run that --init names had others" if weights else "more fit in --vocabulary"
+        advice = "the run that --init names had others" if given else "more fit in --vocabulary"
         say(f"{share} of the words are unknown to the tokenizer; {advice}")
     rows = len(getattr(dataset.train, "looks", dataset.train))
     if config.batch_size > rows:
@@ -147,6 +150,8 @@ def first_weights(config, say):
     model = () if config.init_parts else model  # what begins anew may be of any size
     before = replace(earlier, **{name: getattr(config, name) for name in model})
     before = replace(before, image_size=earlier.image_size)
+    if not earlier.reads:  # what it never used may be of any size
+        before = replace(before, vocabulary=earlier.vocabulary)
     weights, tokenizer = read_weights(config.init, before, say)
     if sides[0] != sides[1]:
         say("positions of {0} x {0} patches are interpolated to {1} x {1}".format(*sides))

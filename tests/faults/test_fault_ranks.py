@@ -69,10 +69,10 @@ def commanded(folder, out, before=None, *words):
 
 
 def test_a_signal_at_any_stage_ends_both_and_nothing_is_lost(tmp_path, monkeypatch):
-    """Ctrl-C, which both hear; a kill of the first; a terminal that is closed for the other."""
+    """Ctrl-C, which both hear; a kill of the first; a kill of the other."""
     monkeypatch.chdir(tmp_path)
     assert commanded(Path("whole"), tmp_path / "said") == [0, 0]
-    kinds = cycle([(signal.SIGINT, (0, 1)), (signal.SIGTERM, (0,)), (signal.SIGHUP, (1,))])
+    kinds = cycle([(signal.SIGINT, (0, 1)), (signal.SIGTERM, (0,)), (signal.SIGTERM, (1,))])
     for stage, (where, name) in stages(monkeypatch).items():
         number, who = next(kinds) if stage in COMMON else (signal.SIGTERM, (0,))
         run, out = Path(stage.replace(" ", "-")), tmp_path / f"said {stage}"
