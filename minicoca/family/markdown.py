@@ -56,7 +56,7 @@ def tables(found: Sequence[dict[str, Any]], of: str, pace: dict[str, Any]) -> It
             yield f"### {seconds} s of training: what its frozen tokens know\n"
             yield from _table(still + here, KNOWS, of)
             told = [own for own in still + here if KINDS.keys() <= own.keys()]
-            if any(own in here for own in told):
+            if any(own in here and ROWS[own["row"]].flags is not None for own in told):
                 yield f"### {seconds} s of training: what its frozen tokens answer, by kind\n"
                 yield from _table(told, KINDS, of)
     yield from _perplexity(found, of)
