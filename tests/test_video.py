@@ -269,6 +269,11 @@ def test_what_moves_is_found_by_the_mean_of_its_frames():
     thing is, and a mean of places is another place, or none."""
     (mean, things), (one, _) = found_first(slice(None)), found_first(slice(4, 5))
     assert things > 100 and 0.5 < mean < one < 0.8
+    core, clips = load_model(find_run("shapes"))[0], moving.Clips("held_out", 4, 32, 0)
+    whole, _ = features(core, clips.batch(range(4)), False)
+    each, _ = features(core, clips.batch(range(4)).reshape(-1, 32, 32, 3), False)
+    each = each.reshape(4, moving.FRAMES, -1).mean(1)
+    np.testing.assert_allclose(whole, each / np.linalg.norm(each, axis=1)[:, None], atol=1e-6)
 
 
 # --- commands --------------------------------------------------------------------------------
