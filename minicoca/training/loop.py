@@ -40,8 +40,7 @@ def loop(
     adviser = Adviser(config, len(dataset.train), log)
     meter = Meter(trainer, config, lambda step: logs(step, config), ranks)
     pairs, crowded = dataset.train, False
-    patient = Patient(pairs if config.task == "captions" else Looks(pairs), asked)
-    pairs = patient
+    pairs = Patient(pairs if config.task == "captions" else Looks(pairs), asked)
     distinct = config.distinct and config.reads
     order = Order(pairs.captions, config.batch_size, config.seed, distinct, pairs.same)
 
@@ -53,7 +52,7 @@ def loop(
     made = batches(meter.decoding(pairs), order, encode, first, config.steps, ranks)
     made = meter.steps(_while_readable(made, first, checkpoint))
     shown = dict(unit="step", mininterval=0.5, disable=not ranks.first)
-    with patient, tqdm(total=config.steps, initial=first, **shown) as bar:
+    with pairs, tqdm(total=config.steps, initial=first, **shown) as bar:
         for step, images, texts in made:
             if order.crowded and not crowded and ranks.first:
                 crowded = True

@@ -14,6 +14,7 @@ import numpy as np
 from ..config import PAD, Config
 from ..ranks import ALONE
 from .flops import flops, peak
+from .patience import Wrapped
 
 SAMPLED = 256  # numbers of a picture that are looked at
 Numbers = dict[str, float]
@@ -123,17 +124,12 @@ class Meter:
         return held if sys.platform == "darwin" else 1024 * held
 
 
-class Timed:
+class Timed(Wrapped):
     """Pairs that tell a Meter how long their batches took."""
 
     def __init__(self, pairs: Any, meter: Meter):
-        self._pairs, self._meter = pairs, meter
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pairs, name)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
+        super().__init__(pairs)
+        self._meter = meter
 
     def batch(self, indices: np.ndarray) -> np.ndarray:
         began = time.perf_counter()

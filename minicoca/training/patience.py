@@ -15,7 +15,20 @@ AWAY = 90.0  # seconds, by a clock that does not jump, that what cannot be read 
 PAUSES = 0.5, 2.0  # seconds before it is tried again: the first, each then twice the last, the most
 
 
-class Patient:
+class Wrapped:
+    """Pairs of which something else is done at each batch."""
+
+    def __init__(self, pairs: Any):
+        self._pairs = pairs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pairs, name)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+
+class Patient(Wrapped):
     """Pairs whose `batch` is asked for again while it cannot be read, for AWAY seconds at most; for
     a `with`, at whose end nobody waits any longer.
 
@@ -24,13 +37,8 @@ class Patient:
     """
 
     def __init__(self, pairs: Any, asked: Sequence[int] = ()):
-        self._pairs, self._asked, self._over = pairs, asked, Event()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pairs, name)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
+        super().__init__(pairs)
+        self._asked, self._over = asked, Event()
 
     def __enter__(self) -> "Patient":
         return self
