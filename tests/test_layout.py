@@ -252,15 +252,25 @@ def test_links_in_markdown_resolve():
                 assert place.resolve() == place, f"{target}: GitHub follows no symbolic link"
 
 
-def test_the_readme_names_every_part():
-    """The file tree of the README lists what there is, and nothing else."""
-    text = (ROOT / "README.md").read_text()
+def test_the_guide_names_every_part():
+    """Its file tree lists what there is, and nothing else."""
+    text = (ROOT / "minicoca" / "README.md").read_text()
     tree = text[text.index("minicoca/\n") :]
     listed = set(re.findall(r"^\s+([a-z_]+(?:\.py|/))", tree[: tree.index("```")], re.M))
     inside = (ROOT / "minicoca").iterdir()
     there = {p.name + "/" if p.is_dir() else p.name for p in inside if not p.name.startswith("__")}
     there = {name for name in there if name.endswith((".py", "/"))}
-    assert there <= listed, f"not in the README: {sorted(there - listed)}"
+    assert there == listed
+
+
+def test_the_readme_is_read_in_five_minutes():
+    """Beside commands, what they print, code, tables; and the definition it shows is the code's."""
+    text = (ROOT / "README.md").read_text()
+    prose = re.sub(r"```.*?```|^\|.*?$", "", text, flags=re.M | re.S)
+    assert len(prose.split()) <= 5 * 200
+    (layer,) = re.findall(r"```python\n(def attention\(.*?)```", text, re.S)
+    code = (ROOT / "minicoca" / "reference" / "attention.py").read_text()
+    assert layer in re.sub(r'\n    """.*?"""', "", code, flags=re.S)
 
 
 def test_repository_is_small_and_plain():
