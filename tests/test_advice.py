@@ -316,7 +316,7 @@ def check_norms():
         trainer = make_trainer(initialise(config), config)
         before = flatten(trainer.weights())
         found[backend] = looks.gradient_norms(trainer, 0, *some_pairs())
-        held[backend] = looks.weigher(config).losses(trainer, *some_pairs())
+        held[backend] = looks.weigher(config).losses(trainer.model(), *some_pairs())
         for name, value in flatten(trainer.weights()).items():
             np.testing.assert_array_equal(value, before[name])
         for name, other in (("contrastive", "caption"), ("caption", "contrastive")):

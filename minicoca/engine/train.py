@@ -105,19 +105,14 @@ class Trainer:
         self.mark = mark
 
     def batch(self, step, images, texts):
-        """What `step` is given, as the objective takes it: {name: tensor}. step None: to look at,
-        not to learn from, so not augmented, and with all patches."""
-        texts = texts if isinstance(texts, dict) else {"tokens": texts}
-        more = texts | drawn(self.config, step, images, texts["tokens"])
-        batch = {name: torch.from_numpy(array).to(self.device) for name, array in more.items()}
+        """What `step` is given, as the objective takes it: {name: tensor}."""
+        batch = inputs(self.config, step, images, texts, self.device)
         if "views" in batch:
             batch["views"] = self._pixels(batch["views"])
-        first, places = 0, None
-        whole = len(images)
-        if step is not None:  # what is drawn is drawn for all rows of the batch
-            rows = [n for [n] in self.ranks.table(len(images))]
-            first, whole = sum(rows[: self.ranks.rank]), sum(rows)
-            places = kept_tokens(self.config, step, whole)
+        # What is drawn is drawn for all rows of the batch.
+        rows = [n for [n] in self.ranks.table(len(images))]
+        first, whole = sum(rows[: self.ranks.rank]), sum(rows)
+        places = kept_tokens(self.config, step, whole)
         if places is not None:
             places = torch.from_numpy(places[first : first + len(images)]).to(self.device)
         return batch | {"images": self._images(step, images, (first, whole)), "places": places}
@@ -138,7 +133,7 @@ class Trainer:
         """To float, augmented as at their place in the batch, normalised, in the compute type."""
         config = self.config
         images = torch.from_numpy(images).to(self.device)
-        if not config.augment or step is None:
+        if not config.augment or step is None:  # None: to be read, not learned from
             return self._pixels(images)
         rng = stream("augment", config.seed, step)
         return self._pixels(augment(images.float() / 255, config.augment, rng, place))
@@ -307,6 +302,14 @@ class Trainer:
             if self.ranks.first:
                 found[name] = leaf.float().cpu().numpy().copy()
         return found
+
+
+def inputs(config, step, images, texts, device):
+    """What `step` of the objective is given beside images: {name: tensor}. texts: ids, or a dict of
+    arrays. step None: to look at, not to learn from."""
+    texts = texts if isinstance(texts, dict) else {"tokens": texts}
+    more = texts | drawn(config, step, images, texts["tokens"])
+    return {name: torch.from_numpy(array).to(device) for name, array in more.items()}
 
 
 def shapes(config):

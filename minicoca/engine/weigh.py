@@ -1,5 +1,5 @@
-"""What a Trainer's losses are, and how much of the gradient is whose, without learning from it:
-what a run learns is the same to the last bit, whether this is asked or not."""
+"""What a model's losses are, and how much of a Trainer's gradient is whose, without learning from
+it: what a run learns is the same to the last bit, whether this is asked or not."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ import numpy as np
 import torch
 
 from ..config import Config
+from .generate import CoCa
 from .ops import use
 from .optim import clip_by_global_norm
 from .relatives import objective_of
-from .train import LOSSES, Trainer
+from .train import LOSSES, Trainer, inputs
+from .vision import normalise
 
 
-def losses(trainer: Trainer, images: np.ndarray, texts: Any) -> dict[str, float]:
+def losses(model: CoCa, images: np.ndarray, texts: Any) -> dict[str, float]:
     """{name: loss} of a batch as `Trainer.step` takes it, not augmented, with all patches. Empty
     where memory does not suffice."""
-    batch = trainer.batch(None, images, texts)
-    with use(trainer.config.backend), torch.no_grad():
-        given = trainer._compute_params(), trainer.config, batch
+    config, device = model.config, model.device
+    batch = inputs(config, None, images, texts, device)
+    batch |= {"images": torch.from_numpy(images).to(device), "places": None}
+    for name in batch.keys() & {"images", "views"}:
+        batch[name] = normalise(batch[name].float() / 255, config)
+    with use(config.backend), torch.no_grad():
         try:
-            outputs = objective_of(trainer.config)(*given)
+            outputs = objective_of(config)(model.params, config, batch)
         except torch.OutOfMemoryError:
             return {}
     return {name: float(outputs[name]) for name in LOSSES if name in outputs}

@@ -1,4 +1,5 @@
-"""What a Trainer's losses are, and how much of the gradient is whose, without learning from it."""
+"""What a model's losses are, and how much of a Trainer's gradient is whose, without learning from
+it."""
 
 from __future__ import annotations
 
@@ -9,17 +10,18 @@ import numpy as np
 
 from ..config import Config
 from ..params import flatten
+from .generate import CoCa
 from .optim import clip_by_global_norm
 from .relatives import batch_of, objective_of, reported
 from .train import Trainer
 
 
-def losses(trainer: Trainer, images: np.ndarray, texts: Any) -> dict[str, float]:
+def losses(model: CoCa, images: np.ndarray, texts: Any) -> dict[str, float]:
     """{name: loss} of a batch as `Trainer.step` takes it, not augmented, with all patches."""
-    config = trainer.config
+    config = model.config
     forward, _ = objective_of(config)
     batch = batch_of(config, None, images, texts)
-    return reported(forward(trainer.params, config, batch)[0], config)
+    return reported(forward(model.params, config, batch)[0], config)
 
 
 def gradient_norms(

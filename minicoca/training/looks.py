@@ -26,25 +26,25 @@ def looked(model: Any, tokenizer: Any, pairs: Any, step: int, own: tuple | None)
     in it are not finite. What the trainer learns is the same, to the last bit.
 
     own: (trainer, images, texts) of the step; None where several processes have a part of it each,
-    and then neither losses nor gradients are told."""
+    and then no gradients are told."""
     found = {}
     if own:
         found = {f"gradient_{k}": v for k, v in gradient_norms(own[0], step, *own[1:]).items()}
     if pairs is None or not len(pairs):
         return found
     try:
-        return found | of_validation(own and own[0], model, tokenizer, pairs)
+        return found | of_validation(model, tokenizer, pairs)
     except (ValueError, ReadError):  # which the next step, or the evaluation, will say
         return found
 
 
-def of_validation(trainer: Any, model: Any, tokenizer: Any, pairs: Any) -> Numbers:
+def of_validation(model: Any, tokenizer: Any, pairs: Any) -> Numbers:
     """Losses, in the mean over batches as large as a training step's, the contrastive one and its
     `contrastive_floor` only where there are so many pairs. Of the first FEW pairs (`looked_at`):
     `image_rank` and `text_rank`, the `effective_rank` of vectors; `alike`, the share of the written
     captions that are the most frequent one, and `looping`, in which words repeat; `alike_truth` and
     `looping_truth` of what was to be written."""
-    config, found = model.config, losses(trainer, tokenizer, pairs) if trainer else {}
+    config, found = model.config, losses(model, tokenizer, pairs)
     if config.task != "captions":
         return found
     rows = np.arange(min(FEW, len(pairs)))
@@ -61,8 +61,8 @@ def of_validation(trainer: Any, model: Any, tokenizer: Any, pairs: Any) -> Numbe
     return found | {"looked_at": len(rows)}
 
 
-def losses(trainer: Any, tokenizer: Any, pairs: Any) -> Numbers:
-    config, totals = trainer.config, Counter()
+def losses(model: Any, tokenizer: Any, pairs: Any) -> Numbers:
+    config, totals = model.config, Counter()
     asks = config.task != "captions"
     pairs = Looks(pairs) if asks else pairs
     there = len(pairs.captions)
@@ -77,7 +77,7 @@ def losses(trainer: Any, tokenizer: Any, pairs: Any) -> Numbers:
             said = [pairs.captions[row][0] for row in rows]
             texts = tokenizer.encode(said, config.text_length)
             totals["contrastive_floor"] += floor_of(texts)
-        totals.update(weigher(config).losses(trainer, images, texts))
+        totals.update(weigher(config).losses(model, images, texts))
     if config.objective == "coca":  # whose losses say more, each by itself
         del totals["loss"]
     if size < config.batch_size:  # a loss among fewer is another

@@ -189,7 +189,7 @@ def _train(
     about = {"weights": seal, **of.as_dict(), **advice}
     if config.objective != "coca":
         about["losses"] = {
-            name: losses(trainer, tokenizer, pairs)["loss"]
+            name: losses(model, tokenizer, pairs)["loss"]
             for name, pairs in dataset.evaluations.items()
         }
     results = finish(model, tokenizer, dataset, config, folder, seconds, say, about)
