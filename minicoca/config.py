@@ -10,6 +10,7 @@ from .presets import PRESETS
 
 PAD, START, END, UNKNOWN = range(4)  # the token ids that stand for no text
 BUILT_IN = ("shapes", "emoji")  # data sets; any other is a person's own
+OWN_VOCABULARY = 8000  # tokens, at most, of a person's own captions, where no number is given
 HIDE = ("none", "image", "question")
 TASKS = ("captions", "questions", "pairs", "entailment", "dialogue")
 # {objective: what it teaches}, as far as the commands know how to use it: to compare images and

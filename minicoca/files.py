@@ -146,12 +146,15 @@ def folder_atomically(folder: Path) -> Iterator[Path]:
         raise
 
 
-def append(path: str | os.PathLike, data: bytes) -> None:
-    """Add bytes at the end of a file. Where not all of them fit it stays as it was: OSError."""
+def append(path: str | os.PathLike, data: bytes, size: int | None = None) -> None:
+    """Add bytes at the end of a file. Where not all of them fit it stays as it was: OSError. size:
+    its bytes, if that is known: what is behind them, an earlier call failed to take away."""
     with saving(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
         try:
             before = os.fstat(handle).st_size
+            if size is not None and size < before:
+                os.ftruncate(handle, before := size)
             try:
                 write_all(handle, data)
             except OSError:

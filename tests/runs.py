@@ -15,11 +15,13 @@ from minicoca.engine import train as engine_train
 from minicoca.reference import train as reference_train
 from minicoca.relatives import specs_of
 from minicoca.tokenizer import Tokenizer
+from minicoca.training import patience
 from minicoca.training.checkpoint import save_config
 from minicoca.training.run import train
 
 SHORT = dict(steps=14, checkpoint_every=5, evaluate_every=6, batch_size=8, warmup=3, image_layers=1)
 SEALS = ("minicoca", "of", "sha256")
+AWAY = patience.AWAY
 load = shapes.load
 TRAINERS = {"torch": engine_train.Trainer, "numpy": reference_train.Trainer}
 
@@ -60,6 +62,29 @@ def edited(folder, **changes):
 def silent(config, folder, **how):
     folder.mkdir(exist_ok=True)
     return train(config, folder, say=lambda text: None, **how)
+
+
+class Clock:
+    """Time that passes only while training waits for what is away."""
+
+    def __init__(self, monkeypatch, away=AWAY):
+        self.now, self.over = 1000.0, False
+        monkeypatch.setattr(patience, "time", self)
+        monkeypatch.setattr(patience, "Event", lambda: self)
+        monkeypatch.setattr(patience, "AWAY", away)
+
+    def monotonic(self):
+        return self.now
+
+    def wait(self, seconds):
+        assert 0 < seconds <= 5
+        self.now += seconds
+
+    def set(self):
+        self.over = True
+
+    def is_set(self):
+        return self.over
 
 
 def tensors(folder, name):

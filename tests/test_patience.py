@@ -1,51 +1,33 @@
-"""A drive that is away for a minute: training waits for it, and nothing else does. The clock is
-ours, so nobody waits here."""
+"""A drive that is away for a minute, or full: training waits for it, and nothing else does. The
+clock is ours, so nobody waits here."""
 
 import errno
 import os
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from runs import few_shapes, short, silent, tensors  # noqa: F401
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import AWAY, Clock, few_shapes, short, silent, tensors  # noqa: F401
 
+from minicoca import params
 from minicoca.data.pairs import Pairs
+from minicoca.engine.train import Trainer
 from minicoca.images import ChangedError, ReadError
 from minicoca.params import flatten
 from minicoca.training import patience
+from minicoca.training.log import Log
 from minicoca.training.loop import Stopped
+from minicoca.training.owner import LostError
 from minicoca.training.patience import Patient
 from minicoca.training.run import resume
 
 GONE = ReadError(f"a.png cannot be read: {os.strerror(errno.EIO)}")
-
-
-AWAY = patience.AWAY
-
-
-class Clock:
-    """Time that passes only while somebody waits."""
-
-    def __init__(self, monkeypatch, away=AWAY):
-        self.now, self.over = 1000.0, False
-        monkeypatch.setattr(patience, "time", self)
-        monkeypatch.setattr(patience, "Event", lambda: self)
-        monkeypatch.setattr(patience, "AWAY", away)
-
-    def monotonic(self):
-        return self.now
-
-    def wait(self, seconds):
-        assert 0 < seconds <= 5
-        self.now += seconds
-
-    def set(self):
-        self.over = True
-
-    def is_set(self):
-        return self.over
 
 
 class Drive:
@@ -75,7 +57,7 @@ def test_it_is_waited_for_and_that_is_said_once(monkeypatch, capsys, seconds):
     assert seconds <= waited < seconds + 5 and len(patient) == 2 and patient.back == drive.back
     begins, ends = capsys.readouterr().err.splitlines()
     assert begins == f"{GONE}; training waits for it, 90 s at most"
-    assert ends == f"it can be read again, after {waited:.0f} s"
+    assert ends == f"training goes on, after {waited:.0f} s"
 
 
 @pytest.mark.parametrize("away", [0.0, 7.0, 90.0])
@@ -161,3 +143,79 @@ def test_a_run_ends_with_a_checkpoint_where_it_stays_away(tmp_path, monkeypatch)
     with pytest.raises(Stopped, match="a.png cannot be read.*--resume"):
         silent(short(steps=8, evaluate_every=0), tmp_path / "run")
     assert clock.now == 1000 + AWAY and resume(tmp_path / "run", print)[-1]["step"] >= 4
+
+
+def test_a_save_is_not_waited_for_where_nothing_was_ever_saved(tmp_path, monkeypatch):
+    """A folder that cannot be written to is said at once."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(params, "save", refusing)
+    with pytest.raises(OSError, match="no space"):
+        silent(short(), tmp_path / "run")
+    assert clock.now == 1000
+
+
+def refusing(path, *given, **named):
+    raise OSError(f"{path} was not written: no space left")
+
+
+def test_a_save_is_waited_for_and_not_for_ever(tmp_path, monkeypatch, capsys):
+    clock, save = Clock(monkeypatch), params.save
+
+    def first_alone(path, *given, **named):
+        return (save if clock.saves < 2 else refusing)(path, *given, **named)
+
+    def counted(path, *given, **named):
+        clock.saves += 1
+        return first_alone(path, *given, **named)
+
+    clock.saves = 0
+    monkeypatch.setattr(params, "save", counted)
+    with pytest.raises(Stopped, match="was not written: no space left; go on from.*--resume"):
+        silent(short(steps=8, evaluate_every=0, checkpoint_every=3), tmp_path / "run")
+    assert clock.now == 1000 + AWAY and resume(tmp_path / "run", print)[-1]["step"] == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "training waits" in line]
+    assert len(told) == 1
+
+
+def test_a_folder_in_anothers_place_is_not_waited_for(tmp_path, monkeypatch):
+    clock, step = Clock(monkeypatch), Trainer.step
+
+    def replaced(self, number, *batch):
+        if number == 3:
+            (tmp_path / "run").rename(tmp_path / "away")
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "lock").write_text("another's")
+        return step(self, number, *batch)
+
+    monkeypatch.setattr(Trainer, "step", replaced)
+    with pytest.raises(LostError, match="removed or replaced"):
+        silent(short(steps=8, evaluate_every=0, checkpoint_every=3), tmp_path / "run")
+    assert clock.now == 1000
+
+
+@given(data=st.data())
+def test_a_log_that_is_refused_at_times_loses_no_line(data):
+    """A half-written line that could not be taken away again too."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        log = Log(Path(folder) / "metrics.jsonl", 0)
+        write, cut = os.write, os.ftruncate
+
+        def half(handle, piece):
+            if data.draw(st.booleans()):
+                return write(handle, piece)
+            write(handle, bytes(piece)[: data.draw(st.integers(0, len(piece)))])
+            raise OSError(errno.ENOSPC, "full")
+
+        def perhaps(handle, size):
+            if data.draw(st.booleans()):
+                raise OSError(errno.EIO, "broken")
+            cut(handle, size)
+
+        patch.setattr(os, "write", half)
+        patch.setattr(os, "ftruncate", perhaps)
+        records = [{"step": n, "loss": 1 / (1 + n)} for n in range(data.draw(st.integers(1, 8)))]
+        for record in records:
+            log.write(dict(record))
+        patch.undo()
+        log.sync()
+        assert Log.read(log.path) == records and Log(log.path, 99).lost == 0

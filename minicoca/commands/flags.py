@@ -158,7 +158,11 @@ def from_flags(arguments, earlier=None):
             given = {"noise": 0.0} | given
         return _built(dataclasses.replace(earlier, **given))
     if not name and given.get("data", "shapes") not in config.BUILT_IN:
-        given = {"tokenizer": "unigram", "vocabulary": 8000, "text_length": 64} | given
+        given = {
+            "tokenizer": "unigram",
+            "vocabulary": config.OWN_VOCABULARY,
+            "text_length": 64,
+        } | given
     return _built(config.preset(name or "tiny", **given))
 
 

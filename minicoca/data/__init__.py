@@ -25,12 +25,12 @@ def load(config):
             exclude=tuple(filter(None, config.exclude.split(","))),
             unseen_names=config.unseen_names,
         )
-    from . import alone, folder
+    from . import folder, unpaired
 
-    if config.continues and alone.is_texts(config.data):
+    if config.continues and unpaired.is_texts(config.data):
         how = {"held_out": config.held_out_part, "validation": config.validation_part}
-        return alone.texts(config.data, config.image_size, seed=config.seed, **how)
-    how = {} if config.reads else {"find": alone.images}
+        return unpaired.texts(config.data, config.image_size, seed=config.seed, **how)
+    how = {} if config.reads else {"find": unpaired.images}
     return folder.of(config, config.caption_column, template=config.class_template, **how)
 
 

@@ -50,7 +50,7 @@ class Reading:
     template: of a class folder's caption, with {} for the name of the class.
     root: what paths are relative to; None: the list's own folder.
     what, known: what stands beside an image, and the names by which its column is known. Of labels,
-        whole numbers may be names. what "": nothing is asked for beside it.
+        whole numbers may be names. what None: nothing is asked for beside it.
     """
 
     report: Report
@@ -62,7 +62,7 @@ class Reading:
     kind: str = ""  # the layout, in words
     pieces: dict[str, Piece] = field(default_factory=dict)  # images that lie within other files
     classes: dict[str, str] = field(default_factory=dict)  # the caption of a class -> its name
-    what: str = "caption"
+    what: str | None = "caption"
     known: tuple[str, ...] = CAPTION_COLUMNS
 
     @property

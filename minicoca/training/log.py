@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from ..files import append, canonical, digest, read_bytes, sync, write_atomically
@@ -12,7 +13,8 @@ CHECK = "check"  # the beginning of the digest of all else in a line
 
 
 class Log:
-    """Appends to metrics.jsonl; a run taken up at `step` first drops what was logged after it."""
+    """Appends to metrics.jsonl; a run taken up at `step` first drops what was logged after it. What
+    cannot be written now is held until it can be."""
 
     def __init__(self, path, step):
         self.path, self.also = path, None  # also: a function that is told each record
@@ -20,7 +22,9 @@ class Log:
         records = self.records(lines)
         self.lost = len(lines) - len(records)  # cut off by a kill, or damaged
         kept = [record for record in records if record["step"] <= step]
-        write_atomically(path, b"".join(map(_line, kept)))
+        text = b"".join(map(_line, kept))
+        write_atomically(path, text)
+        self._size, self._held = len(text), b""
 
     @staticmethod
     def records(lines):
@@ -40,13 +44,20 @@ class Log:
         return next((record for record in records if "command" in record), {})
 
     def write(self, record):
-        append(self.path, _line(record))
+        self._held += _line(record)
+        with suppress(OSError):
+            self._append()
         if self.also:
             self.also(record)
 
     def sync(self):
-        """Before a checkpoint, which is to find what was logged until then."""
+        """Before a checkpoint, which is to find what was logged until then. Raises OSError."""
+        self._append()
         sync(self.path)
+
+    def _append(self):
+        append(self.path, self._held, self._size)
+        self._size, self._held = self._size + len(self._held), b""
 
 
 def _line(record):

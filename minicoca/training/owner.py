@@ -18,6 +18,10 @@ class LostError(OSError):
     """The folder of a run is not there any more, or another stands in its place."""
 
 
+class ReplacedError(LostError):
+    """Another stands in its place."""
+
+
 @contextmanager
 def owned(folder):
     """For a `with`: the folder for this process alone; gives `check`, which raises LostError.
@@ -35,10 +39,12 @@ def owned(folder):
         file.flush()
 
         def check():
+            wrong = LostError
             with suppress(OSError):
                 if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
                     return
-            raise LostError(
+                wrong = ReplacedError
+            raise wrong(
                 f"{folder}, or the {LOCK} in it, was removed or replaced while its run was being "
                 "trained; what it had learned since then is lost"
             )

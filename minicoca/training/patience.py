@@ -1,18 +1,51 @@
-"""A drive that is away for a while: training waits for it, says so once, and goes on."""
+"""A drive that is away for a while, or full: training waits for it, says so once, and goes on."""
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from ..images import ChangedError, ReadError
+from .owner import ReplacedError
 
-AWAY = 90.0  # seconds, by a clock that does not jump, that what cannot be read is waited for
+AWAY = 90.0  # seconds, by a clock that does not jump, that what fails is tried for
 PAUSES = 0.5, 2.0  # seconds before it is tried again: the first, each then twice the last, the most
+Found = TypeVar("Found")
+
+
+def patiently(
+    call: Callable[[], Found],
+    away: type[OSError],
+    asked: Sequence[int] = (),
+    over: Event | None = None,
+) -> Found:
+    """call(), again while it raises an error of the kind `away`, for AWAY seconds at most.
+
+    asked: not empty once this process is asked to stop, which it then does without waiting on.
+    over: after it nobody waits. What is there, and is another than it was, is not waited for.
+    """
+    since, pause, over = None, PAUSES[0], over or Event()
+    while True:
+        try:
+            found = call()
+            break
+        except away as error:
+            since = since or time.monotonic()
+            left = since + AWAY - time.monotonic()
+            ends = left <= 0 or asked or over.is_set()
+            if ends or isinstance(error, (ChangedError, ReplacedError)):
+                raise
+            if pause == PAUSES[0]:
+                _say(f"{error}; training waits for it, {AWAY:.0f} s at most")
+            over.wait(min(pause, left))
+            pause = min(2 * pause, PAUSES[1])
+    if since:
+        _say(f"training goes on, after {time.monotonic() - since:.0f} s")
+    return found
 
 
 class Wrapped:
@@ -29,12 +62,8 @@ class Wrapped:
 
 
 class Patient(Wrapped):
-    """Pairs whose `batch` is asked for again while it cannot be read, for AWAY seconds at most; for
-    a `with`, at whose end nobody waits any longer.
-
-    asked: not empty once this process is asked to stop, which it then does without waiting on. What
-    can be read, and is another picture than it was, is not waited for.
-    """
+    """Pairs whose `batch` is asked for again while it cannot be read, as `patiently` has it; for a
+    `with`, at whose end nobody waits any longer."""
 
     def __init__(self, pairs: Any, asked: Sequence[int] = ()):
         super().__init__(pairs)
@@ -47,24 +76,7 @@ class Patient(Wrapped):
         self._over.set()
 
     def batch(self, indices: np.ndarray) -> np.ndarray:
-        since, pause = None, PAUSES[0]
-        while True:
-            try:
-                images = self._pairs.batch(indices)
-                break
-            except ReadError as error:
-                since = since or time.monotonic()
-                left = since + AWAY - time.monotonic()
-                ends = left <= 0 or self._asked or self._over.is_set()
-                if ends or isinstance(error, ChangedError):
-                    raise
-                if pause == PAUSES[0]:
-                    _say(f"{error}; training waits for it, {AWAY:.0f} s at most")
-                self._over.wait(min(pause, left))
-                pause = min(2 * pause, PAUSES[1])
-        if since:
-            _say(f"it can be read again, after {time.monotonic() - since:.0f} s")
-        return images
+        return patiently(lambda: self._pairs.batch(indices), ReadError, self._asked, self._over)
 
 
 def _say(text):

@@ -53,6 +53,7 @@ from .log import Log, machine
 from .looks import losses
 from .loop import Stopped, asked_to_stop, diverged, loop
 from .owner import LOCK, LostError, owned
+from .patience import patiently
 from .profiling import profiled
 from .start import check_memory, make_trainer, shorter_warmup, start
 from .track import telling
@@ -160,10 +161,17 @@ def _train(
             return
         if not all(np.isfinite(x).all() for x in params.flatten(weights).values()):
             raise Stopped(diverged(step, {"a weight": math.nan}, folder, config))
-        still_ours()
-        log.sync()
-        kept = {"step": step, "seconds": time.perf_counter() - begun, "data": mark}
-        params.save(folder / CHECKPOINT, state, config, **kept, **of.as_dict())
+
+        def save():
+            still_ours()
+            log.sync()
+            kept = {"step": step, "seconds": time.perf_counter() - begun, "data": mark}
+            params.save(folder / CHECKPOINT, state, config, **kept, **of.as_dict())
+
+        if step == first:  # what cannot be written now may never have been
+            save()
+        else:
+            patiently(save, OSError, asked)
 
     with asked_to_stop() if ranks.first else asked_to_stop(b"") as asked:
         if not taking_up:

@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 
 from .. import data, memory, params
-from ..config import Config
+from ..config import OWN_VOCABULARY, Config
 from ..data.questions import classes
 from ..relatives import specs_of
 from ..tasks.questions import left_out
@@ -11,8 +11,6 @@ from ..tokenizer import Tokenizer
 from ..tuning import grow, move_positions, named
 from ..words import clean
 from .checkpoint import TOKENIZER, all_captions, read_config, read_weights, trainer_of
-
-ENOUGH = 8000  # tokens, at most, of a person's own captions, where no number is given
 
 
 def make_trainer(tree, config, ranks=None):
@@ -53,7 +51,7 @@ def start(config, folder, say, tokenizer=None, ranks=None):
         if not earlier.reads and config.data != earlier.data:  # its words, if any, are not these
             tokenizer = None
             if config.vocabulary == earlier.vocabulary:
-                config = replace(config, vocabulary=ENOUGH)
+                config = replace(config, vocabulary=OWN_VOCABULARY)
     dataset = data.load(config)
     texts = all_captions(dataset)
     if weights and config.task != "captions":

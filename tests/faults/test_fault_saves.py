@@ -1,5 +1,6 @@
 """Kills, refusals and losses of power at every system call of a run's saves: nothing is lost."""
 
+import os
 import random
 import signal
 import time
@@ -20,9 +21,10 @@ from faulty import (
     watched,
     whole_run,
 )
-from runs import few_shapes, short, silent  # noqa: F401
+from runs import Clock, few_shapes, short, silent  # noqa: F401
 from trials import trial
 
+from minicoca.engine.train import Trainer
 from minicoca.training.loop import Stopped
 
 pytestmark = pytest.mark.slow
@@ -90,6 +92,33 @@ def test_a_call_that_is_refused_loses_nothing(whole, tmp_path, kind, once):
             assert str(folder) in said and len(said) < 400 and "\n" not in said
         go_on(folder, short(**STEPS))
         assert same(done, folder) and names(folder) == names(done), number
+
+
+def test_what_is_refused_for_a_minute_is_waited_for(whole, tmp_path, monkeypatch, capsys):
+    """From the first step to the last checkpoint: as if nothing had been."""
+    done, calls = whole
+    step, marks = Trainer.step, []
+    with monkeypatch.context() as patch, watched(tmp_path / "traced") as number:
+        heard = lambda *given: marks.append(number[0]) or step(*given)  # noqa: E731
+        patch.setattr(Trainer, "step", heard)
+        silent(short(**STEPS), tmp_path / "traced")
+    kinds = list(ERRORS.values())
+    for n in range(marks[0] + 1, marks[-1] + 9):
+        folder, until, clock = tmp_path / f"away {n}", [], Clock(monkeypatch)
+
+        def away(number, name, given, n=n, until=until, clock=clock):
+            if number == n:
+                until.append(clock.now + 60)
+            if until and clock.now < until[0] and name not in ("close", "unlink"):
+                raise OSError(code := kinds[n % len(kinds)], os.strerror(code))
+
+        with watched(folder, away):
+            silent(short(**STEPS), folder)
+        trial("a disk that refuses everything for a minute")
+        assert same(done, folder) and names(folder) == names(done), n
+        said = capsys.readouterr().err
+        assert said.count("training waits for it") == said.count("training goes on") == 1, n
+    assert marks[-1] - marks[0] > 9
 
 
 def test_a_loss_of_power_at_any_call_loses_nothing(whole, tmp_path):

@@ -12,7 +12,7 @@ from runs import noisy_pictures, short, silent, stop_after, tensors
 
 from minicoca import data
 from minicoca.__main__ import main
-from minicoca.data import alone, shapes
+from minicoca.data import shapes, unpaired
 from minicoca.data.records import PLACEHOLDER
 from minicoca.params import flatten
 from minicoca.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def of(objective, **more):
 
 
 @pytest.mark.parametrize("objective", OF_IMAGES)
-def test_images_alone_are_learned_from(photos, tmp_path, objective):
+def test_images_unpaired_are_learned_from(photos, tmp_path, objective):
     found = data.load(of(objective, data=str(photos)))
     parts = (found.train, found.validation, *found.evaluations.values())
     names = [path.name for part in parts if part for path in part.paths]
@@ -119,17 +119,17 @@ def test_what_a_coca_is_tested_on_no_tower_has_learned_from(tmp_path, make):
     folder = tmp_path / "d"
     make(folder)
     how = dict(validation_part=0.2, held_out_part=0.2)
-    alone_ = data.load(of("mae", data=str(folder), **how))
+    unpaired_ = data.load(of("mae", data=str(folder), **how))
     listing = folder / "captions.csv"
     for source in (folder, listing) if listing.exists() else (folder,):
         found = data.load(of("coca", data=str(source), **how))
         tested = [path for part in found.evaluations.values() for path in part.paths]
         tested += found.validation.paths if found.validation else []
-        assert len(tested) > 2 and not {*tested} & {*alone_.train.paths}
-    assert len(alone_.train) > 3
+        assert len(tested) > 2 and not {*tested} & {*unpaired_.train.paths}
+    assert len(unpaired_.train) > 3
 
 
-def test_folders_of_images_alone_may_name_splits(tmp_path):
+def test_folders_of_images_unpaired_may_name_splits(tmp_path):
     pictures(tmp_path, many("train2017/", "val2017/", "unlabeled2017/"))
     found = data.load(of("mae", data=str(tmp_path)))
     assert {path.parent.name for path in found.train.paths} == {"train2017", "unlabeled2017"}
@@ -198,19 +198,21 @@ def test_a_new_tokenizer_holds_as_many_words_as_it_is_let(
     assert read_config(tmp_path / "coca").vocabulary > 12
 
 
-def test_texts_alone_are_no_lists_of_captions(tmp_path):
+def test_texts_unpaired_are_no_lists_of_captions(tmp_path):
     for name, text in (
         ("flickr.token.txt", "a.jpg#0\tA child\n"),
         ("captions.txt", "image,caption\n"),
     ):
         (tmp_path / name).write_text(text)
-        assert not alone.is_texts(str(tmp_path / name))
+        assert not unpaired.is_texts(str(tmp_path / name))
     (tmp_path / "t.txt").write_text("an image, a caption\n")
     (tmp_path / "d.txt").mkdir()
-    assert alone.is_texts(str(tmp_path / "t.txt")) and not alone.is_texts(str(tmp_path / "d.txt"))
+    assert unpaired.is_texts(str(tmp_path / "t.txt")) and not unpaired.is_texts(
+        str(tmp_path / "d.txt")
+    )
 
 
-def test_texts_alone_are_not_said_to_be_equal_pictures_and_may_be_called_anything(tmp_path):
+def test_texts_unpaired_are_not_said_to_be_equal_pictures_and_may_be_called_anything(tmp_path):
     lines = [
         f"the {a} {b} is {c}" for a in "abcdefgh" for b in ("cat", "dog") for c in ("in", "out")
     ]
@@ -235,7 +237,7 @@ def test_nothing_there_is_said(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "runs").exists() or not [*(tmp_path / "runs").iterdir()]
 
 
-def test_a_tower_of_images_alone_goes_on_into_a_coca_with_words(photos, tmp_path):
+def test_a_tower_of_images_unpaired_goes_on_into_a_coca_with_words(photos, tmp_path):
     """Whose tokenizer is of the words that there now are."""
     silent(of("mae", data=str(photos), steps=2), tmp_path / "mae")
     rows = [f"{i}.png,the number {i} of many" for i in (0, 2, 3, 4, 5, 6, 7, 8)]
@@ -258,9 +260,9 @@ def test_a_text_is_in_one_split_and_every_line_in_one(tmp_path_factory, lines, s
     wanted = [text for line in lines if (text := clean(line))]
     if not wanted:
         with pytest.raises(ValueError, match="no line"):
-            alone.texts(path, 8, held_out=0.2, validation=0.2)
+            unpaired.texts(path, 8, held_out=0.2, validation=0.2)
         return
-    found = alone.texts(path, 8, seed=seed, held_out=0.2, validation=0.2)
+    found = unpaired.texts(path, 8, seed=seed, held_out=0.2, validation=0.2)
     parts = [part for part in (found.train, found.validation, *found.evaluations.values()) if part]
     held = [[own[0] for own in part.captions] for part in parts]
     assert sorted(text for own in held for text in own) == sorted(wanted) and held[0]
@@ -270,7 +272,7 @@ def test_a_text_is_in_one_split_and_every_line_in_one(tmp_path_factory, lines, s
 
 
 @pytest.mark.parametrize("backend", ["torch", "numpy"])
-def test_texts_alone_are_learned_and_gone_on_with_and_measured(
+def test_texts_unpaired_are_learned_and_gone_on_with_and_measured(
     tmp_path, capsys, monkeypatch, backend
 ):
     lines = [f"the {a} {b} is {c}" for a in "abcdef" for b in ("cat", "dog") for c in ("in", "out")]

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from minicoca.data.files import TEXT_SUFFIX, Report, files_below, is_image
-from minicoca.data.folders import lines_of, read_folder
-from minicoca.data.layouts import records_of
-from minicoca.data.pairs import Dataset, Pairs
-from minicoca.data.records import PLACEHOLDER, Reading, Record, gathered, split_in
-from minicoca.data.shards import is_pattern
-from minicoca.data.splits import split_names
-from minicoca.data.tables import is_table, is_token_list
-from minicoca.words import clean
+from ..words import clean
+from .files import TEXT_SUFFIX, Report, files_below, is_image
+from .folders import lines_of, read_folder
+from .layouts import records_of
+from .pairs import Dataset, Pairs
+from .records import PLACEHOLDER, Reading, Record, gathered, split_in
+from .shards import is_pattern
+from .splits import split_names
+from .tables import is_table, is_token_list
 
 
 def images(source: Path, reading: Reading) -> tuple[Path, str | None, Iterable[Record]]:
     """As layouts.records_of, where captions are not asked for: of a folder with pictures in it all
     of them, whatever stands beside them; of lists and shards those that they name."""
-    reading.what = ""
+    reading.what = None
     if not is_pattern(source) and os.path.isdir(source):
         paths = [path for path in files_below(source, reading.report) if is_image(path)]
         if paths:
