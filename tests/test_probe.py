@@ -19,7 +19,7 @@ from minicoca.reference import generate as reference_generate
 from minicoca.reference import ops
 from minicoca.reference import probe as reference
 from minicoca.tasks import probe as task
-from minicoca.tasks.probe import Features, Probe, curve, fitted, votes
+from minicoca.tasks.probe import KINDS, Features, Probe, curve, fitted, votes
 
 WIDTH, HEADS, CLASSES, N = 6, 2, 4, 3
 
@@ -239,6 +239,22 @@ def test_a_model_that_cannot_compare_has_the_mean_of_its_tokens():
     np.testing.assert_allclose(vectors, want, rtol=1e-9)
 
 
+def test_a_linear_probe_of_tokens_is_one_of_their_mean():
+    """Of all tokens of all frames; vectors, which say nothing here, are not read."""
+    known, tested = (clouds(seed, 6) for seed in (0, 1))
+    found = []
+    for part in (known, tested):
+        tokens = np.stack([part.tokens[:, 0], 2 * part.tokens[:, 0]], 1)
+        mean = 1.5 * part.tokens[:, 0].mean(1)
+        found.append((part._replace(vectors=0 * part.vectors, tokens=tokens), mean))
+    (known, mean), (tested, other) = found
+    probe = fitted("linear-tokens", known, known.read_by("linear-tokens"), "abcd", CONFIG, 0)
+    alike = fitted("linear", known._replace(vectors=mean), mean, "abcd", CONFIG, 0)
+    got, want = probe(tested.vectors, tested.tokens), alike(other, None)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    assert (got.argmax(1) == tested.labels).mean() > 0.8 and probe.reads_tokens
+
+
 def test_too_many_tokens_are_said(monkeypatch):
     monkeypatch.setattr(task, "MOST_BYTES", 1000)
     config = small_config()
@@ -278,14 +294,14 @@ def test_a_replaced_image_has_the_label_of_the_one_that_is_shown():
 # --- saved -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["linear", "pooler", "unordered"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_a_saved_probe_is_the_probe_and_of_these_weights_alone(kind, tmp_path):
     config = small_config(image_heads=2, image_width=WIDTH)
     params, _, _ = model_and_batch(config, 0)
     model = reference_generate.CoCa(params, config)
     known = clouds(0, 3)
     known = known._replace(tokens=np.repeat(known.tokens, 2, 1), frames=2)
-    probe = fitted(kind, known, known.vectors, "abcd", config, 0)
+    probe = fitted(kind, known, known.read_by(kind), "abcd", config, 0)
     path = tmp_path / "new" / "p.safetensors"
     task.save_probe(path, probe, model)
     again = task.load_probe(path, model)

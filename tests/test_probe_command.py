@@ -46,7 +46,7 @@ def probed(capsys, here, *arguments):
 def test_figures_chance_and_zero_shot(here, capsys):
     how = ["--shots", "1", "all", "--seeds", "2", "--json"]
     rows = json.loads(probed(capsys, here, *how)[0])["results"]
-    assert [row["probe"] for row in rows] == ["knn", "linear", "pooler"]
+    assert [row["probe"] for row in rows] == ["knn", "linear", "linear-tokens", "pooler"]
     for row in rows:
         assert (row["classes"], row["train"], row["test"]) == (3, 60, 30)
         assert row["chance"] == pytest.approx(1 / 3)
@@ -91,7 +91,7 @@ def test_curves_are_drawn(here, capsys, tmp_path):
     assert code == 2 and "is there already" in err
 
 
-@pytest.mark.parametrize("kind", ["linear", "pooler"])
+@pytest.mark.parametrize("kind", ["linear", "linear-tokens", "pooler"])
 def test_a_saved_probe_classifies(kind, here, capsys, tmp_path):
     path = tmp_path / "colours.safetensors"
     how = ["--by", kind, "--shots", "all", "--seeds", "1", "--save", path, "--json"]
@@ -113,7 +113,7 @@ def test_a_saved_probe_classifies(kind, here, capsys, tmp_path):
     assert call(capsys, "embed", here / "test", *index, "--run", "shapes")[0] == 0
     asked = ["classify", *index, "--probe", path, "--run", "shapes", "--json"]
     code, out, err = call(capsys, *asked)
-    if kind == "pooler":
+    if kind != "linear":
         assert code == 2 and "reads image tokens, and an index holds vectors" in err
         return
     again = {row["file"]: row["label"] for row in json.loads(out)["results"]}
@@ -144,7 +144,7 @@ def test_a_video_probe_asks_for_videos(capsys, tmp_path):
         (["--shots", "0"], "--shots 0: at least 1, or all"),
         (["--seeds", "0"], "--seeds 0: at least 1"),
         (["--held-out-part", "1"], "--held-out-part 1.0: at least 0 and under 1"),
-        (["--save", "p.safetensors"], "--save keeps one probe: give --by linear or"),
+        (["--save", "p.safetensors"], "--save keeps one probe: give --by linear, linear-tokens or"),
         (["--save", "p.safetensors", "--by", "knn"], "--save keeps one probe"),
         (["--save", "p.bin", "--by", "linear"], "must end in .safetensors"),
         (["--by", "unordered"], "--by unordered is of frames"),

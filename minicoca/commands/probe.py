@@ -31,8 +31,8 @@ def add_flags(parser):
         "--by",
         nargs="+",
         choices=KINDS,
-        help="nearest neighbours, logistic regression, a new attentional pooler, or of videos one "
-        "that does not tell frames apart (default: all)",
+        help="nearest neighbours, logistic regression on vectors or on the mean of tokens, a new "
+        "attentional pooler, or of videos one that does not tell frames apart (default: all)",
     )
     parser.add_argument(
         "--shots",
@@ -78,7 +78,7 @@ def run(arguments):
     tell(f"{data.name}: {data.notes}".strip())
     kinds = list(dict.fromkeys(arguments.by or (KINDS if is_video else KINDS[:-1])))
     shots = list(dict.fromkeys(arguments.shots))
-    with_tokens = bool({"pooler", "unordered"} & {*kinds})
+    with_tokens = bool({*KINDS[2:]} & {*kinds})
     known = features_of(model, data.train, with_tokens)
     tested = features_of(model, data.test, with_tokens)
     for pairs in (data.train.pairs, data.test.pairs):
@@ -128,7 +128,7 @@ def check(arguments):
         check_picture("--out", arguments.out)
     if arguments.save:
         if len(arguments.by or KINDS) > 1 or arguments.by == ["knn"]:
-            raise Usage("--save keeps one probe: give --by linear or --by pooler")
+            raise Usage("--save keeps one probe: give --by linear, linear-tokens or pooler")
         if arguments.save.suffix != ".safetensors":
             raise Usage(f"--save {arguments.save}: the name must end in .safetensors")
         check_output("--save", arguments.save)
@@ -177,8 +177,8 @@ def as_table(row, first):
     """A probe's lines, under the heading where it is the first."""
     cells = [percent(one["accuracy"], one["spread"]) for one in row["shots"]]
     ends = [within(one["interval"]) for one in row["shots"]]
-    lines = [f"{row['probe']:10}" + "".join(f"{cell:>16}" for cell in cells)]
-    lines += [" " * 10 + "".join(f"{cell:>16}" for cell in ends)]
+    lines = [f"{row['probe']:14}" + "".join(f"{cell:>16}" for cell in cells)]
+    lines += [" " * 14 + "".join(f"{cell:>16}" for cell in ends)]
     if not first:
         return "\n".join(lines)
     zero = row["zero_shot"]
@@ -187,7 +187,7 @@ def as_table(row, first):
     sizes = f"{row['classes']:,} classes, {row['train']:,} to learn from, {row['test']:,} tested"
     marks = "".join(f"{one['shots']:>16}" for one in row["shots"])
     about = "   of each class: %, mean and spread; 95 % interval"
-    return "\n".join([f"{sizes}; {told}", f"{'labels':10}{marks}{about}", *lines])
+    return "\n".join([f"{sizes}; {told}", f"{'labels':14}{marks}{about}", *lines])
 
 
 def within(ends):

@@ -19,7 +19,8 @@ from . import BATCH
 from .indexed import weights_of
 from .zero_shot import Classification, check_labels, classifier, fill_templates, probabilities
 
-KINDS = ("knn", "linear", "pooler", "unordered")
+KINDS = ("knn", "linear", "linear-tokens", "pooler", "unordered")
+LINEAR = KINDS[1:3]
 NEIGHBOURS, SOFTNESS = 20, 0.07  # of a vote: how many, and what their cosines are divided by
 MOST_BYTES = 2 * 2**30  # of tokens that are kept
 
@@ -36,6 +37,15 @@ class Features(NamedTuple):
     def take(self, places: np.ndarray) -> Features:
         tokens = None if self.tokens is None else self.tokens[places]
         return Features(self.vectors[places], tokens, self.labels[places], self.frames)
+
+    def read_by(self, kind: str) -> np.ndarray:
+        """The vectors that a probe of a kind reads: "linear-tokens" the mean of the tokens."""
+        return self.vectors if kind != "linear-tokens" else mean_of(self.tokens)
+
+
+def mean_of(tokens: np.ndarray) -> np.ndarray:
+    """[n, J, N, M] -> [n, M]: the mean of the tokens of all frames."""
+    return tokens.mean((1, 2))
 
 
 def features(model, images: np.ndarray, with_tokens: bool = True) -> tuple[np.ndarray, Any]:
@@ -80,9 +90,9 @@ def features_of(model, part: Part, with_tokens: bool) -> Features:
 
 
 class Probe:
-    """What was learned of labelled features. kind: of KINDS, "unordered" being a pooler to which
-    the frames of a video have no order; tree: its parameters; frames: how many it reads of a video,
-    1 of an image."""
+    """What was learned of labelled features. kind: of KINDS, "linear-tokens" being one of the mean
+    of the tokens, "unordered" a pooler to which the frames of a video have no order; tree: its
+    parameters; frames: how many it reads of a video, 1 of an image."""
 
     def __init__(self, kind: str, tree: dict, classes: Sequence[str], heads: int, frames: int = 1):
         self.kind, self.tree, self.classes = kind, tree, tuple(classes)
@@ -90,17 +100,18 @@ class Probe:
 
     @property
     def reads_tokens(self) -> bool:
-        return self.kind in ("pooler", "unordered")
+        return self.kind in KINDS[2:]
 
     def __call__(self, vectors: np.ndarray, tokens: Any, device: str = "auto") -> np.ndarray:
         """Scores [n, C], logits of a softmax: of vectors [n, E], or of tokens [n, J, N, M]."""
-        if self.reads_tokens:
+        if self.kind in KINDS[3:]:
             from ..engine.ops import pick_device
             from ..engine.probe import scores
 
             return scores(tokens, self.tree, self.heads, pick_device(device))
-        if self.kind == "linear":
+        if self.kind in LINEAR:
             own = self.tree["classifier"]
+            vectors = vectors if self.kind == "linear" else mean_of(tokens)
             return vectors @ own["weight"] + own["bias"]
         return np.log(votes(vectors, self.tree["vectors"], self.tree["labels"], len(self.classes)))
 
@@ -132,18 +143,18 @@ def votes(vectors: np.ndarray, known: np.ndarray, labels: np.ndarray, classes: i
 def fitted(
     kind: str, known: Features, every: np.ndarray, classes: Sequence[str], config, seed: int
 ) -> Probe:  # fmt: skip
-    """A probe of labelled features. every: vectors [m, E] of all images that there are to learn
-    from, labelled or not, whose mean and spread a linear probe takes; seed: of a pooler, the only
-    one that draws anything."""
+    """A probe of labelled features. every: what it reads (`Features.read_by`) of all images that
+    there are to learn from, labelled or not, whose mean and spread a linear probe takes; seed: of a
+    pooler, the only one that draws anything."""
     from ..engine.ops import pick_device
     from ..engine.probe import fit_linear, fit_pooler
 
     heads, frames = config.image_heads, known.frames
     if kind == "knn":
         tree = {"vectors": known.vectors, "labels": known.labels}
-    elif kind == "linear":
+    elif kind in LINEAR:
         mean, std = every.mean(0), np.maximum(every.std(0), 1e-6)
-        tree = fit_linear(known.vectors, known.labels, len(classes), mean, std)
+        tree = fit_linear(known.read_by(kind), known.labels, len(classes), mean, std)
     else:
         told = frames if kind == "pooler" and frames > 1 else 0
         own = known.tokens, known.labels, len(classes), heads
@@ -175,12 +186,13 @@ def curve(
     """(shots, which images each draw gets right [K, n], the first seed's probe) of each number of
     shots, None being all: as many draws of labelled images, and of a pooler's first values, as
     there are seeds. Of all images there is one draw, so what draws nothing itself learns once."""
+    every = known.read_by(kind)
     for many in shots:
-        once = many is None and kind in ("knn", "linear")
+        once = many is None and kind not in KINDS[3:]
         found = []
         for seed in range(1 if once else seeds):
             places = drawn(known.labels, many, stream("order", seed, 0))
-            own = fitted(kind, known.take(places), known.vectors, classes, config, seed)
+            own = fitted(kind, known.take(places), every, classes, config, seed)
             found.append((right(own, tested, config.device), own))
         yield many, np.stack([own for own, _ in found]), found[0][1]
 
@@ -219,7 +231,7 @@ def load_probe(path: str | os.PathLike, model) -> Probe:
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise ValueError(f"{path} is no probe; minicoca probe --save makes one") from error
         want = probe_specs(width, classes, told)
-        want = want if kind != "linear" else {"classifier": want["classifier"]}
+        want = want if kind not in LINEAR else {"classifier": want["classifier"]}
         compare(there, shapes(want), path)
 
     tree, _ = load(path, check)
