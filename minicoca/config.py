@@ -321,6 +321,8 @@ def _check_objective(config):
     for name, value in plain.items():
         if getattr(config, name) != value:
             raise ValueError(f"{name}={getattr(config, name)}: with {of} it is {value}")
+    if config.recompute and not config.has_vit:
+        raise ValueError(f"recompute=True: {of} has none of the image layers that it is of")
 
 
 def demand_vit(config):

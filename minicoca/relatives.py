@@ -304,6 +304,11 @@ def _plain(config, name):
         raise ValueError(
             f"stem={config.stem} has a class token, which is no patch: {name} wants plain"
         )
+    if config.patches < 2:
+        raise ValueError(
+            f"image_size={config.image_size}, patch_size={config.patch_size}: one patch, of which "
+            f"{name} can hide nothing; it wants two at least"
+        )
     return params.specs(config)["image"]
 
 

@@ -26,9 +26,10 @@ def survey(dataset, config):
     Pictures are decoded to find near-equal ones, at most alike.MOST_LOOKED of a split.
     """
     splits = {"train": dataset.train, "validation": dataset.validation, **dataset.evaluations}
-    splits = {name: pairs for name, pairs in splits.items() if pairs is not None}
-    texts = [text for own in dataset.train.captions for text in own]
-    batch = min(config.batch_size, len(dataset.train))
+    splits = {name: pairs for name, pairs in splits.items() if pairs is not None and len(pairs)}
+    learned = next(iter(splits.values()))  # what is trained on, if anything is
+    texts = [text for own in learned.captions for text in own]
+    batch = min(config.batch_size, len(learned))
     return {
         "name": dataset.name,
         "notes": dataset.notes,
@@ -36,7 +37,7 @@ def survey(dataset, config):
         "pictures": pictures(splits, config.image_size),
         "checksums": checksums(splits),
         "tokens": tokens(texts, config),
-        "repeats": repeats(dataset.train.captions, batch),
+        "repeats": repeats(learned.captions, batch),
         "words": words(texts),
         "across_splits": across(splits),
         "left_out": dataset.left_out.splitlines(),
@@ -200,6 +201,8 @@ def words(texts):
 def across(splits):
     """Pictures of validation and evaluations that training has too: with equal bytes (of drawn
     ones: equal pixels), and near-equal ones; and how many of each split were looked at."""
+    if "train" not in splits:
+        return {}
     train, found = splits["train"], {}
     seen = {name: some_of(len(pairs)) for name, pairs in splits.items()}
     rows, cells = marks(train, seen["train"])

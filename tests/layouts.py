@@ -155,6 +155,12 @@ def texts_beside(folder, captions, splits):
     return folder
 
 
+def texts_by_folder(folder, captions, splits):
+    for part, own in by_split(captions, splits).items():
+        texts_beside(folder / f"{SPOKEN[part]}2017", own, splits)
+    return folder
+
+
 def tar(path, members, form=tarfile.PAX_FORMAT):
     with tarfile.open(path, "w", format=form) as file:
         for name, content in members:
@@ -164,15 +170,21 @@ def tar(path, members, form=tarfile.PAX_FORMAT):
     return path
 
 
-def webdataset(folder, captions, splits):
+def webdataset(folder, captions, splits, named="{}-0000.tar"):
     for part, own in by_split(captions, splits).items():
         members = []
         for name, texts in own.items():
             stem = name.rpartition(".")[0]
             members.append((f"{stem}.txt", "\n".join(texts).encode()))
             members.append((name, content(name)))
-        tar(folder / f"{SPOKEN[part]}-0000.tar", members, tarfile.GNU_FORMAT)
+        path = folder / named.format(SPOKEN[part])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tar(path, members, tarfile.GNU_FORMAT)
     return folder
+
+
+def shards_by_folder(folder, captions, splits):
+    return webdataset(folder, captions, splits, "{}/0000.tar")
 
 
 def img2dataset(folder, captions, splits):
@@ -194,4 +206,5 @@ def img2dataset(folder, captions, splits):
 WITHOUT = (open_clip, flickr8k, flickr30k, token, coco, by_file, texts_beside)
 WITH = (
     hf_lines, hf_table, split_column, karpathy, coco_by_files, json_lines, webdataset, img2dataset,
+    texts_by_folder, shards_by_folder,
 )  # fmt: skip

@@ -339,7 +339,7 @@ def test_what_flags_say_of_data_reaches_it(monkeypatch):
     assert asked[1] == (
         ("x.csv", 32),
         dict(seed=4, held_out=0.2, validation=0.1, keep_copies=True, image_root="pictures")
-        | dict(columns=("picture", "", "part"), template="a {}"),
+        | dict(columns=("picture", "", "part"), template="a {}", untrained=False),
     )
 
 

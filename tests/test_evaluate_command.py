@@ -134,7 +134,7 @@ def test_a_wrong_command_line_gets_a_line(arguments, said, capsys):
 def test_a_flag_is_the_setting_of_its_name(name, here, monkeypatch, capsys):
     asked = []
 
-    def load(settings):
+    def load(settings, untrained):
         asked.append(settings)
         raise ValueError("asked")
 
@@ -151,6 +151,6 @@ def test_a_flag_is_the_setting_of_its_name(name, here, monkeypatch, capsys):
 
 def test_settings_of_other_data_are_not_those_of_training(monkeypatch, capsys, here):
     asked = []
-    monkeypatch.setattr(data, "load", lambda settings: asked.append(settings) or few_shapes(0, 16))
+    monkeypatch.setattr(data, "load", lambda s, untrained: asked.append(s) or few_shapes(0, 16))
     assert call(capsys, "second")[0] == 0 == call(capsys, "second", "--data", "red")[0]
     assert [s.seed for s in asked] == [1, 0] and [s.validation_part for s in asked] == [0.05, 0]

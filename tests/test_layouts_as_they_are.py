@@ -5,7 +5,7 @@ import random
 
 import layouts
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -118,6 +118,52 @@ def test_splits_of_the_data_are_kept_and_the_rest_is_divided(tmp_path):
         assert place == ("train", "held_out", drawn, "validation")[number % 4]
 
 
+@given(st.lists(st.sampled_from(["train", "val", "test", ""]), min_size=1, max_size=6))
+@settings(max_examples=40)
+def test_what_the_data_give_to_another_split_is_never_trained_on(tmp_path_factory, given):
+    """Even where nothing else is there to be trained on. (All of one split are divided anew.)"""
+    assume(len({*given}) > 1)
+    folder = tmp_path_factory.mktemp("given")
+    rows = [("image", "caption", "split")]
+    for number, part in enumerate(given):
+        Image.new("RGB", (9, 9), (number, 5 * number, 0)).save(folder / f"{number}.png")
+        rows.append((f"{number}.png", f"{number}", part))
+    listed = layouts.table(folder / "list.csv", rows)
+    found = own.load(listed, 8, held_out=0.5, validation=0.4, untrained=True)
+    places = {"train": found.train, "val": found.validation, "test": None}
+    places["test"] = found.evaluations.get("held_out")
+    for number, part in enumerate(given):
+        (place,) = (p for p, at in places.items() if at and (f"{number}",) in at.captions)
+        assert not part or place == part
+    assert len(found.train) or "" not in given
+    if not len(found.train):
+        with pytest.raises(ValueError, match="nothing to train on, all of it is of other splits"):
+            own.load(listed, 8)
+
+
+def test_a_loose_file_among_splits_is_trained_on(tmp_path):
+    layouts.texts_by_folder(
+        tmp_path, {"a.png": ["a"], "b.png": ["b"]}, {"a.png": "train", "b.png": "held_out"}
+    )
+    layouts.texts_beside(tmp_path, {"c.png": ["c"]}, {})
+    listed, report = read(tmp_path)
+    assert listed.splits == {
+        "train2017/a.png": "train",
+        "test2017/b.png": "held_out",
+        "c.png": "train",
+    }
+    assert "1 files trained on, since others alone name a split" in str(report)
+    shards = layouts.shards_by_folder(tmp_path / "s", {"a.png": ["a"]}, {"a.png": "held_out"})
+    layouts.webdataset(shards, {"b.png": ["b"]}, {"b.png": "train"})
+    layouts.webdataset(shards, {"c.png": ["c"]}, {"c.png": "train"}, "more.tar")
+    found = read(shards)[0].splits
+    assert {n.rpartition("/")[2]: s for n, s in found.items()} == {
+        "a.png": "held_out",
+        "b.png": "train",
+        "c.png": "train",
+    }
+
+
 def test_copies_in_two_given_splits_stay_there_and_are_named(tmp_path):
     for number, colour in enumerate((0, 1, 1, 2, 1, 3)):
         Image.new("RGB", (9, 9), (colour, 0, 0)).save(tmp_path / f"{number}.png")
@@ -137,7 +183,7 @@ def test_one_image_in_two_splits_is_in_the_first(tmp_path):
     assert "images given to two splits, kept in the first" in report.named
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to("a.png")
-    assert "images given to two splits" in own.load(table, 8).notes
+    assert "images given to two splits" in own.load(table, 8, untrained=True).notes
 
 
 def test_a_split_of_an_unknown_name_is_left_out_and_counted(tmp_path):

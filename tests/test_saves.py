@@ -163,10 +163,10 @@ def test_a_full_disk_stops_a_run_that_goes_on_to_the_last_bit(tmp_path, monkeypa
 def test_a_log_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
     append, calls = files.append, []
 
-    def full(path, data):
+    def full(path, data, size):
         calls.append(path)
         with disk_of(Path(path).stat().st_size + 5 if len(calls) > 1 else 10_000):
-            append(path, data)
+            append(path, data, size)
 
     monkeypatch.setattr(log, "append", full)
     with pytest.raises(Stopped, match="metrics.jsonl was not written: (File|No space).*--resume"):

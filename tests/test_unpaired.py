@@ -110,7 +110,17 @@ def class_called_train(folder):
     pictures(folder, many("train/", "car/", "boat/", count=12))
 
 
-FOLDERS = [loose, list_with_splits, imagefolder, list_beside, class_called_train]
+def texts_beside(folder):
+    """Folders are splits; two pictures are in neither."""
+    names = [*many("train/", count=20), *many("test/", count=8), *many("", count=2)]
+    pictures(folder, names)
+    for name in names:
+        (folder / name).with_suffix(".txt").write_text(f"one of {name}")
+
+
+FOLDERS = [
+    loose, list_with_splits, imagefolder, list_beside, class_called_train, texts_beside
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", FOLDERS)
@@ -119,22 +129,22 @@ def test_what_a_coca_is_tested_on_no_tower_has_learned_from(tmp_path, make):
     folder = tmp_path / "d"
     make(folder)
     how = dict(validation_part=0.2, held_out_part=0.2)
-    unpaired_ = data.load(of("mae", data=str(folder), **how))
+    alone = data.load(of("mae", data=str(folder), **how))
     listing = folder / "captions.csv"
     for source in (folder, listing) if listing.exists() else (folder,):
         found = data.load(of("coca", data=str(source), **how))
         tested = [path for part in found.evaluations.values() for path in part.paths]
         tested += found.validation.paths if found.validation else []
-        assert len(tested) > 2 and not {*tested} & {*unpaired_.train.paths}
-    assert len(unpaired_.train) > 3
+        assert len(tested) > 2 and not {*tested} & {*alone.train.paths}
+    assert len(alone.train) > 3
 
 
-def test_folders_of_images_unpaired_may_name_splits(tmp_path):
+def test_folders_of_images_alone_may_name_splits(tmp_path):
     pictures(tmp_path, many("train2017/", "val2017/", "unlabeled2017/"))
     found = data.load(of("mae", data=str(tmp_path)))
     assert {path.parent.name for path in found.train.paths} == {"train2017", "unlabeled2017"}
     assert {path.parent.name for path in found.validation.paths} == {"val2017"}
-    assert "8 images trained on, since others alone name a split" in found.notes
+    assert "8 files trained on, since others alone name a split" in found.notes
 
 
 def test_a_split_that_folders_give_is_kept_and_classes_are_not_captions(tmp_path):

@@ -29,6 +29,18 @@ EXCHANGED = {
         "left_right": "A dog to the right of a man.",
         "things": "a man to the left of A dog.",
     },
+    "a dog on the left of a cat": {
+        "left_right": "a dog on the right of a cat",
+        "things": "a cat on the left of a dog",
+    },
+    "a dog is to the right side of a cat": {
+        "left_right": "a dog is to the left side of a cat",
+        "things": "a cat is to the right side of a dog",
+    },
+    "a dog sits just above a cat": {"above_below": "a dog sits just below a cat"},
+    "the cup on the table is on left of a jar": {
+        "left_right": "the cup on the table is on right of a jar"
+    },
     "a red star left of a red star": {"left_right": "a red star right of a red star"},
     "the leftover of an aboveground bottomless thing": {},
 }

@@ -33,7 +33,7 @@ def run(arguments):
     arguments.patch_size = 1  # any size of image can be looked at
     settings = from_flags(arguments)
     try:
-        dataset = data.load(settings)
+        dataset = data.load(settings, untrained=True)
     except ValueError:
         if settings.data == "emoji":
             from ..data.emoji import describe

@@ -96,7 +96,7 @@ def run(arguments):
         raise Usage(f"--limit {arguments.limit}: at least 1")
     if arguments.rule == "ensemble" and arguments.by:
         raise Usage("--rule ensemble is a mean of vectors: leave out --by")
-    dataset = data.load(settings)
+    dataset = data.load(settings, untrained=True)
     tell(f"{dataset.name}: {dataset.notes}".strip())
     chosen = splits_of(dataset, own, arguments.split)
     before = known(dataset) if own else ()
@@ -138,7 +138,7 @@ def splits_of(dataset, own, names):
     """{name: pairs} of the splits that are asked for. Raises Usage, naming those there are."""
     there = {"train": dataset.train, "validation": dataset.validation, **dataset.evaluations}
     there = {name: pairs for name, pairs in there.items() if pairs is not None and len(pairs)}
-    if not own and len(there) == 1:
+    if not own and [*there] == ["train"]:
         there = {"all": dataset.train}
     usual = [name for name in there if name not in ("train", "validation")]
     names = names or usual

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..config import BUILT_IN
-from ..family.members import FAMILY, LATER, SETTINGS
+from ..family.members import FAMILY, LATER, SETTINGS, name_of
 from ..family.rows import ROWS
 from ..files import write_atomically
 from ..training.checkpoint import CONFIG, RESULTS, RUNS, read_config, read_results
@@ -52,8 +52,9 @@ def run(arguments):
     found = newest(arguments.runs)
     members = [described(name, member, found.get(name)) for name, member in FAMILY.items()]
     settings = [
-        described(of, member, None) | {"name": name, "command": f"minicoca train {flags}"}
-        for name, (member, of, flags) in SETTINGS.items()
+        described(of, member, found.get(name))
+        | {"name": name, "command": f"minicoca train {flags}"}
+        for name, (member, of, flags, _) in SETTINGS.items()
     ]
     later = [{"name": name} | vars(member) for name, member in LATER.items()]
     if arguments.json:
@@ -120,8 +121,8 @@ def described(name, member, run):
 
 
 def newest(runs):
-    """{objective: (folder, results)} of the finished runs of captions in a folder; of several
-    the newest. What is no run, or damaged, counts as none."""
+    """{member: (folder, results)} of the finished runs of captions in a folder; of several the
+    newest. What is no run, or damaged, counts as none."""
     found = {}
     paths = [path for path in runs.glob(f"*/{RESULTS}") if (path.parent / CONFIG).is_file()]
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
@@ -130,5 +131,5 @@ def newest(runs):
         except (ValueError, OSError):
             continue
         if config.task == "captions":
-            found[config.objective] = path.parent, results
+            found[name_of(config)] = path.parent, results
     return found

@@ -52,6 +52,8 @@ def run(arguments):
         facts["run"] = read_results(folder) if there else "not finished"
     elif arguments.preset:
         chosen = config.preset(arguments.preset)
+    if arguments.scale and chosen.objective != "coca":
+        raise Usage(f"--scale is of CoCa, and {arguments.run} has objective {chosen.objective}")
     if chosen:
         tree = specs_of(chosen)
         facts["parameters"] = {name: params.count(part) for name, part in tree.items()}

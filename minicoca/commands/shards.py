@@ -45,7 +45,7 @@ def run(arguments):
     if arguments.out.exists() and not arguments.out.is_dir():
         raise Usage(f"--out {arguments.out} is no folder; give another name")
     arguments.patch_size = 1  # nothing is trained here
-    dataset = data.load(from_flags(arguments))
+    dataset = data.load(from_flags(arguments), untrained=True)
     tell(f"{dataset.name}: {dataset.notes}".strip())
     shards, report, kept, size = plan(dataset, *limits), Report(), 0, 0
     samples = dict.fromkeys((shard.name.partition("-")[0] for shard in shards), 0)
@@ -59,9 +59,10 @@ def run(arguments):
     if report.named:
         tell(str(report))
     parts = ", ".join(f"{split} {count:,}" for split, count in samples.items())
+    follows = ("train", "--data") if "train" in samples else ("data",)
     print(
         f"{len(shards):,} shards of {size / 1e6:,.1f} MB in all ({kept:,} were there): "
-        f"{parts} samples\n{to_run('train', '--data', arguments.out)}"
+        f"{parts} samples\n{to_run(*follows, arguments.out)}"
     )
 
 

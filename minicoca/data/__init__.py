@@ -5,10 +5,11 @@ from .pairs import Dataset, Pairs, ZeroShot
 __all__ = ["Dataset", "Pairs", "ZeroShot", "load"]
 
 
-def load(config):
-    """The data set that a config names. Raises ValueError, saying what to do, if there is none."""
+def load(config, untrained=False):
+    """The data set that a config names. Raises ValueError, saying what to do, if there is none.
+    untrained: of a person's own none of it need be to train on."""
     if config.task != "captions":
-        return _questions(config)
+        return _questions(config, untrained)
     if config.data == "shapes":
         from . import noise, shapes
 
@@ -30,11 +31,11 @@ def load(config):
     if config.continues and unpaired.is_texts(config.data):
         how = {"held_out": config.held_out_part, "validation": config.validation_part}
         return unpaired.texts(config.data, config.image_size, seed=config.seed, **how)
-    how = {} if config.reads else {"find": unpaired.images}
+    how = {"untrained": untrained} | ({} if config.reads else {"find": unpaired.images})
     return folder.of(config, config.caption_column, template=config.class_template, **how)
 
 
-def _questions(config):
+def _questions(config, untrained):
     if config.data == "emoji":
         raise ValueError(f"there are no {config.task} about emoji; --data shapes, or your own")
     if config.data == "shapes":
@@ -46,4 +47,4 @@ def _questions(config):
         raise ValueError(f"--task {config.task} is of drawn shapes alone; leave out --data")
     from . import vqa
 
-    return vqa.load(config)
+    return vqa.load(config, untrained)

@@ -202,6 +202,7 @@ def load(
     template: str = "a photo of a {}",
     labels: bool = False,
     find: Callable | None = None,
+    untrained: bool = False,
     background: tuple[int, int, int] = WHITE,
     workers: int = WORKERS,
 ) -> Dataset:
@@ -212,6 +213,7 @@ def load(
         below the root and `seed` alone decide where it goes, so more images do not move the ones
         already there; where that would leave nothing to train on, the image nearest to training is
         trained on.
+    untrained: there need be no image to train on, where the source gives each another split.
     keep_copies: byte-equal copies go where their own names send them, not all where the first goes.
     image_root: what paths in a list are relative to; by default the list's own folder, or the one
         near it that holds the first of them.
@@ -244,6 +246,9 @@ def load(
             "byte-equal copies, in the split of the first", f"{names[row]} is {names[first]}"
         )
     parts = split_names(names, copies, places, listed.splits, seed, held_out, validation, report)
+    sizes = ", ".join(f"{part} {len(rows)}" for part, rows in parts.items())
+    if not parts["train"] and not untrained:
+        raise ValueError(f"{source}: nothing to train on, all of it is of other splits ({sizes})")
 
     def split(part: str) -> FolderPairs:
         rows = parts[part]
@@ -259,14 +264,13 @@ def load(
         pairs.zero_shot = classes_of(listed, pairs) if part != "train" else None
         return pairs
 
-    train = split("train")
-    mean, std = pixel_statistics(train)
-    sizes = ", ".join(f"{part} {len(rows)}" for part, rows in parts.items())
+    found = {part: split(part) for part, rows in parts.items() if rows or part == "train"}
+    mean, std = pixel_statistics(next(pairs for pairs in found.values() if len(pairs)))
     return Dataset(
         name=source.stem,
-        train=train,
-        validation=split("validation") if parts["validation"] else None,
-        evaluations={"held_out": split("held_out")} if parts["held_out"] else {},
+        train=found["train"],
+        validation=found.get("validation"),
+        evaluations={"held_out": found["held_out"]} if "held_out" in found else {},
         mean=mean,
         std=std,
         notes=f"{source} ({listed.kind}): {sizes}\n{report}".rstrip(),

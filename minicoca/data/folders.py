@@ -11,7 +11,7 @@ from pathlib import Path
 from minicoca.data.checksums import CHECKSUMS, compare
 from minicoca.data.files import TEXT_SUFFIX, files_below, is_image
 from minicoca.data.lists import LISTS, folder_of, records, under
-from minicoca.data.records import SPLITS, Reading, Record, not_utf8, split_in
+from minicoca.data.records import SPLITS, Reading, Record, not_utf8, split_in, splits_of
 from minicoca.data.shards import TAR, read_shards
 from minicoca.data.tables import TABLES, is_table, is_token_list
 from minicoca.images import open_file, patiently, read
@@ -112,8 +112,10 @@ def read_texts(
     texts: dict[Path, Path],
     reading: Reading,
 ) -> Iterator[Record]:
-    """Every image below `folder` with the lines of its text file."""
+    """Every image below `folder` with the lines of its text file. Folders called after splits are
+    these."""
     reading.kind, report = "texts beside the images", reading.report
+    splits = splits_of(folder, images, report)
     for path in images:
         text = texts.get(path.with_suffix(""), path.with_suffix(TEXT_SUFFIX))
         try:
@@ -122,7 +124,7 @@ def read_texts(
             report.add("caption files that cannot be read left out, with their images", str(error))
         else:
             where = f"{text} (missing or empty)"
-            yield Record(path.relative_to(folder).as_posix(), lines, where)
+            yield Record(path.relative_to(folder).as_posix(), lines, where, splits.get(path))
     described = {texts.get(path.with_suffix("")) for path in images}
     for path in files:
         if path.suffix.lower() == TEXT_SUFFIX and path not in described:

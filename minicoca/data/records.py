@@ -166,6 +166,24 @@ def split_in(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def splits_of(
+    folder: Path, paths: Iterable[Path], report: Report, by_name: bool = False
+) -> dict[Path, str]:
+    """The split of each file below a folder by what the folders above it are called (by_name: or
+    first it itself), where they name several; those of none are trained on then, which is said.
+    Empty where they do not."""
+    found = {
+        path: (by_name and split_in(path.stem))
+        or split_in(path.relative_to(folder).parent.as_posix())
+        for path in paths
+    }
+    if len({*found.values()} - {None}) < 2:
+        return {}
+    for path in (path for path, part in found.items() if not part):
+        report.add("files trained on, since others alone name a split", str(path))
+    return {path: part or "train" for path, part in found.items()}
+
+
 def opened(path: Path) -> TextIOWrapper:
     """A list as text, its ends of lines as they are. Raises NoFileError where there is no file."""
     return TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="")

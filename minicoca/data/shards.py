@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from minicoca.data.files import is_image
-from minicoca.data.records import Reading, Record, parse, split_in
+from minicoca.data.records import Reading, Record, parse, split_in, splits_of
 from minicoca.images import Piece, name_of, open_file, patiently
 from minicoca.words import clip
 
@@ -63,9 +63,11 @@ def is_pattern(source: Path) -> bool:
 
 
 def read_shards(shards: list[Path], folder: Path, reading: Reading) -> Iterator[Record]:
-    """The records of shards, whose images are named by their shard and their member. One that is
-    no tar, or is cut off, is named in the report, and read as far as it goes."""
+    """The records of shards, whose images are named by their shard and their member; the shards'
+    names, or else their folders', say of which split they are. One that is no tar, or is cut off,
+    is named in the report, and read as far as it goes."""
     reading.kind = f"{len(shards)} shards"
+    splits = splits_of(folder, shards, reading.report, by_name=True)
     for shard in shards:
         known = os.path.relpath(shard, folder).replace(os.sep, "/")
         samples: dict[str, dict[str, Member]] = {}
@@ -76,7 +78,7 @@ def read_shards(shards: list[Path], folder: Path, reading: Reading) -> Iterator[
             if sample.setdefault(ending.lower(), member) is not member:
                 named = f"{known}/{member.name}"
                 reading.report.add("members left out, an earlier one has the name", named)
-        split = split_in(shard.stem)
+        split = splits.get(shard) or split_in(shard.stem)
         for sample in samples.values():
             yield from records_of(sample, shard, known, split, reading)
 

@@ -58,14 +58,16 @@ def split_names(
     report: Report,
 ) -> dict[str, list[int]]:
     """Rows of `names` by the part they belong to: the one that is given, or else where their place
-    sends them; copies are where the first of them is."""
+    sends them, and the nearest of these to "train" where nothing would be; copies are where the
+    first of them is."""
     firsts = [row for row in range(len(names)) if row not in copies]
     part = {
         row: given.get(names[row]) or part_of(places[names[row]], seed, held_out, validation)
         for row in firsts
     }
-    if "train" not in part.values():
-        nearest = max(firsts, key=lambda row: place_of(places[names[row]], seed))
+    free = [row for row in firsts if names[row] not in given]
+    if "train" not in part.values() and free:
+        nearest = max(free, key=lambda row: place_of(places[names[row]], seed))
         part[nearest] = "train"
         report.add("images trained on, since the split left none for it", names[nearest])
     parts: dict[str, list[int]] = {"train": [], "validation": [], "held_out": []}

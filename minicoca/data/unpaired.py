@@ -15,7 +15,7 @@ from .files import TEXT_SUFFIX, Report, files_below, is_image
 from .folders import lines_of, read_folder
 from .layouts import records_of
 from .pairs import Dataset, Pairs
-from .records import PLACEHOLDER, Reading, Record, gathered, split_in
+from .records import PLACEHOLDER, Reading, Record, gathered, splits_of
 from .shards import is_pattern
 from .splits import split_names
 from .tables import is_table, is_token_list
@@ -38,10 +38,9 @@ def _records(folder: Path, paths: list[Path], reading: Reading) -> Iterator[Reco
     splits = _splits(folder, paths, reading)
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        if splits and name not in splits:
-            reading.report.add("images trained on, since others alone name a split", str(path))
-        given = splits.get(name, "train") if splits else None
-        yield Record(name, PLACEHOLDER, str(path), given)
+        if splits and name not in splits:  # the list, or a text, knows nothing of it
+            reading.report.add("files trained on, since others alone name a split", str(path))
+        yield Record(name, PLACEHOLDER, str(path), splits.get(name, "train") if splits else None)
 
 
 def _splits(folder: Path, paths: list[Path], reading: Reading) -> dict[str, str]:
@@ -52,10 +51,8 @@ def _splits(folder: Path, paths: list[Path], reading: Reading) -> dict[str, str]
         _, given = gathered(read_folder(folder, probe), probe)
         if given:
             return {os.path.normpath(name): part for name, part in given.items()}
-    homes = {path: path.relative_to(folder) for path in paths}
-    found = {own.as_posix(): split_in(own.parent.as_posix()) for own in homes.values()}
-    several = len({*found.values()} - {None}) > 1
-    return {name: part for name, part in found.items() if part} if several else {}
+    found = splits_of(folder, paths, reading.report)
+    return {path.relative_to(folder).as_posix(): part for path, part in found.items()}
 
 
 def is_texts(source: str) -> bool:

@@ -73,12 +73,12 @@ class Entry(NamedTuple):
     kind: str = ""
 
 
-def load(config) -> Dataset:
+def load(config, untrained: bool = False) -> Dataset:
     """The questions that a config's data hold, split by picture: one with all its questions is in
-    one split. Raises ValueError and OSError as `folder.load`."""
+    one split. untrained, and what is raised, as `folder.load` has it."""
     entries: list[Entry] = []
     find = partial(found, entries=entries, answers=config.answer_column)
-    dataset = folder.of(config, config.question_column, find=find)
+    dataset = folder.of(config, config.question_column, find=find, untrained=untrained)
 
     def split(pictures):
         rows = [(row, int(n)) for row, own in enumerate(pictures.captions) for n in own]

@@ -49,7 +49,12 @@ def image_encoder(images_BII3, params, config, places_BL=None):
     x_BSD = patch_embedding(images_BII3, params, config.patch_size)
     if places_BL is not None:
         x_BSD = keep_tokens(x_BSD, places_BL)
+    return image_blocks(x_BSD, params["blocks"], config)
+
+
+def image_blocks(x_BSD, params, config):
+    """The blocks one after the other."""
     for i in range(config.image_layers):
-        given = x_BSD, params["blocks"][str(i)], config.image_heads, config.gelu
+        given = x_BSD, params[str(i)], config.image_heads, config.gelu
         x_BSD = recomputed(block, *given) if config.recompute else block(*given)
     return x_BSD

@@ -25,15 +25,24 @@ FAMILY = {
     "simmim": Member(2021, "2111.09886", "no text: all patches, many masked, and a linear map"),
     "resnet": Member(2018, "1812.01187", "a convolutional image tower, ResNet-D"),
 }
-# What is a setting of one of these: whose files it has, and its flags.
+# What is a setting of one of these: whose files it has, its flags, and whether a config is one.
 SETTINGS = {
-    "CLIP": (Member(2021, "2103.00020", "two towers and the contrastive loss alone"),
-             "coca", "--caption-weight 0"),
     "LiT": (Member(2021, "2111.07991", "a tower that knows is locked; texts learn to meet it"),
-            "coca", "--init RUN --freeze image"),
+            "coca", "--init RUN --freeze image", lambda c: c.init and "image" in c.freeze),
+    "CLIP": (Member(2021, "2103.00020", "two towers and the contrastive loss alone"),
+             "coca", "--caption-weight 0", lambda c: not c.caption_weight),
     "Switch": (Member(2021, "2101.03961", "a router chooses the MLP of every token"),
-               "vlmo", "--objective vlmo --experts 4"),
+               "vlmo", "--objective vlmo --experts 4", lambda c: dict(c.settings).get("experts")),
 }  # fmt: skip
+
+
+def name_of(config):
+    """Which of FAMILY or SETTINGS a config trains: of several settings the first."""
+    own = (name for name, (_, of, _, is_one) in SETTINGS.items()
+           if of == config.objective and is_one(config))  # fmt: skip
+    return next(own, config.objective)
+
+
 # What is not built yet, by its paper.
 LATER = {
     "ClipCap": Member(2021, "2111.09734", "a mapper writes a prefix for a frozen language model"),

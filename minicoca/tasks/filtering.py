@@ -71,9 +71,9 @@ def cosines(
         for row, image, said in zip(
             rows, model.embed_images(images), np.split(texts, ends), strict=True
         ):
-            own[row] = said @ image
-            if row % every == 0:
+            if len(own) % every == 0:
                 drawn.append((row, image, said[0]))
+            own[row] = said @ image
     others = np.random.default_rng(len(drawn)).permutation(len(drawn))
     pairs = [(*drawn[i][:2], drawn[j][0], drawn[j][2]) for i, j in enumerate(others)]
     apart = [image @ said for row, image, j, said in pairs if captions[j][0] not in captions[row]]
@@ -88,7 +88,8 @@ def least_of(
     ValueError where there are none of these."""
     if keep is not None:
         ordered = np.sort(np.concatenate([np.zeros(0), *own.values()]))[::-1]
-        return float(ordered[max(0, round(keep * len(ordered)) - 1)])
+        kept = max(1, round(keep * len(ordered)))
+        return float(ordered[kept - 1]) if len(ordered) else -2.0
     if not len(others):
         raise ValueError("all captions are the same: none is of another picture, to compare with")
     below = np.sort(others)[::-1][int(passing * len(others)) :]

@@ -20,8 +20,11 @@ COLOURS = (
 )
 COLOUR = re.compile(rf"\b({COLOURS.replace(' ', '|')})\b")
 RELATION = re.compile(
-    r"^(.+?) ((?:to the )?(?:left|right) of|above|below|over|under) (.+?)([.!]?)$"
+    r"^(.+?) ((?:(?:is|are) )?(?:(?:(?:to|on|at) the )?(?:left|right)(?: side)? of"
+    r"|above|below|over|under)) (.+?)([.!]?)$"
 )
+# A sentence whose beginning ends so is of another form than "one thing left of another".
+BESIDE = re.compile(r".*\b(on|to|at|in|of|the|is|are|was|and|from|just|far|directly)$")
 KINDS = (*EXCHANGES, "colours", "things")
 HEADS = ("cosine", "likelihood", "pmi")
 
@@ -32,7 +35,7 @@ def exchanged(text: str) -> dict[str, str]:
 
     left_right, above_below: these words (top and bottom too), wherever they stand. colours: the
     first two that are named, wherever they stand. things: what stands on either side of "left of",
-    "right of", "above" or "below", in a sentence that has one of them.
+    "right of", "above" or "below", in a sentence that has one of them and says nothing else.
     """
     found = {}
     for kind, pairs in EXCHANGES.items():
@@ -41,7 +44,8 @@ def exchanged(text: str) -> dict[str, str]:
     if len(first) == 2:
         found["colours"] = _swap(text, dict(zip(first, first[::-1], strict=True)))
     relation = RELATION.match(text)
-    if relation and not RELATION.match(relation[3]) and not RELATION.match(relation[1]):
+    sides = relation.group(1, 3) if relation else ()
+    if relation and not BESIDE.match(sides[0]) and not any(map(RELATION.match, sides)):
         one, between, other, end = relation.groups()
         found["things"] = f"{other} {between} {one}{end}"
     return {kind: other for kind, other in found.items() if other != text}

@@ -5,6 +5,7 @@ import torch
 from ..attention import block
 from ..ops import linear, widened
 from ..text import text_embedding
+from ..vision import image_blocks
 
 
 def caption_numbers(tokens_BT):
@@ -40,7 +41,7 @@ def tower_of_holes(patches_BNP, params, config, hole_BN, empty_D):
     """CoCa's image tower, which reads every patch, but in holes one learned vector, put there after
     the patch embedding: [B, N, D]."""
     x_BND = fill(linear(patches_BNP, params["patch"]), hole_BN, empty_D) + params["position"]
-    return transformer(x_BND, params["blocks"], config.image_heads, config.gelu)
+    return image_blocks(x_BND, params["blocks"], config)
 
 
 def pixel_loss(pixels_BNP, targets_BNP, counted_BN, power):
