@@ -91,6 +91,10 @@ def test_equal_captions_leave_nothing_to_compare_with():
         least_of({0: np.ones(1)}, np.zeros(0), None, 0.01)
 
 
+def test_where_nothing_was_judged_nothing_is_dropped():
+    assert least_of({}, np.zeros(0), 0.5, 0.01) < -1
+
+
 @pytest.fixture(scope="module")
 def scenes():
     """Scenes with three captions in ten exchanged, and which of them are wrong."""
@@ -126,6 +130,16 @@ def test_cosines_are_the_models_whatever_the_batches(scenes, model, batch, monke
     apart = pairs[[[many[j][0] not in many[i] for j in range(60)] for i in range(60)]]
     assert np.abs(others[:, None] - apart).min(1).max() < 1e-5  # each of another's picture
     assert abs(others.mean() - apart.mean()) < 0.1 < pairs.diagonal().mean() - others.mean()
+
+
+def test_which_rows_the_rules_left_does_not_decide_what_is_compared(scenes, model, monkeypatch):
+    """Were it every n-th row by its number, none of these would be there."""
+    images, _, captions, _ = scenes
+    monkeypatch.setattr("minicoca.tasks.filtering.SAMPLE", 10)
+    rows = np.arange(1, 60, 2)
+    left = {int(row): captions[row] for row in rows}
+    near, others = cosines(*model, filtering.batches(images, rows), left)
+    assert [*near] == rows.tolist() and 5 <= len(others) <= 10
 
 
 def test_the_filter_finds_exchanged_captions(scenes, model):

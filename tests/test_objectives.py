@@ -13,6 +13,7 @@ from minicoca.__main__ import main
 from minicoca.commands import build_parser
 from minicoca.commands.flags import from_flags
 from minicoca.config import OBJECTIVES, from_dict, preset
+from minicoca.engine import vision
 from minicoca.family.members import FAMILY
 from minicoca.files import write_json
 from minicoca.params import flatten, initialise
@@ -213,6 +214,49 @@ def test_views():
     other = images.copy()
     other[0] = 0
     assert (view(other, np.random.default_rng(2), 0.5, 0.5)[1:] == one[1:]).all()
+
+
+def test_a_run_has_the_name_of_what_it_trained(tmp_path, capsys):
+    """CLIP, LiT and Switch are settings; the figures of each are of the newest run of its own."""
+    runs = {
+        "coca": {}, "CLIP": {"caption_weight": 0.0},
+        "LiT": {"init": "shapes", "freeze": "image", "caption_weight": 0.0},
+        "vlmo": {"objective": "vlmo"},
+        "Switch": {"objective": "vlmo", "settings": (("experts", 4),)},
+    }  # fmt: skip
+    for number, (name, own) in enumerate(runs.items()):
+        (tmp_path / name).mkdir()
+        save_config(config_of(**{"name": "coca", **own}), tmp_path / name)
+        write_json(tmp_path / name / "results.json", {"held_out": {"images": 3, "loss": number}})
+    assert main(["family", "--runs", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    ours = {own["name"]: own["run"] for own in found["built"] + found["settings"] if own["run"]}
+    assert ours == {name: str(tmp_path / name) for name in runs}
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_image_layers_are_computed_again_or_it_is_refused(name, monkeypatch):
+    """The same step, whose image layers are run once more."""
+    if not config_of(name).has_vit:
+        with pytest.raises(ValueError, match=f"recompute=True: objective={name} has none of"):
+            config_of(name, recompute=True)
+        return
+    again, reports = [], []
+    recomputed = vision.recomputed
+    monkeypatch.setattr(vision, "recomputed", lambda *g: again.append(1) or recomputed(*g))
+    kinds = [(), (("mask_tokens", True),)] if name == "mae" else [OWN.get(name, ())]
+    for settings in kinds:
+        again.clear()
+        for way in (False, True):
+            trainer = trainer_of(config_of(name, settings=settings, recompute=way))
+            reports.append([trainer.step(step, *batch(step)) for step in range(2)])
+        assert reports[-1] == reports[-2] and len(again) >= 2 * trainer.config.image_layers
+
+
+@pytest.mark.parametrize("name", ["mae", "simmim"])
+def test_one_patch_cannot_be_hidden(name):
+    with pytest.raises(ValueError, match="one patch, of which .* can hide nothing"):
+        specs_of(config_of(name, image_size=8, patch_size=8))
 
 
 def test_the_family_is_listed(tmp_path, capsys):
