@@ -340,6 +340,12 @@ FLAGS = {
             ("--resume", ["--resume", "one"], ["--resume", "two"], "trained"),
             ("--report-to", ["--run", "r"], ["--run", "r", "--report-to", "wandb"], "trained"),
             ("--profile", ["--run", "r"], ["--run", "r", "--profile"], "trained"),
+            (
+                "--image-encoder",
+                ["--run", "r"],
+                ["--run", "r", "--image-encoder", "resnet"],
+                "trained",
+            ),
             ("--json", [], ["--json"], "out"),
         ],
     ),

@@ -144,14 +144,14 @@ def test_what_a_choice_tells_and_a_router_is_asked():
         block["routed"]["router"]["weight"][:] = 0
         block["routed"]["router"]["weight"][0, :2] = 1, -1
     found = probes.by_router(CoCa(tree, config), tokenizer, 0, 16)
-    assert found.keys() == {"router_0", "router_1"} and all(0 <= x <= 1 for x in found.values())
+    assert {*found} == {"router_0", "router_1", "load_0", "load_1"} and max(found.values()) <= 1
     tree["word_mask"], tree["text"]["token"] = tree["word_mask"] * 0, tree["text"]["token"] * 0
-    for name in ("position", "cls"):
-        tree["text"][name] = tree["text"][name] * 0
+    tree["text"] |= {name: tree["text"][name] * 0 for name in ("position", "cls")}
     tree["text"]["position"][:, 0], tree["text"]["cls"][0] = 9, 9
     tree["image"]["position"][:, 0] = -99
     tree["image"]["class"][0] = -99
-    assert probes.by_router(CoCa(tree, config), tokenizer, 0, 16)["router_0"] > 0.99
+    found = probes.by_router(CoCa(tree, config), tokenizer, 0, 16)
+    assert found["router_0"] > 0.99 and 0.5 <= found["load_0"] < 0.99
 
 
 @pytest.fixture

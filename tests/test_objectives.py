@@ -259,6 +259,17 @@ def test_one_patch_cannot_be_hidden(name):
         specs_of(config_of(name, image_size=8, patch_size=8))
 
 
+def test_the_image_encoder_may_be_named():
+    asked = lambda *words: from_flags(build_parser().parse_args(["train", *words]))  # noqa: E731
+    one = asked("--image-encoder", "resnet", "--stages", "2")
+    assert one == asked("--objective", "resnet", "--stages", "2") != asked()
+    assert asked("--image-encoder", "vit") == asked()
+    assert asked("--image-encoder", "vit", "--objective", "siglip").objective == "siglip"
+    for encoder, objective in (("resnet", "siglip"), ("vit", "resnet")):
+        with pytest.raises(ValueError, match=f"--image-encoder {encoder} and --objective"):
+            asked("--image-encoder", encoder, "--objective", objective)
+
+
 def test_the_family_is_listed(tmp_path, capsys):
     """Each with its two files, which are there, the later ones, and the figures of its newest run;
     a damaged run is none."""

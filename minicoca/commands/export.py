@@ -36,6 +36,12 @@ def open_clip(run, folder):
     weights, tokenizer = read_weights(run, config, note)
     apart = params.said_in(path).get("open_clip_cls", "") if path.is_file() else ""
     write_folder(folder, weights, config, tokenizer, apart)
+    if not config.legacy_cls_mask:
+        note(
+            "this model's CLS does not see padding, which the JSON says as correct_cls_mask: "
+            "open_clip's model knows it, the configs of 3.3.0 do not, so take it out of text_cfg "
+            "there and set it on model.text"
+        )
     if config.answers:
         note("left out: the head that answers questions, which open_clip's model has not")
     print(f"{folder}: a folder for open_clip (its name for it: local-dir:{folder})")

@@ -12,6 +12,7 @@ from ..relatives import RELATIVES, specs_of
 from ..training.checkpoint import find_run, read_config
 
 MOST, MOST_LINES = 290, 40  # letters of a line of a message, and lines
+ENCODERS = ("vit", "resnet")
 HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -89,7 +90,10 @@ def add_settings(parser, names):
 
 def add_objective(parser, words):
     """The flags of the relative that a command line names, or whose run it begins with."""
-    name = following("--objective", words) or objective_of(following("--init", words))
+    name = following("--objective", words)
+    if not name and following("--image-encoder", words) == "resnet":
+        name = "resnet"
+    name = name or objective_of(following("--init", words))
     kind = RELATIVES.get(name)
     own = dataclasses.fields(kind) if kind else ()
     if own:
@@ -142,6 +146,12 @@ def from_flags(arguments, earlier=None):
     """
     names = [field.name for field in dataclasses.fields(config.Config)]
     given = {n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None}
+    if encoder := getattr(arguments, "image_encoder", None):
+        wants = {"resnet": "resnet"}.get(encoder, given.get("objective", "coca"))
+        if given.setdefault("objective", wants) != wants or (encoder == "vit") == (
+            wants == "resnet"
+        ):
+            raise Usage(f"--image-encoder {encoder} and --objective {given['objective']} are two")
     name = given.pop("preset", None)
     if not earlier or given.get("task", earlier.task) != earlier.task:
         begins = config.TASK_SETTINGS.get(given.get("task"), {})

@@ -21,7 +21,7 @@ from ..training.checkpoint import (
 from ..training.distributed import ALONE, may_restart, processes, restarted
 from ..training.log import Log
 from ..training.run import beginning, given_command, train
-from .flags import Usage, add_settings, from_flags, settings_by_group
+from .flags import ENCODERS, Usage, add_settings, from_flags, settings_by_group
 from .results import unheard
 
 HELP = "train a model; with no flags, on drawn shapes, in minutes"
@@ -38,6 +38,11 @@ def add_flags(parser):
     first.add_argument("--preset", choices=config.PRESETS, help="(default tiny)")
     first.add_argument("--run", type=Path, help=f"folder to write (default {RUNS}/DATA, numbered)")
     first.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    first.add_argument(
+        "--image-encoder",
+        choices=ENCODERS,
+        help="the image tower under CoCa's losses (default vit); resnet is --objective resnet",
+    )
     first.add_argument("--json", action="store_true", help="print the results as JSON")
     first.add_argument(
         "--report-to", choices=track.NEEDS, help="tell a tracker too what metrics.jsonl holds"

@@ -203,8 +203,9 @@ def by_questions(tokens: Tokens, seed: int, side: int, steps: int = 0) -> dict[s
 
 def by_router(model, tokenizer, seed: int, count: int = 128) -> dict[str, float]:
     """Of each layer of a model whose router chooses among experts, what the choice tells of the
-    modality: the mutual information in bits, were patches and words as frequent; 0 nothing, 1 all.
-    Of pictures with their captions, both in one sequence."""
+    modality (`router_LAYER`): the mutual information in bits, were patches and words as frequent; 0
+    nothing, 1 all; and the share of all tokens that its fullest expert takes (`load_LAYER`). Of
+    pictures with their captions, both in one sequence."""
     import torch
 
     from ..engine.attention import self_attention_layer
@@ -231,6 +232,7 @@ def by_router(model, tokenizer, seed: int, count: int = 128) -> dict[str, float]
             chosen = linear(layer_norm(x, own["norm"]), own["router"]).argmax(-1)
             kinds = chosen[real & is_text], chosen[real & ~is_text]
             found[f"router_{i}"] = told([kind.cpu().numpy() for kind in kinds])
+            found[f"load_{i}"] = float(chosen[real].bincount().max() / real.sum())
             x, _ = routed(x, own, real, 0.0, config.gelu)
     return found
 
