@@ -11,11 +11,13 @@ import pytest
 from distributed import ended, said, trained
 from runs import few_shapes, metrics, noisy_pictures, short, silent, tensors  # noqa: F401
 
+from minicoca import params
 from minicoca.__main__ import main
 from minicoca.data.pairs import Pairs
 from minicoca.engine import train as engine_train
 from minicoca.images import ReadError
 from minicoca.params import flatten
+from minicoca.training import patience
 from minicoca.training.run import resume
 
 PLAIN = dict(batch_size=9, augment=1.0)
@@ -227,6 +229,39 @@ def test_an_image_that_cannot_be_read_by_one_stops_all_after_a_checkpoint(tmp_pa
     assert ended(trained(2, tmp_path / "run", out, silent, before, config)) == [1, 1]
     assert len(said(out)) == 1 and "a drive is away" in said(out)[0]
     assert resume(tmp_path / "run", print)[-1]["step"] == 8
+
+
+def away_for(tries, by, place, name, first):
+    """In process `by`, from its `first` call on `place.name` fails so many times."""
+
+    def before(rank):
+        patience.AWAY, calls, original = 60.0, [], getattr(place, name)
+
+        def call(*given, **named):
+            calls.append(1)
+            if rank == by and first <= len(calls) < first + tries:
+                raise ReadError("the drive is away")
+            return original(*given, **named)
+
+        setattr(place, name, call)
+
+    return before
+
+
+@pytest.mark.parametrize(
+    ("by", "place", "name", "first"), [(1, Pairs, "batch", 5), (0, params, "save", 2)]
+)
+def test_a_drive_that_one_misses_for_a_while_is_waited_for_by_all(
+    tmp_path, by, place, name, first
+):  # fmt: skip
+    config, out = short(**PLAIN), tmp_path / "said"
+    silent(config, tmp_path / "whole")
+    before = away_for(2, by, place, name, first)
+    assert ended(trained(2, tmp_path / "parts", out, silent, before, config)) == [0, 0]
+    text = out.read_text()
+    assert text.count("the drive is away; training waits for it") == 1
+    assert text.count("training goes on, after") == 1
+    same(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_numbers_that_are_none_stop_all_with_one_word(tmp_path):
