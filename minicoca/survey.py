@@ -311,5 +311,6 @@ def text_lines(found):
     )
     yield (
         f"words:           {words_found['words']:,}, {words_found['different']:,} different, "
-        f"{words_found['once']:,} seen once: {', '.join(map(clip, words_found['examples']))}"
+        f"{words_found['once']:,} seen once{': ' * bool(words_found['examples'])}"
+        f"{', '.join(map(clip, words_found['examples']))}"
     )

@@ -146,6 +146,7 @@ def test_who_follows_the_readme_has_b32s_own_captions(tmp_path, monkeypatch, cap
         "photos/0.jpg", "photos/1.jpg"
     ]  # fmt: skip
     beside_theirs(model, Path("runs") / first[-1], 1e-5)
+    exactly(model.double(), tmp_path / first[-1])
 
 
 CAPTIONS = ["a red star", "two cats! on a mat", "!!! wow != ok", "x " * 99, "a", "東京 😀"]
