@@ -25,7 +25,7 @@ ROWS = 7  # comes out even for no number of processes but 1
 WEIGHTS = dict(both={}, contrastive=dict(caption_weight=0.0), caption=dict(contrastive_weight=0.0))
 WAYS = dict(
     whole={},
-    parts=dict(accumulate=2),
+    parts=dict(accumulate=2, recompute=True),
     fsdp=dict(parallel="fsdp"),
     fsdp_parts=dict(parallel="fsdp", accumulate=3, recompute=True),
     muon=dict(optimizer="muon", augment=1.0, patch_keep=0.5),
