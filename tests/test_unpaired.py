@@ -48,7 +48,7 @@ def of(objective, **more):
 
 
 @pytest.mark.parametrize("objective", OF_IMAGES)
-def test_images_unpaired_are_learned_from(photos, tmp_path, objective):
+def test_images_alone_are_learned_from(photos, tmp_path, objective):
     found = data.load(of(objective, data=str(photos)))
     parts = (found.train, found.validation, *found.evaluations.values())
     names = [path.name for part in parts if part for path in part.paths]
@@ -208,7 +208,7 @@ def test_a_new_tokenizer_holds_as_many_words_as_it_is_let(
     assert read_config(tmp_path / "coca").vocabulary > 12
 
 
-def test_texts_unpaired_are_no_lists_of_captions(tmp_path):
+def test_texts_alone_are_no_lists_of_captions(tmp_path):
     for name, text in (
         ("flickr.token.txt", "a.jpg#0\tA child\n"),
         ("captions.txt", "image,caption\n"),
@@ -222,7 +222,7 @@ def test_texts_unpaired_are_no_lists_of_captions(tmp_path):
     )
 
 
-def test_texts_unpaired_are_not_said_to_be_equal_pictures_and_may_be_called_anything(tmp_path):
+def test_texts_alone_are_not_said_to_be_equal_pictures_and_may_be_called_anything(tmp_path):
     lines = [
         f"the {a} {b} is {c}" for a in "abcdefgh" for b in ("cat", "dog") for c in ("in", "out")
     ]
@@ -247,7 +247,7 @@ def test_nothing_there_is_said(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "runs").exists() or not [*(tmp_path / "runs").iterdir()]
 
 
-def test_a_tower_of_images_unpaired_goes_on_into_a_coca_with_words(photos, tmp_path):
+def test_a_tower_of_images_alone_goes_on_into_a_coca_with_words(photos, tmp_path):
     """Whose tokenizer is of the words that there now are."""
     silent(of("mae", data=str(photos), steps=2), tmp_path / "mae")
     rows = [f"{i}.png,the number {i} of many" for i in (0, 2, 3, 4, 5, 6, 7, 8)]
@@ -282,7 +282,7 @@ def test_a_text_is_in_one_split_and_every_line_in_one(tmp_path_factory, lines, s
 
 
 @pytest.mark.parametrize("backend", ["torch", "numpy"])
-def test_texts_unpaired_are_learned_and_gone_on_with_and_measured(
+def test_texts_alone_are_learned_and_gone_on_with_and_measured(
     tmp_path, capsys, monkeypatch, backend
 ):
     lines = [f"the {a} {b} is {c}" for a in "abcdef" for b in ("cat", "dog") for c in ("in", "out")]
