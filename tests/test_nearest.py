@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import searching
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +35,11 @@ def test_the_nearest_are_those_of_a_full_stable_sort(n, k, block, queries, data)
 def test_no_query_finds_nothing():
     order, cosines = retrieval.nearest(np.zeros((0, 3)), np.zeros((4, 3)), 2)
     assert order.shape == cosines.shape == (0, 0)
+
+
+def test_a_search_is_timed(tmp_path):
+    taken = searching.seconds(searching.made(tmp_path / "index", 300))
+    assert len(taken) == searching.REPEATS and min(taken) > 0
 
 
 @pytest.mark.slow
