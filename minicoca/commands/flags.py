@@ -147,11 +147,10 @@ def from_flags(arguments, earlier=None):
     names = [field.name for field in dataclasses.fields(config.Config)]
     given = {n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None}
     if encoder := getattr(arguments, "image_encoder", None):
-        wants = {"resnet": "resnet"}.get(encoder, given.get("objective", "coca"))
-        if given.setdefault("objective", wants) != wants or (encoder == "vit") == (
-            wants == "resnet"
-        ):
-            raise Usage(f"--image-encoder {encoder} and --objective {given['objective']} are two")
+        named = given.setdefault("objective", "resnet") if encoder == "resnet" else None
+        named = named or given.get("objective")
+        if (encoder == "resnet") != (named == "resnet"):
+            raise Usage(f"--image-encoder {encoder} and --objective {named} are two")
     name = given.pop("preset", None)
     if not earlier or given.get("task", earlier.task) != earlier.task:
         begins = config.TASK_SETTINGS.get(given.get("task"), {})

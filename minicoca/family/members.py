@@ -28,7 +28,8 @@ FAMILY = {
 # What is a setting of one of these: whose files it has, its flags, and whether a config is one.
 SETTINGS = {
     "LiT": (Member(2021, "2111.07991", "a tower that knows is locked; texts learn to meet it"),
-            "coca", "--init RUN --freeze image", lambda c: c.init and "image" in c.freeze),
+            "coca", "--init RUN --freeze image",
+            lambda c: c.init and "image" in c.freeze.split(",")),
     "CLIP": (Member(2021, "2103.00020", "two towers and the contrastive loss alone"),
              "coca", "--caption-weight 0", lambda c: not c.caption_weight),
     "Switch": (Member(2021, "2101.03961", "a router chooses the MLP of every token"),
