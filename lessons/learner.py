@@ -17,7 +17,8 @@ def load_learners(exercise, path):
 
 def said(error, path):
     """What went wrong, and the deepest line of the learner's own file that led there."""
-    if isinstance(error, SyntaxError) and not _decodes(path):
+    # Before Python 3.12 a byte of 0 is a ValueError.
+    if isinstance(error, SyntaxError | ValueError) and not _decodes(path):
         return f"{path} is not UTF-8 text: save it in this encoding"
     if isinstance(error, SyntaxError) and error.lineno:
         return f"{type(error).__name__}: {error.msg}\n({error.filename}, line {error.lineno})"

@@ -76,7 +76,7 @@ ONLY_ENGINE = {
     "decoding.py": {"largest"},
     "text.py": {"TextRows", "text_mask"},
     "model.py": {"total_loss"},
-    "vision.py": {"image_blocks"}, "train.py": {"inputs"},
+    "vision.py": {"image_blocks"},
     "optim.py": {"optimizers", "Muon"},
     "generate.py": {"Search"},
     "probe.py": {"fit_pooler", "fit_linear", "scores"},

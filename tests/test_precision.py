@@ -9,6 +9,7 @@ import torch
 from oracles import planted
 from runs import few_shapes, load, short, silent  # noqa: F401
 from strategies import model_and_batch, small_config
+from test_objectives import config_of
 
 from minicoca.config import preset
 from minicoca.data.order import Order, batches
@@ -17,6 +18,7 @@ from minicoca.engine.model import coca
 from minicoca.engine.train import Trainer
 from minicoca.kernels import products
 from minicoca.params import flatten, initialise, tree_map
+from minicoca.relatives import RELATIVES, specs_of
 from minicoca.tokenizer import Tokenizer
 from minicoca.training.checkpoint import read_config
 
@@ -232,9 +234,11 @@ def test_small_models_and_plain_cpus_stay_as_they_are_unmeasured(fast, monkeypat
     assert ops.pick_dtype("auto", torch.device("cpu")) == torch.float32
 
 
-def test_both_types_are_timed_and_nothing_is_left_behind():
-    config = small_config(batch_size=4)
-    leaves = tree_map(lambda a: torch.tensor(a).requires_grad_(), initialise(config))
+@pytest.mark.parametrize("name", RELATIVES)
+def test_both_types_are_timed_and_nothing_is_left_behind(name):
+    config = small_config(batch_size=4) if name == "coca" else config_of(name)
+    tree = initialise(config, tree=specs_of(config))
+    leaves = tree_map(lambda a: torch.tensor(np.float32(a)).requires_grad_(), tree)
     before = tree_map(lambda p: p.detach().clone(), leaves)
     seconds = precision._seconds(config, leaves)
     assert seconds.keys() == {"float32", "bfloat16"} and all(0 < s < 60 for s in seconds.values())

@@ -8,12 +8,14 @@ import re
 import time
 from dataclasses import replace
 
+import numpy as np
 import torch
 
+from ..config import PAD
 from ..params import count, flatten, tree_map, unflatten
 from ..relatives import specs_of
-from .model import coca
 from .ops import pick_device, pick_dtype, use
+from .relatives import by_objective, plain_batch
 
 # Of each type of weights: norms and the temperature, and the table of which few rows are read.
 WIDE = re.compile(r"(.*\.norm(_\w+)?\.\w+|log_temperature|text\.token)")
@@ -57,17 +59,18 @@ def settled(config, weights, say):
 
 def _seconds(config, params):
     """{type: seconds} of a step of few pairs and short captions; the faster of two."""
-    batch = min(-(-config.batch_size // config.accumulate), PAIRS)
-    generator = torch.Generator().manual_seed(0)
-    side, T = config.image_size, config.text_length
-    images_BII3 = torch.randn(batch, side, side, 3, generator=generator)
-    tokens_BT = torch.randint(4, config.vocabulary, (batch, T), generator=generator)
-    tokens_BT[:, max(3, T // 4) :] = 0
+    pairs, rng = min(-(-config.batch_size // config.accumulate), PAIRS), np.random.default_rng(0)
+    images = rng.integers(0, 256, (pairs, *2 * [config.image_size], 3), np.uint8)
+    tokens_BT = rng.integers(4, config.vocabulary, (pairs, config.text_length))
+    tokens_BT[:, max(3, config.text_length // 4) :] = PAD
+    device = torch.device("cpu")
+    loss = by_objective("loss", config)  # of questions that of captions, which costs as much
     found = dict.fromkeys(("float32", "bfloat16"), float("inf"))
     for name in [*found, *found]:
-        dtype, begun = pick_dtype(name, torch.device("cpu")), time.perf_counter()
+        dtype = pick_dtype(name, device)
+        batch, begun = plain_batch(config, 0, images, tokens_BT, device, dtype), time.perf_counter()
         with use(config.backend):
-            outputs = coca(in_type(params, dtype), config, images_BII3.to(dtype), tokens_BT)
+            outputs = loss(in_type(params, dtype), config, batch)
         outputs["loss"].backward()
         found[name] = min(found[name], time.perf_counter() - begun)
         tree_map(lambda p: setattr(p, "grad", None), params)

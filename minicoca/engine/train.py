@@ -10,7 +10,7 @@ from ..config import END, PAD, START, UNKNOWN
 from ..params import flatten, stream, tree_map, unflatten
 from ..params import shapes as params_shapes
 from ..ranks import ALONE
-from ..relatives import drawn, specs_of
+from ..relatives import specs_of
 from ..tuning import by_muon, factors, kept_tokens, shares
 from .augment import augment
 from .distributed import as_parts, own, shared, syncing, whole
@@ -20,7 +20,7 @@ from .model import coca, encode_image, encode_text, total_loss
 from .ops import complaint, pick_device, pick_dtype, use, with_own_backend
 from .optim import clamp_temperature, clip_by_global_norm, learning_rate, optimizers
 from .precision import in_type
-from .relatives import objective_of
+from .relatives import inputs, objective_of
 from .vision import normalise
 
 LOSSES = ("loss", *relatives.LOSSES)
@@ -302,14 +302,6 @@ class Trainer:
             if self.ranks.first:
                 found[name] = leaf.float().cpu().numpy().copy()
         return found
-
-
-def inputs(config, step, images, texts, device):
-    """What `step` of the objective is given beside images: {name: tensor}. texts: ids, or a dict of
-    arrays. step None: to look at, not to learn from."""
-    texts = texts if isinstance(texts, dict) else {"tokens": texts}
-    more = texts | drawn(config, step, images, texts["tokens"])
-    return {name: torch.from_numpy(array).to(device) for name, array in more.items()}
 
 
 def shapes(config):

@@ -13,19 +13,15 @@ from ..config import Config
 from .generate import CoCa
 from .ops import use
 from .optim import clip_by_global_norm
-from .relatives import objective_of
-from .train import LOSSES, Trainer, inputs
-from .vision import normalise
+from .relatives import objective_of, plain_batch
+from .train import LOSSES, Trainer
 
 
 def losses(model: CoCa, images: np.ndarray, texts: Any) -> dict[str, float]:
     """{name: loss} of a batch as `Trainer.step` takes it, not augmented, with all patches. Empty
     where memory does not suffice."""
-    config, device = model.config, model.device
-    batch = inputs(config, None, images, texts, device)
-    batch |= {"images": torch.from_numpy(images).to(device), "places": None}
-    for name in batch.keys() & {"images", "views"}:
-        batch[name] = normalise(batch[name].float() / 255, config)
+    config = model.config
+    batch = plain_batch(config, None, images, texts, model.device)
     with use(config.backend), torch.no_grad():
         try:
             outputs = objective_of(config)(model.params, config, batch)

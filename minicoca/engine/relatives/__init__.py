@@ -7,8 +7,9 @@ from importlib import import_module
 
 import torch
 
-from ...relatives import settings_of
+from ...relatives import drawn, settings_of
 from ..answers import questions
+from ..vision import normalise
 from . import coca
 
 PAIRS = 64  # of an image and a text, read at once
@@ -25,6 +26,23 @@ def by_objective(name, config):
     own, settings = import_module(f".{config.objective}", __name__), settings_of(config)
     function = getattr(own, name, getattr(coca, name, None))
     return lambda params, config, *given: function(params, config, settings, *given)
+
+
+def inputs(config, step, images, texts, device):
+    """What `step` of the objective is given beside images: {name: tensor}. texts: ids, or a dict of
+    arrays. step None: to look at, not to learn from."""
+    texts = texts if isinstance(texts, dict) else {"tokens": texts}
+    more = texts | drawn(config, step, images, texts["tokens"])
+    return {name: torch.from_numpy(array).to(device) for name, array in more.items()}
+
+
+def plain_batch(config, step, images, texts, device, dtype=torch.float32):
+    """All of it, with the images as they are: not augmented, with all patches."""
+    batch = inputs(config, step, images, texts, device) | {"places": None}
+    batch["images"] = torch.from_numpy(images).to(device)
+    for name in batch.keys() & {"images", "views"}:
+        batch[name] = normalise(batch[name].float() / 255, config).to(dtype)
+    return batch
 
 
 def image_features(params, config, images):
