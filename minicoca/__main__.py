@@ -81,11 +81,13 @@ def interrupts():
 
 
 def drop_output(flush):
-    """What could not be written to standard output is not to be tried again as Python ends."""
-    try:
-        flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """What could not be written to standard output, or error, is not to be tried again as Python
+    ends, which then would end with 120."""
+    for stream, tried in ((sys.stdout, flush), (sys.stderr, sys.stderr.flush)):
+        try:
+            tried()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -70,6 +70,20 @@ def test_nobody_hears_it(data, tmp_path, closed):
     whole(tmp_path / "run")
 
 
+def test_what_nobody_reads_of_a_warning_does_not_decide_how_it_ends():
+    """A library's words that could not be written, and are held: Python would end with 120."""
+    read, write = os.pipe()
+    os.close(read)
+    code = (
+        "import os, sys; from minicoca.__main__ import main\n"
+        "sys.stderr = os.fdopen(2, 'w', buffering=999, closefd=False)\n"
+        "print('a warning', file=sys.stderr); sys.exit(main(['family']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=write)
+    os.close(write)
+    assert done.returncode == 1
+
+
 def test_a_reader_that_goes_away(data, tmp_path):
     """As `minicoca train | head -1` does."""
     read, write = os.pipe()
