@@ -83,7 +83,10 @@ def interrupts():
 def drop_output(flush):
     """What could not be written to standard output, or error, is not to be tried again as Python
     ends, which then would end with 120."""
-    for stream, tried in ((sys.stdout, flush), (sys.stderr, sys.stderr.flush)):
+    flushes = [(sys.stdout, flush)]
+    if sys.stderr is not None:  # it was closed before we came
+        flushes.append((sys.stderr, sys.stderr.flush))
+    for stream, tried in flushes:
         try:
             tried()
         except OSError:

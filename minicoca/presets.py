@@ -68,8 +68,8 @@ def _open_clip(size, patch, width, layers, heads, embed, text_heads):
 # (DECISIONS.md), and the paper finds the two alike (Table 8f, n_query = 0).
 PRESETS = {
     "tiny": dict(pooler="none", fold=False, optimizer="muon", steps=1600, weight_decay=0.3),
-    # Chosen with Noto's drawings held out and Twemoji's, the test, left out; but the last choice, of
-    # two augmentations and numbers of steps, knew Twemoji's figures (DECISIONS.md).
+    # Chosen with Noto's drawings held out and Twemoji's, the test, left out; but the last choice,
+    # of two augmentations and numbers of steps, knew Twemoji's figures (DECISIONS.md).
     "emoji": dict(
         pooler="none",
         image_width=96,
