@@ -6,7 +6,7 @@ import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
@@ -177,8 +177,11 @@ def splits_of(
         or split_in(path.relative_to(folder).parent.as_posix())
         for path in paths
     }
-    if len({*found.values()} - {None}) < 2:
-        return {}
+    return or_train(found, report) if len({*found.values()} - {None}) > 1 else {}
+
+
+def or_train(found: Mapping[Path, str | None], report: Report) -> dict[Path, str]:
+    """The split of each file; those of none are trained on, which is said."""
     for path in (path for path, part in found.items() if not part):
         report.add("files trained on, since others alone name a split", str(path))
     return {path: part or "train" for path, part in found.items()}

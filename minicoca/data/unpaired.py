@@ -15,7 +15,7 @@ from .files import TEXT_SUFFIX, Report, files_below, is_image
 from .folders import lines_of, read_folder
 from .layouts import records_of
 from .pairs import Dataset, Pairs
-from .records import PLACEHOLDER, Reading, Record, gathered, splits_of
+from .records import PLACEHOLDER, Reading, Record, gathered, or_train, splits_of
 from .shards import is_pattern
 from .splits import split_names
 from .tables import is_table, is_token_list
@@ -38,21 +38,20 @@ def _records(folder: Path, paths: list[Path], reading: Reading) -> Iterator[Reco
     splits = _splits(folder, paths, reading)
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        if splits and name not in splits:  # the list, or a text, knows nothing of it
-            reading.report.add("files trained on, since others alone name a split", str(path))
-        yield Record(name, PLACEHOLDER, str(path), splits.get(name, "train") if splits else None)
+        yield Record(name, PLACEHOLDER, str(path), splits.get(path))
 
 
-def _splits(folder: Path, paths: list[Path], reading: Reading) -> dict[str, str]:
+def _splits(folder: Path, paths: list[Path], reading: Reading) -> dict[Path, str]:
     """{image: split} as the same folder is divided where captions are asked for, by a list in it or
     by folders; else by what the folders of images are called, if they name several splits."""
     probe = replace(reading, report=Report(), pieces={}, classes={})
     with suppress(ValueError):
         _, given = gathered(read_folder(folder, probe), probe)
         if given:
-            return {os.path.normpath(name): part for name, part in given.items()}
-    found = splits_of(folder, paths, reading.report)
-    return {path.relative_to(folder).as_posix(): part for path, part in found.items()}
+            said = {os.path.normpath(name): part for name, part in given.items()}
+            found = {path: said.get(path.relative_to(folder).as_posix()) for path in paths}
+            return or_train(found, reading.report)
+    return splits_of(folder, paths, reading.report)
 
 
 def is_texts(source: str) -> bool:
