@@ -135,11 +135,11 @@ def test_cosines_are_the_models_whatever_the_batches(scenes, model, batch, monke
 def test_which_rows_the_rules_left_does_not_decide_what_is_compared(scenes, model, monkeypatch):
     """Were it every n-th row by its number, none of these would be there."""
     images, _, captions, _ = scenes
-    monkeypatch.setattr("minicoca.tasks.filtering.SAMPLE", 10)
+    monkeypatch.setattr("minicoca.tasks.filtering.SAMPLE", 15)  # so every second
     rows = np.arange(1, 60, 2)
     left = {int(row): captions[row] for row in rows}
     near, others = cosines(*model, filtering.batches(images, rows), left)
-    assert [*near] == rows.tolist() and 5 <= len(others) <= 10
+    assert [*near] == rows.tolist() and 8 <= len(others) <= 15
 
 
 def test_the_filter_finds_exchanged_captions(scenes, model):

@@ -244,8 +244,9 @@ def test_a_linear_probe_of_tokens_is_one_of_their_mean():
     known, tested = (clouds(seed, 6) for seed in (0, 1))
     found = []
     for part in (known, tested):
-        tokens = np.stack([part.tokens[:, 0], 2 * part.tokens[:, 0]], 1)
-        mean = 1.5 * part.tokens[:, 0].mean(1)
+        other = np.roll(part.tokens[:, 0], 1, -1)  # in the second frame
+        tokens = np.stack([part.tokens[:, 0], other], 1)
+        mean = (part.tokens[:, 0].mean(1) + other.mean(1)) / 2
         found.append((part._replace(vectors=0 * part.vectors, tokens=tokens), mean))
     (known, mean), (tested, other) = found
     probe = fitted("linear-tokens", known, known.read_by("linear-tokens"), "abcd", CONFIG, 0)
